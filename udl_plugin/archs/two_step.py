@@ -1,0 +1,71 @@
+"""The pair of networks of step 2: one that is trained, and step 1's, frozen, that tells where to look."""
+import torch
+from torch import nn
+
+
+class TwoStep(nn.Module):
+    """A trained SR network beside the frozen step-1 network that gives its log-variance.
+
+    The tensors of `var_net` are buffers, not parameters: they are saved, loaded and moved with the rest, but no
+    optimizer, EMA or parameter count finds them, whoever trains the network.
+
+    Args:
+        sr_net (nn.Module): `(N, C, H, W)` to the SR image. Ships after step 2.
+        var_net (nn.Module): Step 1's network: `sr_net`'s parameters under the same names, plus a variance head, and a
+            method `log_var(x)`.
+    """
+
+    trains_log_var = False
+
+    def __init__(self, sr_net, var_net):
+        super().__init__()
+        self.sr_net = sr_net
+        self.var_net = freeze(var_net)
+        # DistributedDataParallel would send these from rank 0 in every iteration; they never change
+        self._ddp_params_and_buffers_to_ignore = [f'var_net.{name}' for name, _ in self.var_net.named_buffers()]
+
+    def train(self, mode=True):
+        """As usual, but `var_net` stays in eval mode."""
+        super().train(mode)
+        self.var_net.eval()
+        return self
+
+    def forward(self, x, return_log_var=False):
+        """
+        Args:
+            x (Tensor): LR image `(N, C, H, W)` in [0, 1].
+            return_log_var (bool): Also run `var_net`, up to its variance head.
+
+        Returns:
+            Tensor | tuple[Tensor]: The SR image `(N, C, upscale * H, upscale * W)`; with `return_log_var` the pair of
+            it and the log-variance of the same shape, without gradient.
+        """
+        sr = self.sr_net(x)
+        if not return_log_var:
+            return sr
+        with torch.no_grad():
+            return sr, self.var_net.log_var(x)
+
+    def load_state_dict(self, state_dict, *args, **kwargs):
+        """Takes a state dict of this network, or one of step 1, which then goes into both branches."""
+        return super().load_state_dict(self.expand(state_dict), *args, **kwargs)
+
+    def expand(self, state_dict):
+        """Returns `state_dict` with a step-1 network's tensors under both branches' names; leaves others as they are.
+        """
+        if any(name.startswith(('sr_net.', 'var_net.')) for name in state_dict):
+            return state_dict
+        shared = self.sr_net.state_dict().keys()
+        return {
+            **{f'sr_net.{name}': value for name, value in state_dict.items() if name in shared},
+            **{f'var_net.{name}': value for name, value in state_dict.items()},
+        }
+
+
+def freeze(net):
+    """Turns the parameters of `net` into buffers, in place, sets it to eval mode and returns it."""
+    for module in net.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, parameter.detach())
+    return net.eval()

@@ -1,0 +1,86 @@
+"""Import hook that completes `import basicsr`: BasicSR discovers no plugins, so we wait for it.
+
+Runs at the start of every Python (see setup.py), therefore imports nothing but what the interpreter already holds.
+Once `basicsr` is imported, and only then,
+
+1. the one name that BasicSR 1.4.2 misses since torchvision 0.17 is supplied while `basicsr` itself is being imported:
+   `torchvision.transforms.functional_tensor.rgb_to_grayscale`, wanted by `basicsr/data/degradations.py`. It now lives
+   in `torchvision.transforms.functional`. Afterwards the module is gone again: nobody else sees it;
+2. our archs, losses and model are put into BasicSR's registries (`udl_plugin.register`).
+
+`UDL_PLUGIN_AUTOLOAD=0` in the environment turns the start-up line off.
+"""
+import os
+import sys
+
+
+def start():
+    """What the start-up line calls: installs the hook unless the environment says `UDL_PLUGIN_AUTOLOAD=0`."""
+    if os.environ.get('UDL_PLUGIN_AUTOLOAD') != '0':
+        install()
+
+
+def install():
+    """Puts the hook in place, once."""
+    if not any(isinstance(finder, _BasicSRFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _BasicSRFinder())
+
+
+class _BasicSRFinder:
+    """Finds `basicsr` as the other finders do, and has its loader do our part as well."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name != 'basicsr':
+            return None
+        for finder in sys.meta_path:
+            spec = None if finder is self else finder.find_spec(name, path, target)
+            if spec is not None:
+                if spec.loader is not None:
+                    self._extend(spec.loader)
+                return spec
+        return None
+
+    @staticmethod
+    def _extend(loader):
+        exec_module = loader.exec_module
+
+        def exec_module_and_register(module):
+            missing_module = _FunctionalTensorFinder()
+            sys.meta_path.append(missing_module)  # last: asked only for what no other finder has
+            try:
+                exec_module(module)
+            finally:
+                sys.meta_path.remove(missing_module)
+                missing_module.forget()
+            from udl_plugin.register import register
+            register()
+
+        loader.exec_module = exec_module_and_register
+
+
+class _FunctionalTensorFinder:
+    """Finder and loader of the module that torchvision dropped, with the one name that BasicSR takes from it."""
+
+    parent, child = 'torchvision.transforms', 'functional_tensor'
+    name = f'{parent}.{child}'
+    module = None
+
+    def find_spec(self, name, path=None, target=None):
+        if name != self.name:
+            return None
+        from importlib.machinery import ModuleSpec
+        return ModuleSpec(name, self)
+
+    def create_module(self, spec):
+        return None  # the default module
+
+    def exec_module(self, module):
+        from torchvision.transforms.functional import rgb_to_grayscale
+        module.rgb_to_grayscale = rgb_to_grayscale
+        self.module = module
+
+    def forget(self):
+        """Takes the module out of sight again, if it is ours."""
+        if self.module is not None and sys.modules.get(self.name) is self.module:
+            del sys.modules[self.name]
+            delattr(sys.modules[self.parent], self.child)

@@ -1,0 +1,95 @@
+"""Reads network checkpoints safely, says why one does not fit, and turns a step-2 one into a plain network's."""
+import io
+import pickle
+from pathlib import Path
+
+import torch
+
+from udl_plugin.errors import InputError
+from udl_plugin.files import write_whole
+
+
+def read_checkpoint(path, param_key='params'):
+    """Reads the state dict of a network from a file that BasicSR wrote.
+
+    Args:
+        path (str): `.pth` file: a dict that holds a state dict under each of its keys, usually `params` and, from
+            training with EMA, `params_ema`.
+        param_key (str | None): Which of them; `params` is taken where `params_ema` is absent, as BasicSR does. None:
+            the file is a state dict itself.
+
+    Returns:
+        tuple[dict, str]: Name to tensor (on the CPU, without DataParallel's `module.`), and the key it was found under.
+
+    Raises:
+        InputError: no such file, not a checkpoint, one that needs more than tensors, or without that key.
+    """
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"there is no file '{path}'.") from None
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as err:
+        reason = str(err).splitlines()[0] if str(err) else type(err).__name__
+        raise InputError(f"'{path}' cannot be read as a checkpoint of tensors: {reason}") from err
+    if param_key is not None:
+        if param_key not in content and 'params' in content:
+            param_key = 'params'
+        if param_key not in content:
+            raise InputError(f"'{path}' has no '{param_key}' (it has: {', '.join(map(str, list(content)[:5]))}); name "
+                             'the right one as path: param_key_g.')
+        content = content[param_key]
+    return {name[7:] if name.startswith('module.') else name: value for name, value in content.items()}, param_key
+
+
+def explain_mismatch(net, state_dict):
+    """Says why `net.load_state_dict(state_dict)` would fail.
+
+    Networks with `options_from_weights(state_dict)` are compared by their options, others by names and shapes.
+
+    Returns:
+        str: What differs; empty where nothing does.
+    """
+    own = net.state_dict()
+    missing = sorted(own.keys() - state_dict.keys())
+    unknown = sorted(state_dict.keys() - own.keys())
+    other_shape = [name for name in own if name in state_dict and own[name].shape != state_dict[name].shape]
+    if not (missing or unknown or other_shape):
+        return ''
+    if hasattr(net, 'options_from_weights'):
+        wanted, found = net.options_from_weights(own), net.options_from_weights(state_dict)
+        if found is not None and found != wanted:
+            return 'it has ' + ', '.join(f'{name}: {found[name]} (network_g: {wanted[name]})'
+                                         for name in wanted if found[name] != wanted[name])
+    parts = [f'{len(missing)} tensors are missing ({_some(missing)})' if missing else '',
+             f'{len(unknown)} are unknown ({_some(unknown)})' if unknown else '',
+             f'{len(other_shape)} have another shape ({_some(other_shape)})' if other_shape else '']
+    return 'of its tensors ' + ', '.join(part for part in parts if part)
+
+
+def _some(names):
+    return ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
+
+
+def sr_state_dict(state_dict):
+    """The tensors of the plain SR network inside a checkpoint of either step: what upstream's own arch loads."""
+    prefix = 'sr_net.'
+    if any(name.startswith(prefix) for name in state_dict):
+        return {name[len(prefix):]: value for name, value in state_dict.items() if name.startswith(prefix)}
+    return {name: value for name, value in state_dict.items() if not name.startswith('var_conv.')}
+
+
+def export_sr_net(source, target, param_key='params'):
+    """Writes the plain SR network inside the checkpoint `source` to `target`, under `params`, for any BasicSR tool.
+
+    Args:
+        source (str | Path): A checkpoint of `EDSRVar` or `EDSRTwo`.
+        target (str | Path): A `.pth` file that upstream's `EDSR` loads with `strict=True`.
+        param_key (str): `params_ema` for the moving average.
+
+    Raises:
+        InputError: see `read_checkpoint`.
+    """
+    state_dict, _ = read_checkpoint(source, param_key)
+    buffer = io.BytesIO()
+    torch.save({'params': sr_state_dict(state_dict)}, buffer)
+    write_whole(Path(target), buffer.getvalue())

@@ -1,0 +1,1 @@
+"""Data: LMDB pairs, their check, and the demo's photos."""

@@ -1,0 +1,105 @@
+"""Checks, before training, what upstream's PairedImageDataset would trip over in a worker at the first iteration."""
+import re
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from udl_plugin.errors import InputError
+
+MAX_FILES = 100  # of a folder, spread evenly: a header costs an open file; LMDBs list all sizes in one file
+META_LINE = re.compile(r'(?P<key>[^.]*)\..* \((?P<size>\d+,\d+),\d+\) \d+\s*')  # 0001_s001.png (480,480,3) 1
+
+
+def check_pairs(dataset_opt, where):
+    """Checks that GT and LQ are there, pair up, and have sizes that fit the scale and the patch.
+
+    Args:
+        dataset_opt (dict): Options of a PairedImageDataset, with `scale` and `phase` as `parse_options` adds them.
+        where (str): Where they stand in the yml, for the message.
+
+    Raises:
+        InputError: names the option and the path, and the image where there is one.
+    """
+    if dataset_opt.get('scale') is None:
+        raise InputError(f'scale: is missing at the top of the yml; {where} needs it.')
+    is_lmdb = dataset_opt['io_backend'].get('type') == 'lmdb'
+    for side in ('dataroot_gt', 'dataroot_lq'):
+        root = dataset_opt.get(side)
+        if root is None:
+            raise InputError(f'{where}: {side} is missing.')
+        if not Path(root).is_dir():
+            raise InputError(f"{where}: {side}: there is no folder '{root}' (seen from {Path.cwd()}).")
+    pairs = _lmdb_sizes(dataset_opt, where) if is_lmdb else _folder_sizes(dataset_opt, where)
+    for name, gt_size, lq_size in pairs:
+        problem = _size_problem(gt_size, lq_size, dataset_opt)
+        if problem:
+            raise InputError(f"{where}: '{name}': GT is {gt_size[1]} x {gt_size[0]} and LQ {lq_size[1]} x {lq_size[0]} "
+                             f"pixels, {problem}. GT is from {dataset_opt['dataroot_gt']}, LQ from "
+                             f"{dataset_opt['dataroot_lq']}.")
+
+
+def _size_problem(gt_size, lq_size, dataset_opt):
+    scale = dataset_opt['scale']
+    training = dataset_opt['phase'] == 'train'
+    # in validation, upstream cuts GT to the LQ's size times the scale
+    expected = tuple(scale * length for length in lq_size) if training else tuple(n // scale for n in gt_size)
+    if (gt_size if training else lq_size) != expected:
+        return f'which is not a scale of {scale}'
+    if training and min(gt_size) < dataset_opt['gt_size']:
+        return f"smaller than the patch, gt_size: {dataset_opt['gt_size']}"
+    return ''
+
+
+def _lmdb_sizes(dataset_opt, where):
+    sizes = {side: _read_meta_info(dataset_opt[side], f'{where}: {side}') for side in ('dataroot_gt', 'dataroot_lq')}
+    gt, lq = sizes['dataroot_gt'], sizes['dataroot_lq']
+    if gt.keys() != lq.keys():
+        only_gt, only_lq = sorted(gt.keys() - lq.keys()), sorted(lq.keys() - gt.keys())
+        raise InputError(f'{where}: the keys of dataroot_gt and dataroot_lq differ: {len(only_gt)} only in GT '
+                         f'{only_gt[:3]}, {len(only_lq)} only in LQ {only_lq[:3]}.')
+    return [(key, gt[key], lq[key]) for key in gt]
+
+
+def _read_meta_info(root, where):
+    """Key to `(height, width)`, from the list that BasicSR's LMDBs carry."""
+    if not str(root).endswith('.lmdb'):
+        raise InputError(f"{where}: '{root}' does not end in .lmdb, which io_backend: lmdb asks for.")
+    for name in ('data.mdb', 'meta_info.txt'):
+        if not Path(root, name).is_file():
+            raise InputError(f"{where}: '{root}' has no {name}; it is not a complete LMDB of BasicSR's kind.")
+    sizes = {}
+    for number, line in enumerate(Path(root, 'meta_info.txt').read_text(encoding='utf-8').splitlines(), 1):
+        match = META_LINE.fullmatch(line)
+        if not match:
+            raise InputError(f"{where}: '{root}/meta_info.txt', line {number}: '{line[:80]}' is not like "
+                             "'0001.png (480,480,3) 1'.")
+        height, width = match['size'].split(',')
+        sizes[match['key']] = (int(height), int(width))
+    if not sizes:
+        raise InputError(f"{where}: the LMDB '{root}' is empty: its meta_info.txt lists no image.")
+    return sizes
+
+
+def _folder_sizes(dataset_opt, where):
+    from basicsr.data.data_util import paired_paths_from_folder, paired_paths_from_meta_info_file
+    roots = [dataset_opt['dataroot_lq'], dataset_opt['dataroot_gt']]
+    template = dataset_opt.get('filename_tmpl', '{}')
+    try:
+        if dataset_opt.get('meta_info_file') is not None:
+            pairs = paired_paths_from_meta_info_file(roots, ['lq', 'gt'], dataset_opt['meta_info_file'], template)
+        else:
+            pairs = paired_paths_from_folder(roots, ['lq', 'gt'], template)
+    except (AssertionError, OSError) as err:
+        raise InputError(f"{where}: {err} LQ is '{roots[0]}', GT is '{roots[1]}', filename_tmpl '{template}'.") from err
+    if not pairs:
+        raise InputError(f"{where}: dataroot_gt: '{roots[1]}' holds no image.")
+    for pair in pairs[::-(-len(pairs) // MAX_FILES)]:
+        yield pair['gt_path'], _image_size(pair['gt_path'], where), _image_size(pair['lq_path'], where)
+
+
+def _image_size(path, where):
+    try:
+        with Image.open(path) as image:
+            return image.size[::-1]
+    except (OSError, UnidentifiedImageError) as err:
+        raise InputError(f'{where}: {err}.') from err

@@ -1,0 +1,83 @@
+"""What udl-train and udl-test share: upstream's pipelines, run from here, with checked options and a readable end."""
+import importlib
+import os
+import sys
+from os import path as osp
+
+from udl_plugin.autoload import install
+from udl_plugin.errors import InputError
+
+install()  # here, not in a function: data loading workers of a distributed training import this module afresh
+
+
+def run(module_name, pipeline_name):
+    """Runs a pipeline of BasicSR with the command line's arguments; results go below the current folder.
+
+    Two names that the pipeline calls are replaced in its module: `parse_options`, so that options and data are checked
+    before any folder is made, and `load_resume_state`, which upstream cannot do without a GPU.
+
+    Args:
+        module_name (str): `basicsr.train` or `basicsr.test`.
+        pipeline_name (str): The function in it.
+
+    Returns:
+        int: Exit status: 0, or 2 where the input was wrong; then one line on stderr says why.
+    """
+    module = importlib.import_module(module_name)
+    parse_options = module.parse_options
+
+    def parse_and_check_options(root_path, is_train):
+        from udl_plugin.options import check_options
+        opt, args = _read(parse_options, root_path, is_train)
+        check_options(opt)
+        return opt, args
+
+    module.parse_options = parse_and_check_options
+    if hasattr(module, 'load_resume_state'):
+        module.load_resume_state = load_resume_state
+    try:
+        getattr(module, pipeline_name)(os.getcwd())
+    except InputError as err:
+        print(f'{osp.basename(sys.argv[0])}: {err}', file=sys.stderr)
+        return 2
+    finally:
+        module.parse_options = parse_options
+    return 0
+
+
+def _read(parse_options, root_path, is_train):
+    import yaml
+    try:
+        return parse_options(root_path, is_train=is_train)
+    except FileNotFoundError as err:
+        raise InputError(f"-opt: there is no file '{err.filename}'.") from err
+    except yaml.YAMLError as err:
+        raise InputError(f'-opt: {err}') from err
+
+
+def load_resume_state(opt):
+    """The training state that `--auto_resume` or `path: resume_state` asks for, or None.
+
+    As `basicsr/train.py` has it, but read on the CPU: the optimizer moves its state to the parameters' device.
+
+    Raises:
+        InputError: the file of `path: resume_state` is missing or not a training state.
+    """
+    import pickle
+
+    import torch
+    from basicsr.utils import check_resume, scandir
+    path = opt['path'].get('resume_state')
+    if opt['auto_resume']:
+        folder = opt['path']['training_states']
+        states = list(scandir(folder, suffix='.state')) if osp.isdir(folder) else []
+        path = osp.join(folder, max(states, key=lambda name: int(name.split('.')[0]))) if states else None
+        opt['path']['resume_state'] = path
+    if not path:
+        return None
+    try:
+        state = torch.load(path, map_location='cpu', weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as err:
+        raise InputError(f"path: resume_state: '{path}' cannot be read as a training state: {err}") from err
+    check_resume(opt, state['iter'])
+    return state

@@ -1,0 +1,19 @@
+"""Trains, through BasicSR's train_pipeline: `udl-train -opt options/train_udl_step1.yml`.
+
+The arguments are BasicSR's: -opt, --launcher, --auto_resume, --debug, --force_yml. Results go below the current folder.
+"""
+import sys
+from os import path as osp
+
+if not __package__:  # run as a file: import the package that the file is in, and not its modules as top-level ones
+    sys.path[0] = osp.dirname(osp.dirname(osp.abspath(__file__)))
+
+from udl_plugin.entry import run
+
+
+def main():
+    return run('basicsr.train', 'train_pipeline')
+
+
+if __name__ == '__main__':
+    sys.exit(main())
