@@ -1,0 +1,37 @@
+# make demo   a picture of an uncertainty map, from nothing, in about ten minutes
+# make test   the test suite
+# make lint   ruff
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed
+	$(BIN)/python scripts/demo.py
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/python -m ruff check .
+
+# opencv-python needs libGL and glib, which a desktop has; without them, its twin without windows takes its place
+$(VENV)/.installed: pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 12))' || { \
+	  echo "Python 3.9 to 3.12 is needed (basicsr 1.4.2 cannot be installed on others), and this is"; \
+	  $(PYTHON) --version; echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "Installing torch, basicsr and the rest into $(VENV): about 6 GB, some minutes the first time."
+	$(BIN)/python -m pip install -e '.[dev]'
+	@$(BIN)/python -c 'import cv2' 2>/dev/null || { \
+	  echo "opencv-python misses desktop libraries here; installing opencv-python-headless in its place."; \
+	  $(BIN)/python -m pip uninstall --quiet --yes opencv-python && \
+	  $(BIN)/python -m pip install --quiet --force-reinstall --no-deps opencv-python-headless && \
+	  $(BIN)/python -c 'import cv2'; }
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

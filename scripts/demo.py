@@ -1,0 +1,176 @@
+"""The paper's effect on a laptop: plain L1 against step 1 and step 2, trained, tested, tabled and drawn. `make demo`.
+
+Everything runs through BasicSR's own train_pipeline and test_pipeline, started as a user would, with the files in
+options/demo/. Both sides get as many iterations, from the same initial weights, over the same data in the same order:
+the baseline is trained in two halves as well.
+"""
+import collections
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import yaml
+from basicsr.archs import build_network
+from basicsr.metrics import calculate_psnr, calculate_ssim
+from basicsr.utils import img2tensor, tensor2img
+from basicsr.utils.options import ordered_yaml
+from torch.nn import functional as F
+
+from udl_plugin.checkpoints import read_checkpoint, sr_state_dict
+from udl_plugin.data.demo import SCALE, validation_photos, write_demo_data
+from udl_plugin.data.make_lmdb import resize
+from udl_plugin.files import write_whole
+from udl_plugin.pictures import encode_png, error_picture, sheet, uncertainty_picture
+
+OPTIONS = Path('options/demo')
+TRAININGS = ('train_l1_step1', 'train_l1_step2', 'train_udl_step1', 'train_udl_step2')
+TESTS = {'L1': 'test_l1', 'UDL step 1 (ESU)': 'test_udl_step1', 'UDL step 2': 'test_udl_step2'}
+PHOTO = 'astronaut'
+PICTURE = Path('results/demo.png')
+TABLE = Path('results/demo.md')
+
+
+def main():
+    start = time.time()
+    os.chdir(Path(__file__).resolve().parents[1])
+    os.environ.setdefault('CUDA_VISIBLE_DEVICES', '0')  # one GPU at most: upstream multiplies the batch by their number
+    print(f'Data: {len(write_demo_data("datasets/demo"))} of 4 LMDBs written to datasets/demo/', flush=True)
+    trained_anew = False
+    for number, name in enumerate(TRAININGS, 1):
+        print(f'\nTraining {number} of {len(TRAININGS)}: udl-train -opt {OPTIONS}/{name}.yml', flush=True)
+        if not name.endswith('step2'):
+            trained_anew = False  # of this pair
+        if not trained_anew and is_trained(name):
+            print(f'  is there: {experiment(name)} (remove it to train again)')
+        else:
+            run('udl_plugin.train', name)
+            trained_anew = True
+    for name in TESTS.values():
+        print(f'\nTest: udl-test -opt {OPTIONS}/{name}.yml', flush=True)
+        run('udl_plugin.test', name)
+
+    gt = validation_photos()[PHOTO]
+    lq = img2tensor(resize(gt, 1 / SCALE) / 255.).unsqueeze(0)
+    images = {'bicubic': tensor2img(bicubic(lq)), **{row: read_sr(name) for row, name in TESTS.items()}}
+    networks = {row: load(name) for row, name in TESTS.items()}
+    seconds = time_in_turn({'bicubic': bicubic, **{row: net for row, (net, _) in networks.items()}}, lq)
+    psnr = {row: calculate_psnr(image, gt, crop_border=SCALE, test_y_channel=True) for row, image in images.items()}
+    ssim = {row: calculate_ssim(image, gt, crop_border=SCALE, test_y_channel=True) for row, image in images.items()}
+
+    iterations = read_yml('train_udl_step1')['train']['total_iter'], read_yml('train_udl_step2')['train']['total_iter']
+    trained = {'bicubic': '-', 'L1': f'{sum(iterations)}', 'UDL step 1 (ESU)': f'{iterations[0]}',
+               'UDL step 2': f'{iterations[0]} + {iterations[1]}'}
+    lines = [f'| {PHOTO}, x{SCALE} | PSNR-Y (dB) | SSIM-Y | iterations | parameters at test time | ms per image |',
+             '|---|---|---|---|---|---|']
+    for row in images:
+        parameters = networks[row][1] if row in networks else 0
+        lines.append(f'| {row} | {psnr[row]:.2f} | {ssim[row]:.4f} | {trained[row]} | {parameters:,} '
+                     f'| {1e3 * seconds[row]:.1f} |')
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads'
+    lines += ['', f'Seed {read_yml("train_udl_step2")["manual_seed"]}, {device}, torch {torch.__version__}.', '']
+    write_whole(TABLE, '\n'.join(lines).encode())
+    write_whole(PICTURE, encode_png(draw(images['bicubic'], images['UDL step 2'], gt, psnr)))
+    print('\n' + '\n'.join(lines))
+    print(f'Table:   {TABLE.resolve()}\nPicture: {PICTURE.resolve()}\n{time.time() - start:.0f} s in all.')
+
+
+def read_yml(name):
+    with open(OPTIONS / f'{name}.yml') as file:
+        return yaml.load(file, Loader=ordered_yaml()[0])
+
+
+def experiment(name):
+    return Path('experiments', read_yml(name)['name'])
+
+
+def is_trained(name):
+    """Whether a finished training with these very options is there. Upstream copies the yml, under a header."""
+    folder, options = experiment(name), (OPTIONS / f'{name}.yml').read_text()
+    copy = folder / f'{name}.yml'
+    return (folder / 'models' / 'net_g_latest.pth').exists() and copy.exists() and copy.read_text().endswith(options)
+
+
+def run(module, name):
+    """Runs an entry point in a process of its own and shows its progress; its whole log is where it always is."""
+    command = [sys.executable, '-u', '-m', module, '-opt', str(OPTIONS / f'{name}.yml')]
+    last = collections.deque(maxlen=40)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        for line in process.stdout:
+            last.append(line)
+            progress = re.search(r'iter: *([\d,]+),.*(eta: [\d:]+).*(l_pix: \S+)', line)
+            if progress:
+                print('  iteration {}, {}, {}'.format(*progress.groups()), flush=True)
+            elif '# psnr' in line or '# ssim' in line:
+                print('    ' + line.split('\tBest')[0].strip(), flush=True)
+    if process.returncode:
+        sys.exit(''.join(last) + f'\n{" ".join(command)} ended with status {process.returncode}.')
+
+
+def bicubic(lq):
+    """`(1, 3, H, W)` in [0, 1] to the upsampled image, as MATLAB does it (a = -0.5)."""
+    return F.interpolate(lq, scale_factor=SCALE, mode='bicubic', antialias=True)
+
+
+def read_sr(test_name):
+    """The SR image that test_pipeline saved."""
+    name = read_yml(test_name)['name']
+    return cv2.imread(f'results/{name}/visualization/{PHOTO}/{PHOTO}_{name}.png')
+
+
+def load(test_name):
+    """The tested network, and how many parameters its SR image takes."""
+    opt = read_yml(test_name)
+    net = build_network(opt['network_g']).eval()
+    state_dict, _ = read_checkpoint(opt['path']['pretrain_network_g'])
+    net.load_state_dict(state_dict)
+    return net, sum(tensor.numel() for tensor in sr_state_dict(state_dict).values())
+
+
+def time_in_turn(functions, lq, rounds=7):
+    """Median seconds of each function on `lq`, on the GPU where there is one; the first round is not counted."""
+    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    lq = lq.to(device)
+    times = {name: [] for name in functions}
+    for _ in range(rounds + 1):
+        for name, function in functions.items():
+            if isinstance(function, torch.nn.Module):
+                function.to(device)
+            start = time.perf_counter()
+            with torch.no_grad():
+                function(lq)
+            if device.type == 'cuda':
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+def draw(bicubic_image, sr, gt, psnr, side=128, width=384):
+    """The sheet: whole images above, and below the part where the network is least sure."""
+    name = read_yml(TESTS['UDL step 2'])['name']
+    log_var = np.load(f'results/{name}/visualization/{PHOTO}/{PHOTO}_{name}_log_var.npy')
+    tiles = {
+        f'bicubic, {psnr["bicubic"]:.2f} dB': bicubic_image,
+        f'UDL step 2, {psnr["UDL step 2"]:.2f} dB': sr,
+        'ground truth': gt,
+        'uncertainty: blue sure, red not': uncertainty_picture(log_var),
+        'error: |SR - truth|, red 32 levels up': error_picture(sr, gt),
+    }
+    half = side // 2
+    local = cv2.boxFilter(log_var.mean(axis=0), -1, (side, side))[half:-half, half:-half]
+    top, left = np.unravel_index(local.argmax(), local.shape)
+    whole = [(label, cv2.resize(tile, (width, width), interpolation=cv2.INTER_AREA)) for label, tile in tiles.items()]
+    parts = [(f'{side} x {side} pixels of it' if number == 0 else '',
+              cv2.resize(tile[top:top + side, left:left + side], (width, width), interpolation=cv2.INTER_NEAREST))
+             for number, tile in enumerate(tiles.values())]
+    return sheet([whole, parts])
+
+
+if __name__ == '__main__':
+    main()

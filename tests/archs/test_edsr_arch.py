@@ -1,0 +1,136 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from basicsr.archs import build_network
+from basicsr.archs.edsr_arch import EDSR
+from torch import nn
+
+from udl_plugin.archs import EDSRTwo, EDSRVar
+from udl_plugin.archs.edsr_arch import edsr_options
+from udl_plugin.checkpoints import sr_state_dict
+from udl_plugin.errors import InputError
+
+TINY = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2}
+VARIANTS = [
+    {**TINY, 'upscale': 2},
+    {**TINY, 'upscale': 3, 'res_scale': 0.1},
+    {**TINY, 'upscale': 4, 'rgb_mean': [0, 0, 0]},
+    {**TINY, 'upscale': 8, 'img_range': 1.},
+]
+pytestmark = pytest.mark.usefixtures('seed')
+
+
+def calls(net):
+    """Names of the submodules that run, in order."""
+    ran = []
+    for name, module in net.named_modules():
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    return ran
+
+
+@pytest.mark.parametrize('options', VARIANTS)
+def test_forward_of_step_1(options):
+    net, x = EDSRVar(**options), torch.rand(2, 3, 5, 7)
+    plain = EDSR(**options)
+    plain.load_state_dict(sr_state_dict(net.state_dict()), strict=True)
+    sr, log_var = net(x, return_log_var=True)
+    assert torch.is_tensor(net(x))
+    assert sr.shape == log_var.shape == (2, 3, 5 * options['upscale'], 7 * options['upscale'])
+    assert torch.equal(net(x), plain(x))
+    torch.testing.assert_close(sr, plain(x))
+    torch.testing.assert_close(net.log_var(x), log_var)
+
+
+@pytest.mark.parametrize('options', VARIANTS)
+def test_forward_of_step_2(options):
+    net, x = EDSRTwo(**options), torch.rand(2, 3, 5, 7)
+    sr, log_var = net(x, return_log_var=True)
+    assert type(net.sr_net) is EDSR
+    assert torch.equal(net(x), net.sr_net(x))
+    assert torch.equal(sr, net.sr_net(x))
+    assert torch.equal(log_var, net.var_net(x, return_log_var=True)[1])
+    assert not log_var.requires_grad
+
+
+def test_variance_head_is_the_authors(seed):
+    net = EDSRVar(**TINY, upscale=3)
+    feat = torch.randn(1, 8, 4, 4)
+    x = feat.repeat_interleave(3, dim=2).repeat_interleave(3, dim=3)
+    for layer in (0, 2, 4):
+        conv = net.var_conv[layer]
+        x = nn.functional.elu(nn.functional.conv2d(x, conv.weight, conv.bias, padding=1))
+    torch.testing.assert_close(net.var_conv(feat), x)
+    assert net.var_conv(1e3 * feat).min() >= -1
+
+
+def test_forward_computes_nothing_of_the_variance():
+    net = EDSRVar(**TINY, upscale=2)
+    ran = calls(net)
+    net(torch.rand(1, 3, 4, 4))
+    assert 'conv_last' in ran
+    assert not any(name.startswith('var_conv') for name in ran)
+    net = EDSRTwo(**TINY, upscale=2)
+    ran = calls(net)
+    net(torch.rand(1, 3, 4, 4))
+    assert not any(name.startswith('var_net') for name in ran)
+
+
+def test_log_var_needs_no_tail_of_the_frozen_branch():
+    net = EDSRTwo(**TINY, upscale=2)
+    ran = calls(net)
+    net(torch.rand(1, 3, 4, 4), return_log_var=True)
+    assert 'var_net.var_conv' in ran
+    assert 'var_net.conv_last' not in ran
+    assert 'var_net.upsample' not in ran
+
+
+def test_frozen_branch_is_out_of_reach():
+    net = EDSRTwo(**TINY, upscale=2)
+    assert {name.split('.')[0] for name, _ in net.named_parameters()} == {'sr_net'}
+    assert sum(p.numel() for p in net.parameters()) == sum(p.numel() for p in EDSR(**TINY, upscale=2).parameters())
+    net.requires_grad_(True)
+    assert not any(tensor.requires_grad for tensor in net.var_net.state_dict(keep_vars=True).values())
+    net.train()
+    assert net.training
+    assert net.sr_net.training
+    assert not any(module.training for module in net.var_net.modules())
+
+
+def test_frozen_branch_is_saved_moved_and_copied():
+    net = EDSRTwo(**TINY, upscale=2)
+    names = set(net.state_dict())
+    assert {name for name in names if name.startswith('var_net.')} == \
+        {f'var_net.{name}' for name in EDSRVar(**TINY, upscale=2).state_dict()}
+    assert copy.deepcopy(net).double().var_net.conv_first.weight.dtype == torch.float64
+    assert set(pickle.loads(pickle.dumps(net)).state_dict()) == names
+
+
+@pytest.mark.parametrize('options', VARIANTS)
+def test_step_1_state_dict_goes_into_both_branches(options):
+    step1, net, x = EDSRVar(**options), EDSRTwo(**options), torch.rand(1, 3, 6, 6)
+    net.load_state_dict(step1.state_dict(), strict=True)
+    assert torch.equal(net(x), step1(x))
+    assert torch.equal(net.var_net.log_var(x), step1.log_var(x))
+    with torch.no_grad():
+        net.sr_net.conv_last.bias += 1
+    again = EDSRTwo(**options)
+    again.load_state_dict(net.state_dict(), strict=True)  # of step 2: as it is
+    assert torch.equal(again(x), net(x))
+    assert torch.equal(again.var_net(x), step1(x))
+
+
+@pytest.mark.parametrize('options', VARIANTS)
+@pytest.mark.parametrize('arch', [EDSRVar, EDSRTwo])
+def test_options_are_read_from_weights(arch, options):
+    shaping = {name: options[name] for name in ('num_in_ch', 'num_out_ch', 'num_feat', 'num_block', 'upscale')}
+    assert arch.options_from_weights(arch(**options).state_dict()) == shaping
+    assert EDSRTwo.options_from_weights(EDSRVar(**options).state_dict()) == shaping
+    assert edsr_options({'some.weight': torch.zeros(1)}) is None
+
+
+@pytest.mark.parametrize('arch', ['EDSRVar', 'EDSRTwo'])
+def test_unknown_option(arch):
+    with pytest.raises(InputError, match=f"'num_feats' is not an option of type: {arch} .did you mean 'num_feat'"):
+        build_network({'type': arch, **TINY, 'num_feats': 8})

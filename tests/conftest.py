@@ -1,0 +1,80 @@
+"""What the tests share: a small network, small data, and a way to run an entry point as a user would."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import udl_plugin.archs  # noqa: F401 (first: makes basicsr importable and registers our names)
+import yaml
+
+from udl_plugin.data.demo import write_demo_data
+
+ROOT = Path(__file__).resolve().parents[1]
+OPTIONS = ROOT / 'options'
+TINY = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2, 'upscale': 2}
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session')
+def demo_data(tmp_path_factory):
+    """The folder with the demo's four LMDBs, written once."""
+    root = tmp_path_factory.mktemp('demo_data')
+    write_demo_data(root)
+    return root
+
+
+class Runner:
+    """A folder in which entry points run on shrunken versions of the demo's ymls."""
+
+    def __init__(self, folder, data):
+        self.folder = folder
+        (folder / 'datasets').mkdir()
+        (folder / 'datasets' / 'demo').symlink_to(data)
+
+    def write_yml(self, name, source='demo/train_udl_step1', **changes):
+        """Writes `name`.yml: options/`source`.yml with a tiny network, four iterations, on the CPU.
+
+        Changes are given with `__` for each level: `train__total_iter=2`; None as value of a section drops it.
+        """
+        with open(OPTIONS / f'{source}.yml') as file:
+            opt = yaml.safe_load(file)
+        opt.update(name=name, num_gpu=0)
+        opt['network_g'].update(TINY)
+        if 'train' in opt:
+            opt['train']['total_iter'] = 4
+            opt['logger'].update(print_freq=1, save_checkpoint_freq=2)
+            opt['val']['val_freq'] = 4
+            opt['datasets']['train'].update(gt_size=24, batch_size_per_gpu=2)
+        for path, value in changes.items():
+            *sections, key = path.split('__')
+            section = opt
+            for part in sections:
+                section = section[part]
+            section[key] = value
+        path = self.folder / f'{name}.yml'
+        path.write_text(yaml.safe_dump(opt))
+        return path
+
+    def run(self, *command, **environment):
+        """Runs Python with `command` in the folder; returns the finished process with its text, stderr included."""
+        return subprocess.run([sys.executable, *map(str, command)], cwd=self.folder, text=True, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, env={**os.environ, **environment}, check=False)
+
+    def train(self, yml, *arguments):
+        return self.run('-m', 'udl_plugin.train', '-opt', yml, *arguments)
+
+    def test(self, yml):
+        return self.run('-m', 'udl_plugin.test', '-opt', yml)
+
+
+@pytest.fixture
+def runner(tmp_path, demo_data):
+    return Runner(tmp_path, demo_data)

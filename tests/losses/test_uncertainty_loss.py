@@ -1,0 +1,131 @@
+import math
+
+import pytest
+import torch
+
+from udl_plugin.errors import InputError
+from udl_plugin.losses import ESU, EU, UDL, GaussianNLL
+
+LOSSES = (GaussianNLL, EU, ESU, UDL)
+SHAPE = (2, 3, 4, 5)
+
+
+def inputs(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1)
+    pred, target = (torch.rand(SHAPE, generator=generator, dtype=dtype) for _ in range(2))
+    return pred, target, torch.randn(SHAPE, generator=generator, dtype=dtype)
+
+
+def by_hand(name, pred, target, log_var, offset=1.0):
+    """The formulas of METHOD, pixel by pixel in plain Python: the term of each pixel."""
+    terms = torch.empty(SHAPE, dtype=torch.float64)
+    for n in range(SHAPE[0]):
+        for c in range(SHAPE[1]):
+            smallest = min(float(s) for s in log_var[n, c].flatten())
+            for y in range(SHAPE[2]):
+                for x in range(SHAPE[3]):
+                    at = (n, c, y, x)
+                    error, s = 255 * abs(float(pred[at]) - float(target[at])), float(log_var[at])
+                    terms[at] = {
+                        'GaussianNLL': math.exp(-s) * error**2 / 2 + s / 2,
+                        'EU': math.exp(-s) * error + s,
+                        'ESU': math.exp(-s) * error + 2 * s,
+                        'UDL': (s - smallest + offset) * error,
+                    }[name]
+    return terms
+
+
+@pytest.mark.parametrize('loss', LOSSES)
+def test_formula(loss):
+    expected = by_hand(loss.__name__, *inputs())
+    torch.testing.assert_close(loss(reduction='none')(*inputs()), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize('loss', LOSSES)
+def test_formula_in_float32(loss):
+    expected = by_hand(loss.__name__, *inputs(torch.float32)).float()
+    torch.testing.assert_close(loss(reduction='none')(*inputs(torch.float32)), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize('loss', LOSSES)
+def test_mean_is_a_plain_mean_and_the_weight_a_factor(loss):
+    terms = by_hand(loss.__name__, *inputs())
+    torch.testing.assert_close(loss()(*inputs()), terms.mean())
+    torch.testing.assert_close(loss(reduction='sum', loss_weight=0.5)(*inputs()), 0.5 * terms.sum())
+
+
+def test_udl_is_not_divided_by_the_weights():
+    pred, target, _ = inputs()
+    low_and_high = torch.zeros(SHAPE, dtype=torch.float64)
+    low_and_high[..., 0] = 9.0
+    plain = 255 * (pred - target).abs()
+    weighted = plain.mean() + 9 * plain[..., 0].sum() / plain.numel()
+    torch.testing.assert_close(UDL()(pred, target, low_and_high), weighted)
+
+
+def test_udl_minimum_is_per_image_and_per_channel():
+    pred, target, log_var = inputs()
+    shift = torch.arange(6, dtype=torch.float64).view(2, 3, 1, 1) * 10  # another constant for each image and channel
+    torch.testing.assert_close(UDL()(pred, target, log_var + shift), UDL()(pred, target, log_var))
+
+
+@pytest.mark.parametrize('offset', [0.0, 1.0, 2.5])
+def test_udl_offset(offset):
+    expected = by_hand('UDL', *inputs(), offset=offset).mean()
+    torch.testing.assert_close(UDL(offset=offset)(*inputs()), expected)
+
+
+@pytest.mark.parametrize(('loss', 'optimum'), [(EU, 'ln E|e|'), (ESU, 'ln(E|e| / 2)')])
+def test_optimum(loss, optimum):
+    """The constant log_var that minimises the loss is the one the docstring promises."""
+    pred, target, _ = inputs()
+    log_var = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    best = (255 * (pred - target).abs()).mean().div(1 if loss is EU else 2).log()
+    loss()(pred, target, (log_var + best).expand(SHAPE)).backward()
+    assert abs(float(log_var.grad)) < 1e-9, optimum
+
+
+@pytest.mark.parametrize('loss', LOSSES)
+@pytest.mark.parametrize('reduction', ['mean', 'sum', 'none'])
+def test_gradcheck(loss, reduction):
+    pred, target, log_var = inputs()
+    trained = (pred.requires_grad_(), target, log_var.requires_grad_(loss is not UDL))
+    assert torch.autograd.gradcheck(loss(reduction=reduction, img_range=2.0), trained)
+
+
+def test_udl_sends_no_gradient_to_log_var():
+    pred, target, log_var = inputs()
+    UDL()(pred.requires_grad_(), target, log_var.requires_grad_()).backward()
+    assert pred.grad is not None
+    assert log_var.grad is None
+
+
+@pytest.mark.parametrize('loss', LOSSES)
+def test_img_range_scales_the_error(loss):
+    pred, target, log_var = inputs()
+    torch.testing.assert_close(loss(img_range=1)(pred * 255, target * 255, log_var), loss()(pred, target, log_var))
+
+
+@pytest.mark.parametrize('loss', LOSSES)
+def test_bad_input(loss):
+    pred, target, log_var = inputs()
+    with pytest.raises(ValueError, match='needs log_var.*return_log_var=True'):
+        loss()(pred, target)
+    with pytest.raises(ValueError, match=r'\(2, 3, 4, 5\).*\(2, 1, 4, 5\)'):
+        loss()(pred, target, log_var[:, :1])
+    with pytest.raises(ValueError, match='one shape'):
+        loss()(pred, target[..., :1], log_var)
+    with pytest.raises(InputError, match="'loss_wieght' is not an option of type: .*did you mean 'loss_weight'"):
+        loss(loss_wieght=1)
+    with pytest.raises(InputError, match="reduction is 'avg'"):
+        loss(reduction='avg')
+
+
+@pytest.mark.parametrize('loss', LOSSES)
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+@pytest.mark.parametrize('position', [0, 1, 2])
+def test_non_finite_input_is_named(loss, value, position):
+    tensors = inputs()
+    tensors[position][0, 0, 0, 0] = -value if position == 2 else value
+    with pytest.raises(FloatingPointError, match=('pred', 'target', 'log_var')[position] + ' has 1 non-finite of 120'):
+        loss()(*tensors)

@@ -1,0 +1,309 @@
+import copy
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from basicsr.archs.edsr_arch import EDSR
+from basicsr.models import build_model
+from torch.utils.data import DataLoader, Dataset
+
+from udl_plugin.archs import EDSRTwo, EDSRVar
+from udl_plugin.errors import InputError
+from udl_plugin.pictures import uncertainty_picture
+
+TINY = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2, 'upscale': 2}
+pytestmark = pytest.mark.usefixtures('seed')
+
+
+def options(step, folder, model_type='UDLModel', **train):
+    """What parse_options makes of a yml, without data sets."""
+    network, loss = ('EDSRVar', 'ESU') if step == 1 else ('EDSRTwo', 'UDL')
+    return {
+        'name': 'test', 'model_type': model_type, 'scale': 2, 'num_gpu': 0, 'dist': False, 'rank': 0, 'world_size': 1,
+        'is_train': True, 'datasets': {}, 'network_g': {'type': network, **TINY},
+        'path': {'pretrain_network_g': None, 'models': str(folder), 'training_states': str(folder),
+                 'visualization': str(folder / 'visualization')},
+        'train': {'optim_g': {'type': 'Adam', 'lr': 1e-2}, 'total_iter': 10,
+                  'scheduler': {'type': 'MultiStepLR', 'milestones': [5], 'gamma': 0.5},
+                  'pixel_opt': {'type': loss}, **train},
+        'val': {'save_img': False, 'suffix': None,
+                'metrics': {'psnr': {'type': 'calculate_psnr', 'crop_border': 2, 'test_y_channel': True}}},
+    }
+
+
+def save_step1(folder, ema=False, **changes):
+    path = folder / 'step1.pth'
+    content = {'params': EDSRVar(**{**TINY, **changes}).state_dict()}
+    if ema:
+        content['params_ema'] = EDSRVar(**{**TINY, **changes}).state_dict()
+    torch.save(content, path)
+    return str(path)
+
+
+def step2_options(folder, ema=False, **train):
+    opt = options(2, folder, **train)
+    opt['path']['pretrain_network_g'] = save_step1(folder, ema)
+    return opt
+
+
+def iterate(model, count=3):
+    for number in range(1, count + 1):
+        model.feed_data({'lq': torch.rand(2, 3, 8, 8), 'gt': torch.rand(2, 3, 16, 16)})
+        model.optimize_parameters(number)
+    return model
+
+
+def snapshot(net):
+    return copy.deepcopy(net.state_dict())
+
+
+def same(one, other, prefix=''):
+    return all(torch.equal(value, other[name]) for name, value in one.items() if name.startswith(prefix))
+
+
+def test_step_1_trains_everything(tmp_path):
+    model = build_model(options(1, tmp_path))
+    before = snapshot(model.net_g)
+    iterate(model)
+    assert not any(torch.equal(value, before[name]) for name, value in model.net_g.state_dict().items())
+    assert np.isfinite(model.log_dict['l_pix'])
+
+
+def test_step_2_trains_one_branch_and_leaves_the_other_to_the_bit(tmp_path):
+    model = build_model(step2_options(tmp_path))
+    before = snapshot(model.net_g)
+    iterate(model)
+    after = model.net_g.state_dict()
+    assert same(before, after, 'var_net.')
+    assert not any(torch.equal(value, after[name]) for name, value in before.items() if name.startswith('sr_net.'))
+
+
+def test_step_2_loss_is_the_weighted_l1(tmp_path):
+    """The loss of an iteration, from the networks by hand."""
+    model = build_model(step2_options(tmp_path))
+    lq, gt = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        sr, s = model.net_g.sr_net(lq), model.net_g.var_net.log_var(lq)
+        smallest = s.flatten(2).min(dim=2).values[..., None, None]
+        expected = ((s - smallest + 1) * (gt - sr).abs() * 255).mean()
+    model.feed_data({'lq': lq, 'gt': gt})
+    model.optimize_parameters(1)
+    assert model.log_dict['l_pix'] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_saved_network_is_a_plain_edsr(tmp_path):
+    model = iterate(build_model(step2_options(tmp_path)))
+    model.save(epoch=0, current_iter=3)
+    from udl_plugin.checkpoints import export_sr_net
+    export_sr_net(tmp_path / 'net_g_3.pth', tmp_path / 'plain.pth')
+    plain = EDSR(**TINY)
+    plain.load_state_dict(torch.load(tmp_path / 'plain.pth')['params'], strict=True)
+    x = torch.rand(1, 3, 9, 7)
+    assert torch.equal(plain(x), model.net_g(x))
+
+
+@pytest.mark.parametrize('step', [1, 2])
+def test_nothing_is_warned_of(tmp_path, step, caplog, monkeypatch):
+    import logging
+    monkeypatch.setattr(logging.getLogger('basicsr'), 'propagate', True)
+    build_model(options(1, tmp_path) if step == 1 else step2_options(tmp_path))
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.parametrize('step', [1, 2])
+def test_ema(tmp_path, step):
+    """The average follows the trained tensors by upstream's rule and keeps the frozen ones."""
+    model = build_model(options(1, tmp_path, ema_decay=0.5) if step == 1 else step2_options(tmp_path, ema_decay=0.5))
+    expected = snapshot(model.net_g_ema)
+    for number in range(1, 4):
+        iterate(model, 1)
+        for name, value in model.net_g.state_dict().items():
+            if not name.startswith('var_net.'):
+                expected[name] = 0.5 * expected[name] + 0.5 * value
+    ema = model.net_g_ema.state_dict()
+    for name, value in expected.items():
+        torch.testing.assert_close(ema[name], value)
+    assert same(expected, ema, 'var_net.')
+    assert same(model.net_g.state_dict(), ema, 'var_net.')
+
+
+@pytest.mark.parametrize('key', ['params', 'params_ema'])
+def test_step_2_takes_the_weights_that_are_asked_for(tmp_path, key):
+    opt = step2_options(tmp_path, ema=True, ema_decay=0.9)
+    opt['path']['param_key_g'] = key
+    model = build_model(opt)
+    wanted = torch.load(opt['path']['pretrain_network_g'])[key]
+    assert same({f'var_net.{name}': value for name, value in wanted.items()}, model.net_g.state_dict())
+    assert same(model.net_g.state_dict(), model.net_g_ema.state_dict(), 'var_net.')
+
+
+def test_step_2_goes_on_from_step_2(tmp_path):
+    model = iterate(build_model(step2_options(tmp_path)))
+    model.save(epoch=0, current_iter=3)
+    opt = options(2, tmp_path)
+    opt['path']['pretrain_network_g'] = str(tmp_path / 'net_g_3.pth')
+    assert same(model.net_g.state_dict(), build_model(opt).net_g.state_dict())
+
+
+def test_other_losses_beside(tmp_path):
+    """An upstream pixel loss alone, and a perceptual loss beside UDL (a stub: VGG's weights are a download)."""
+    opt = step2_options(tmp_path)
+    opt['train']['pixel_opt'] = {'type': 'L1Loss'}
+    model = build_model(opt)
+    model.cri_perceptual = lambda x, gt: ((x - gt).abs().mean(), None)
+    model.feed_data({'lq': torch.rand(1, 3, 8, 8), 'gt': torch.rand(1, 3, 16, 16)})
+    model.optimize_parameters(1)
+    assert model.log_dict['l_pix'] == pytest.approx(model.log_dict['l_percep'])
+    assert 'l_style' not in model.log_dict
+    model = build_model(step2_options(tmp_path))
+    model.cri_perceptual = lambda x, gt: ((x - gt).pow(2).mean(), x.mean())
+    assert list(iterate(model, 1).log_dict) == ['l_pix', 'l_percep', 'l_style']
+
+
+@pytest.mark.parametrize('step', [1, 2])
+def test_upstream_model_takes_the_networks_as_plain_ones(tmp_path, step):
+    opt = options(1, tmp_path) if step == 1 else step2_options(tmp_path)
+    opt.update(model_type='SRModel')
+    opt['train'].update(pixel_opt={'type': 'L1Loss'}, ema_decay=0.9)
+    model = build_model(opt)
+    before = snapshot(model.net_g)
+    iterate(model)
+    model.test()
+    assert model.output.shape == (2, 3, 16, 16)
+    assert same(before, model.net_g.state_dict(), 'var_net.')
+    assert same(before, model.net_g_ema.state_dict(), 'var_net.')
+
+
+class OnePair(Dataset):
+    opt = {'name': 'Set1'}  # noqa: RUF012
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(0)
+        return {'lq': torch.rand(3, 8, 8, generator=generator), 'gt': torch.rand(3, 16, 16, generator=generator),
+                'lq_path': 'somewhere/bird.png'}
+
+
+@pytest.mark.parametrize('is_train', [True, False])
+@pytest.mark.parametrize('step', [1, 2])
+def test_validation_saves_the_map_beside_the_image(tmp_path, step, is_train):
+    opt = options(1, tmp_path) if step == 1 else step2_options(tmp_path)
+    opt['is_train'] = is_train
+    opt['val'].update(save_uncertainty=True, save_img=True)
+    model = build_model(opt)
+    model.validation(DataLoader(OnePair()), 7, None, save_img=True)
+    folder, stem = (tmp_path / 'visualization' / 'bird', 'bird_7') if is_train else \
+        (tmp_path / 'visualization' / 'Set1', 'bird_test')
+    assert {path.name for path in folder.iterdir()} == \
+        {f'{stem}.png', f'{stem}_uncertainty.png', f'{stem}_log_var.npy'}
+    log_var = np.load(folder / f'{stem}_log_var.npy')
+    with torch.no_grad():
+        expected = model.net_g.eval()(OnePair()[0]['lq'][None], return_log_var=True)[1][0].numpy()
+    np.testing.assert_allclose(log_var, expected, atol=1e-6)
+    np.testing.assert_array_equal(cv2.imread(str(folder / f'{stem}_uncertainty.png')), uncertainty_picture(log_var))
+
+
+def test_validation_gives_the_same_image_with_and_without_map(tmp_path):
+    opt = step2_options(tmp_path)
+    plain = build_model(opt)
+    opt['val']['save_uncertainty'] = True
+    mapped = build_model(opt)
+    for model in (plain, mapped):
+        model.validation(DataLoader(OnePair()), 1, None, save_img=False)
+        assert model.net_g.training
+    assert plain.metric_results == mapped.metric_results
+
+
+def test_validation_without_map_never_runs_the_frozen_branch(tmp_path):
+    model = build_model(step2_options(tmp_path))
+    model.net_g.var_net.conv_first.register_forward_hook(lambda *_: pytest.fail('var_net ran'))
+    model.validation(DataLoader(OnePair()), 1, None, save_img=False)
+
+
+def refused(opt, *parts):
+    with pytest.raises(InputError) as caught:
+        build_model(opt)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_step_2_without_step_1(tmp_path):
+    refused(options(2, tmp_path), 'path: pretrain_network_g', 'is missing', 'step 1')
+
+
+def test_step_2_with_missing_file(tmp_path):
+    opt = options(2, tmp_path)
+    opt['path']['pretrain_network_g'] = str(tmp_path / 'nowhere.pth')
+    refused(opt, 'path: pretrain_network_g', 'nowhere.pth', 'there is no file')
+
+
+@pytest.mark.parametrize(('changes', 'part'), [
+    ({'num_feat': 16}, 'num_feat: 16 (network_g: 8)'),
+    ({'num_block': 3}, 'num_block: 3 (network_g: 2)'),
+    ({'upscale': 4}, 'upscale: 4 (network_g: 2)'),
+    ({'upscale': 3}, 'upscale: 3 (network_g: 2)'),
+])
+def test_step_2_with_step_1_of_another_size(tmp_path, changes, part):
+    opt = options(2, tmp_path)
+    opt['path'].update(pretrain_network_g=save_step1(tmp_path, **changes), strict_load_g=False)
+    refused(opt, 'path: pretrain_network_g', 'step1.pth', part)
+
+
+def test_step_2_with_a_network_without_variance(tmp_path):
+    torch.save({'params': EDSR(**TINY).state_dict()}, tmp_path / 'edsr.pth')
+    opt = options(2, tmp_path)
+    opt['path']['pretrain_network_g'] = str(tmp_path / 'edsr.pth')
+    refused(opt, 'edsr.pth', 'no variance head', 'step 1')
+
+
+def test_step_1_may_start_from_plain_edsr_if_asked(tmp_path):
+    torch.save({'params': EDSR(**TINY).state_dict()}, tmp_path / 'edsr.pth')
+    opt = options(1, tmp_path)
+    opt['path']['pretrain_network_g'] = str(tmp_path / 'edsr.pth')
+    refused(opt, 'edsr.pth', '6 tensors are missing', 'strict_load_g: false')
+    opt['path']['strict_load_g'] = False
+    model = build_model(opt)
+    assert same(torch.load(tmp_path / 'edsr.pth')['params'], model.net_g.state_dict())
+
+
+@pytest.mark.parametrize(('step', 'loss', 'network'), [(2, 'ESU', 'EDSRTwo'), (1, 'UDL', 'EDSRVar')])
+def test_loss_of_the_other_step(tmp_path, step, loss, network):
+    opt = options(1, tmp_path) if step == 1 else step2_options(tmp_path)
+    opt['train']['pixel_opt'] = {'type': loss}
+    refused(opt, f'pixel_opt: {loss}', network, 'EDSRVar with ESU')
+
+
+def test_network_without_log_var(tmp_path):
+    opt = options(1, tmp_path)
+    opt['network_g']['type'] = 'EDSR'
+    refused(opt, 'pixel_opt: ESU', 'EDSR gives none', 'EDSRVar')
+    opt['train']['pixel_opt'] = {'type': 'L1Loss'}
+    opt['val']['save_uncertainty'] = True
+    refused(opt, 'save_uncertainty', 'EDSR')
+
+
+def test_misspelt_option(tmp_path):
+    opt = options(1, tmp_path)
+    opt['val']['save_uncertanty'] = True
+    refused(opt, "val: 'save_uncertanty'", "did you mean 'save_uncertainty'")
+    opt = options(1, tmp_path)
+    opt['train']['pixel_opt']['img_rnage'] = 1
+    refused(opt, "'img_rnage'", 'type: ESU', "did you mean 'img_range'")
+
+
+def test_frozen_branch_of_random_networks_differs(tmp_path):
+    """Guards the tests above: two fresh networks are not equal by accident."""
+    assert not same(EDSRTwo(**TINY).state_dict(), EDSRTwo(**TINY).state_dict())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
+@pytest.mark.parametrize('step', [1, 2])
+def test_on_a_gpu(tmp_path, step):
+    opt = options(1, tmp_path) if step == 1 else step2_options(tmp_path)
+    opt['num_gpu'] = 1
+    model = iterate(build_model(opt))
+    assert next(model.net_g.parameters()).is_cuda
+    assert all(tensor.is_cuda for tensor in model.net_g.buffers())
