@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import udl_plugin.archs  # noqa: F401 (first: makes basicsr importable and registers our names)
 import yaml
 
+import udl_plugin.archs  # noqa: F401 (first: makes basicsr importable and registers our names)
 from udl_plugin.data.demo import write_demo_data
 
 ROOT = Path(__file__).resolve().parents[1]

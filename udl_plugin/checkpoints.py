@@ -1,6 +1,5 @@
 """Reads network checkpoints safely, says why one does not fit, and turns a step-2 one into a plain network's."""
 import io
-import pickle
 from pathlib import Path
 
 import torch
@@ -24,13 +23,7 @@ def read_checkpoint(path, param_key='params'):
     Raises:
         InputError: no such file, not a checkpoint, one that needs more than tensors, or without that key.
     """
-    try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"there is no file '{path}'.") from None
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as err:
-        reason = str(err).splitlines()[0] if str(err) else type(err).__name__
-        raise InputError(f"'{path}' cannot be read as a checkpoint of tensors: {reason}") from err
+    content = load_tensors(path)
     if param_key is not None:
         if param_key not in content and 'params' in content:
             param_key = 'params'
@@ -39,6 +32,21 @@ def read_checkpoint(path, param_key='params'):
                              'the right one as path: param_key_g.')
         content = content[param_key]
     return {name[7:] if name.startswith('module.') else name: value for name, value in content.items()}, param_key
+
+
+def load_tensors(path):
+    """Reads what `torch.save` wrote, on the CPU and as far as it is tensors and plain containers: nothing is executed.
+
+    Raises:
+        InputError: no such file, not torch's format, torn, or something else than tensors in it.
+    """
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"there is no file '{path}'.") from None
+    except Exception as err:  # from a file of any other kind, torch raises nearly anything
+        reason = f'{type(err).__name__}: {err}'.splitlines()[0]
+        raise InputError(f"'{path}' cannot be read as a checkpoint of tensors ({reason}).") from err
 
 
 def explain_mismatch(net, state_dict):
@@ -60,10 +68,8 @@ def explain_mismatch(net, state_dict):
         if found is not None and found != wanted:
             return 'it has ' + ', '.join(f'{name}: {found[name]} (network_g: {wanted[name]})'
                                          for name in wanted if found[name] != wanted[name])
-    parts = [f'{len(missing)} tensors are missing ({_some(missing)})' if missing else '',
-             f'{len(unknown)} are unknown ({_some(unknown)})' if unknown else '',
-             f'{len(other_shape)} have another shape ({_some(other_shape)})' if other_shape else '']
-    return 'of its tensors ' + ', '.join(part for part in parts if part)
+    kinds = (('missing', missing), ('unknown', unknown), ('of another shape', other_shape))
+    return 'tensors ' + ', '.join(f'{kind}: {len(names)} ({_some(names)})' for kind, names in kinds if names)
 
 
 def _some(names):

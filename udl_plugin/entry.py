@@ -61,12 +61,11 @@ def load_resume_state(opt):
     As `basicsr/train.py` has it, but read on the CPU: the optimizer moves its state to the parameters' device.
 
     Raises:
-        InputError: the file of `path: resume_state` is missing or not a training state.
+        InputError: the file is missing or not one of tensors.
     """
-    import pickle
-
-    import torch
     from basicsr.utils import check_resume, scandir
+
+    from udl_plugin.checkpoints import load_tensors
     path = opt['path'].get('resume_state')
     if opt['auto_resume']:
         folder = opt['path']['training_states']
@@ -76,8 +75,8 @@ def load_resume_state(opt):
     if not path:
         return None
     try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as err:
-        raise InputError(f"path: resume_state: '{path}' cannot be read as a training state: {err}") from err
+        state = load_tensors(path)
+    except InputError as err:
+        raise InputError(f'path: resume_state: {err}') from err.__cause__
     check_resume(opt, state['iter'])
     return state

@@ -84,13 +84,12 @@ class EDSRTwo(TwoStep):
 
 def edsr_options(state_dict):
     """Options of the EDSR that `state_dict` belongs to, as far as weights tell; None where it is not one."""
-    try:
-        num_feat, num_in_ch = state_dict['conv_first.weight'].shape[:2]
-        num_out_ch = state_dict['conv_last.weight'].shape[0]
-        factors = [weight.shape[0] // num_feat for name, weight in state_dict.items()
-                   if name.startswith('upsample.') and name.endswith('.weight')]
-    except KeyError:
+    if any(f'{name}.weight' not in state_dict for name in ('conv_first', 'conv_after_body', 'upsample.0', 'conv_last')):
         return None
+    num_feat, num_in_ch = state_dict['conv_first.weight'].shape[:2]
+    num_out_ch = state_dict['conv_last.weight'].shape[0]
+    factors = [weight.shape[0] // num_feat for name, weight in state_dict.items()
+               if name.startswith('upsample.') and name.endswith('.weight')]
     upscale = 1
     for factor in factors:  # a step of 2 has 4 times the channels, one of 3 has 9 times
         upscale *= round(factor**0.5)

@@ -1,0 +1,141 @@
+"""The whole chain as a user runs it, each command in a process of its own: step 1, step 2, resume, test."""
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import basicsr
+import cv2
+import numpy as np
+import pytest
+import torch
+from basicsr.archs.edsr_arch import EDSR
+from basicsr.metrics import calculate_psnr
+from conftest import TINY
+
+from udl_plugin.checkpoints import export_sr_net
+from udl_plugin.data.demo import validation_photos
+
+
+def ok(process):
+    assert process.returncode == 0, process.stdout
+    return process.stdout
+
+
+def params(path):
+    return torch.load(path)['params']
+
+
+def equal(one, other, prefix):
+    """Whether the tensors of `one` are those of `other` under `prefix`."""
+    return all(torch.equal(value, other[prefix + name]) for name, value in one.items())
+
+
+def step2(runner, **changes):
+    return runner.write_yml('step2', 'demo/train_udl_step2',
+                            path__pretrain_network_g='experiments/step1/models/net_g_latest.pth', **changes)
+
+
+def test_our_entry_points(runner):
+    log = ok(runner.train(runner.write_yml('step1')))
+    assert 'Network: EDSRVar' in log
+    step1 = params(runner.folder / 'experiments/step1/models/net_g_latest.pth')
+
+    yml = step2(runner)
+    log = ok(runner.train(yml))
+    assert 'will not be optimized' not in log
+    assert 'Current net - loaded net' not in log
+    models = runner.folder / 'experiments/step2/models'
+    full = params(models / 'net_g_latest.pth')
+    assert equal(step1, full, 'var_net.')
+    assert not any(torch.equal(full[f'sr_net.{name}'], step1[name]) for name in EDSR(**TINY).state_dict())
+
+    # from the middle: take away what came after iteration 2
+    (models / 'net_g_4.pth').unlink()
+    (models / 'net_g_latest.pth').unlink()
+    (models.parent / 'training_states' / '4.state').unlink()
+    log = ok(runner.train(yml, '--auto_resume'))
+    assert 'Resuming training from epoch: 0, iter: 2' in log
+    assert 'iter:       3' in log
+    assert 'iter:       2,' not in log
+    resumed = params(models / 'net_g_latest.pth')
+    assert equal(step1, resumed, 'var_net.')
+
+    # the other way to ask for it
+    yml = step2(runner, path__resume_state='experiments/step2/training_states/2.state')
+    assert 'Resuming training from epoch: 0, iter: 2' in ok(runner.train(yml))
+
+    test = runner.write_yml('test', 'demo/test_udl_step2',
+                            path__pretrain_network_g='experiments/step2/models/net_g_latest.pth')
+    log = ok(runner.test(test))
+    folder = runner.folder / 'results/test/visualization/astronaut'
+    assert {path.name for path in folder.iterdir()} == \
+        {'astronaut_test.png', 'astronaut_test_uncertainty.png', 'astronaut_test_log_var.npy'}
+    psnr = calculate_psnr(cv2.imread(str(folder / 'astronaut_test.png')), validation_photos()['astronaut'],
+                          crop_border=2, test_y_channel=True)
+    assert f'# psnr: {psnr:.4f}' in log
+    assert np.load(folder / 'astronaut_test_log_var.npy').shape == (3, 504, 504)
+
+    # what ships is a plain EDSR, for upstream's model and arch
+    export_sr_net(models / 'net_g_latest.pth', runner.folder / 'edsr.pth')
+    plain = runner.write_yml('plain', 'demo/test_l1', path__pretrain_network_g='edsr.pth')
+    assert f'# psnr: {psnr:.4f}' in ok(runner.test(plain))
+
+    # nothing elsewhere
+    assert {path.name for path in runner.folder.iterdir()} == \
+        {'datasets', 'experiments', 'results', 'edsr.pth', 'step1.yml', 'step2.yml', 'test.yml', 'plain.yml'}
+
+
+@pytest.fixture
+def checkout(runner):
+    """A folder that looks like a BasicSR checkout: a copy of the installed package."""
+    shutil.copytree(Path(basicsr.__file__).parent, runner.folder / 'basicsr',
+                    ignore=shutil.ignore_patterns('__pycache__'))
+    return runner
+
+
+def test_unmodified_basicsr(checkout):
+    """`python basicsr/train.py -opt ...`: only the start-up line knows of us."""
+    runner = checkout
+    assert any((Path(folder) / 'udl_plugin_autoload.pth').exists() for folder in sys.path), \
+        'udl_plugin is not installed: pip install -e .'
+    log = ok(runner.run('basicsr/train.py', '-opt', runner.write_yml('step1', train__ema_decay=0.9)))
+    assert 'Model [UDLModel] is created' in log
+    ok(runner.run('basicsr/train.py', '-opt', step2(runner, train__ema_decay=0.9, path__param_key_g='params_ema')))
+    step1 = torch.load(runner.folder / 'experiments/step1/models/net_g_latest.pth')['params_ema']
+    full = torch.load(runner.folder / 'experiments/step2/models/net_g_latest.pth')
+    assert equal(step1, full['params'], 'var_net.')
+    assert equal(step1, full['params_ema'], 'var_net.')
+    test = runner.write_yml('test', 'demo/test_udl_step2',
+                            path__pretrain_network_g='experiments/step2/models/net_g_latest.pth')
+    ok(runner.run('basicsr/test.py', '-opt', test))
+    assert (runner.folder / 'results/test/visualization/astronaut/astronaut_test_uncertainty.png').exists()
+
+
+def test_entry_point_as_a_file(runner):
+    """`python udl_plugin/train.py -opt ...` in a checkout, from any folder, even with the start-up line off."""
+    import udl_plugin
+    script = Path(udl_plugin.__file__).with_name('train.py')
+    yml = runner.write_yml('step1', train__total_iter=1, val=None)
+    log = ok(runner.run(script, '-opt', yml, UDL_PLUGIN_AUTOLOAD='0', PYTHONPATH=os.pathsep.join(sys.path[1:])))
+    assert 'Model [UDLModel] is created' in log
+    assert (runner.folder / 'experiments/step1/models/net_g_latest.pth').exists()
+    assert not (script.parent / 'experiments').exists()
+
+
+def test_bad_input_is_one_line_before_the_first_iteration(runner):
+    def refused(process, *parts):
+        assert process.returncode == 2, process.stdout
+        assert 'Traceback' not in process.stdout
+        assert 'iter:       1' not in process.stdout
+        for part in parts:
+            assert part in process.stdout.splitlines()[-1]
+
+    refused(runner.train('nowhere.yml'), '-opt', "no file 'nowhere.yml'")
+    yml = runner.write_yml('x', datasets__train__dataroot_lq='datasets/nowhere.lmdb')
+    refused(runner.train(yml), 'datasets: train: dataroot_lq', 'datasets/nowhere.lmdb')
+    assert not (runner.folder / 'experiments').exists()
+    refused(runner.train(runner.write_yml('x', scale=4)), 'scale: 4', 'upscale: 2')
+    refused(runner.train(runner.write_yml('x', train__pixel_opt={'type': 'ESU', 'img_rnage': 1})),
+            "'img_rnage'", "did you mean 'img_range'")
+    refused(runner.train(step2(runner)), 'path: pretrain_network_g', 'experiments/step1/models/net_g_latest.pth')

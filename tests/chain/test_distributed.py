@@ -1,0 +1,56 @@
+"""Both steps under DistributedDataParallel: two gloo processes on the CPU."""
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+TINY = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2, 'upscale': 2}
+
+
+def options(network, loss, folder, pretrained):
+    return {
+        'name': 'ddp', 'model_type': 'UDLModel', 'scale': 2, 'num_gpu': 0, 'dist': True, 'rank': dist.get_rank(),
+        'world_size': 2, 'is_train': True, 'datasets': {}, 'network_g': {'type': network, **TINY},
+        'path': {'pretrain_network_g': pretrained, 'models': folder, 'training_states': folder},
+        'train': {'optim_g': {'type': 'Adam', 'lr': 1e-3}, 'ema_decay': 0.9, 'pixel_opt': {'type': loss},
+                  'scheduler': {'type': 'MultiStepLR', 'milestones': [5], 'gamma': 0.5}},
+    }
+
+
+def gathered(tensor):
+    both = [torch.empty_like(tensor) for _ in range(2)]
+    dist.all_gather(both, tensor.contiguous())
+    return both
+
+
+def work(rank, folder):
+    from basicsr.models import build_model
+
+    import udl_plugin.archs  # noqa: F401
+    from udl_plugin.models import UDLModel
+
+    # upstream's asks for the current CUDA device
+    UDLModel.model_to_device = lambda self, net: DistributedDataParallel(net)
+    dist.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=2)
+    torch.manual_seed(rank)  # other weights on each rank, until DDP makes them one
+    for network, loss, pretrained in (('EDSRVar', 'ESU', None), ('EDSRTwo', 'UDL', f'{folder}/net_g_latest.pth')):
+        model = build_model(options(network, loss, folder, pretrained))
+        before = {name: value.clone() for name, value in model.get_bare_model(model.net_g).state_dict().items()}
+        for iteration in range(1, 4):
+            model.feed_data({'lq': torch.rand(1, 3, 8, 8), 'gt': torch.rand(1, 3, 16, 16)})
+            assert not torch.equal(*gathered(model.lq)), 'the ranks must see other data'
+            model.optimize_parameters(iteration)
+        after = model.get_bare_model(model.net_g).state_dict()
+        for name, value in after.items():
+            assert torch.equal(*gathered(value)), f'{network}: {name} differs between the ranks'
+            assert torch.equal(value, before[name]) == name.startswith('var_net.'), f'{network}: {name}'
+        if rank == 0:
+            model.save(epoch=-1, current_iter=-1)
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_processes(tmp_path):
+    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    saved = torch.load(tmp_path / 'net_g_latest.pth')
+    assert {name.split('.')[0] for name in saved['params']} == {'sr_net', 'var_net'}

@@ -1,0 +1,109 @@
+import cv2
+import numpy as np
+import pytest
+
+from udl_plugin.data.make_lmdb import write_lmdb
+from udl_plugin.data.pairs import check_pairs
+from udl_plugin.errors import InputError
+
+
+def image(height, width):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def options(folder, kind, gt, lq, phase='train', scale=2, gt_size=8):
+    """Writes the images `{key: (height, width)}` and returns the options of their data set."""
+    roots = {}
+    for side, sizes in (('gt', gt), ('lq', lq)):
+        images = {key: image(*size) for key, size in sizes.items()}
+        if kind == 'lmdb':
+            roots[side] = folder / f'{side}.lmdb'
+            write_lmdb(roots[side], images)
+        else:
+            roots[side] = folder / side
+            roots[side].mkdir()
+            for key, picture in images.items():
+                cv2.imwrite(str(roots[side] / f'{key}.png'), picture)
+    return {'type': 'PairedImageDataset', 'phase': phase, 'scale': scale, 'gt_size': gt_size,
+            'io_backend': {'type': kind}, 'dataroot_gt': str(roots['gt']), 'dataroot_lq': str(roots['lq'])}
+
+
+def refused(opt, *parts):
+    with pytest.raises(InputError) as caught:
+        check_pairs(opt, 'datasets: train')
+    message = str(caught.value)
+    assert '\n' not in message
+    for part in ('datasets: train', *parts):
+        assert str(part) in message
+
+
+kinds = pytest.mark.parametrize('kind', ['lmdb', 'disk'])
+
+
+@kinds
+@pytest.mark.parametrize('phase', ['train', 'val'])
+def test_good_data_passes(tmp_path, kind, phase):
+    sizes = {'a': (16, 20), 'b': (24, 16)}
+    opt = options(tmp_path, kind, sizes, {key: (h // 2, w // 2) for key, (h, w) in sizes.items()}, phase)
+    check_pairs(opt, 'datasets: train')
+    assert opt['io_backend'] == {'type': kind}  # upstream pops from it; we must not
+
+
+@kinds
+def test_validation_gt_may_exceed_a_multiple(tmp_path, kind):
+    check_pairs(options(tmp_path, kind, {'a': (17, 21)}, {'a': (8, 10)}, 'val'), 'datasets: val')
+
+
+@kinds
+@pytest.mark.parametrize('phase', ['train', 'val'])
+def test_other_scale(tmp_path, kind, phase):
+    opt = options(tmp_path, kind, {'good': (16, 16), 'odd': (16, 16)}, {'good': (8, 8), 'odd': (4, 4)}, phase)
+    refused(opt, 'odd', 'GT is 16 x 16 and LQ 4 x 4', 'scale of 2', opt['dataroot_lq'])
+    opt = {**opt, 'scale': 4}
+    refused(opt, 'good', 'scale of 4')
+
+
+@kinds
+def test_image_smaller_than_patch(tmp_path, kind):
+    refused(options(tmp_path, kind, {'a': (16, 12)}, {'a': (8, 6)}, gt_size=16), 'a', 'gt_size: 16')
+
+
+@kinds
+@pytest.mark.parametrize('side', ['dataroot_gt', 'dataroot_lq'])
+def test_missing_root(tmp_path, kind, side):
+    opt = options(tmp_path, kind, {'a': (16, 16)}, {'a': (8, 8)})
+    refused({**opt, side: '/nowhere/data.lmdb'}, side, '/nowhere/data.lmdb', 'no folder')
+    refused({**opt, side: None}, side, 'is missing')
+
+
+@kinds
+def test_empty(tmp_path, kind):
+    refused(options(tmp_path, kind, {}, {}), 'gt', 'empty' if kind == 'lmdb' else 'holds no image')
+
+
+@kinds
+def test_unpaired(tmp_path, kind):
+    refused(options(tmp_path, kind, {'a': (16, 16), 'b': (16, 16)}, {'a': (8, 8), 'c': (8, 8)}),
+            *(("1 only in GT ['b']", "1 only in LQ ['c']") if kind == 'lmdb' else ('b.png is not in lq', tmp_path)))
+
+
+def test_incomplete_lmdb(tmp_path):
+    opt = options(tmp_path, 'lmdb', {'a': (16, 16)}, {'a': (8, 8)})
+    (tmp_path / 'lq.lmdb' / 'data.mdb').unlink()
+    refused(opt, 'dataroot_lq', 'data.mdb', 'lq.lmdb')
+
+
+def test_bad_meta_info(tmp_path):
+    opt = options(tmp_path, 'lmdb', {'a': (16, 16)}, {'a': (8, 8)})
+    (tmp_path / 'gt.lmdb' / 'meta_info.txt').write_text('a.png (16,16,3) 1\nb\n')
+    refused(opt, 'gt.lmdb/meta_info.txt', 'line 2')
+
+
+def test_broken_image(tmp_path):
+    opt = options(tmp_path, 'disk', {'a': (16, 16)}, {'a': (8, 8)}, 'val')
+    (tmp_path / 'lq' / 'a.png').write_bytes(b'no picture')
+    refused(opt, 'a.png')
+
+
+def test_missing_scale(tmp_path):
+    refused(options(tmp_path, 'disk', {'a': (16, 16)}, {'a': (8, 8)}, scale=None), 'scale')

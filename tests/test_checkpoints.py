@@ -1,0 +1,79 @@
+import pickle
+
+import pytest
+import torch
+from basicsr.archs.edsr_arch import EDSR
+from basicsr.archs.srresnet_arch import MSRResNet
+from conftest import TINY
+
+from udl_plugin.archs import EDSRTwo, EDSRVar
+from udl_plugin.checkpoints import explain_mismatch, export_sr_net, read_checkpoint, sr_state_dict
+from udl_plugin.errors import InputError
+
+
+def save(path, **content):
+    torch.save(content, path)
+    return path
+
+
+def test_keys(tmp_path):
+    path = save(tmp_path / 'x.pth', params={'a': torch.ones(1)}, params_ema={'a': torch.zeros(1)})
+    assert read_checkpoint(path) == ({'a': torch.ones(1)}, 'params')
+    assert read_checkpoint(path, 'params_ema') == ({'a': torch.zeros(1)}, 'params_ema')
+    path = save(tmp_path / 'y.pth', params={'module.a': torch.ones(1)})
+    assert read_checkpoint(path, 'params_ema') == ({'a': torch.ones(1)}, 'params')
+    path = save(tmp_path / 'z.pth', a=torch.ones(1))
+    assert read_checkpoint(path, None) == ({'a': torch.ones(1)}, None)
+    with pytest.raises(InputError, match=r"z\.pth' has no 'params' \(it has: a\).*param_key_g"):
+        read_checkpoint(path)
+
+
+class Payload:
+    """Would make a file when unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), 'w')
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(InputError, match="no file '.*nowhere"):
+        read_checkpoint(tmp_path / 'nowhere.pth')
+    (tmp_path / 'text.pth').write_text('hello')
+    with pytest.raises(InputError, match=r'text\.pth'):
+        read_checkpoint(tmp_path / 'text.pth')
+    whole = save(tmp_path / 'whole.pth', params={'a': torch.ones(1000)})
+    (tmp_path / 'torn.pth').write_bytes(whole.read_bytes()[:2000])
+    with pytest.raises(InputError, match=r'torn\.pth'):
+        read_checkpoint(tmp_path / 'torn.pth')
+    with open(tmp_path / 'evil.pth', 'wb') as file:
+        pickle.dump({'params': Payload(tmp_path / 'ran')}, file)
+    with pytest.raises(InputError, match=r'evil\.pth'):
+        read_checkpoint(tmp_path / 'evil.pth')
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_explain_mismatch():
+    net = EDSRVar(**TINY)
+    assert explain_mismatch(net, net.state_dict()) == ''
+    other = EDSRVar(**{**TINY, 'num_feat': 16, 'upscale': 4})
+    assert explain_mismatch(net, other.state_dict()) == \
+        'it has num_feat: 16 (network_g: 8), upscale: 4 (network_g: 2)'
+    assert explain_mismatch(net, EDSR(**TINY).state_dict()).startswith('tensors missing: 6 (var_conv')
+    assert 'unknown' in explain_mismatch(EDSR(**TINY), net.state_dict())
+    assert 'another shape' in explain_mismatch(EDSR(**TINY), EDSR(**{**TINY, 'num_feat': 16}).state_dict())
+    assert 'missing' in explain_mismatch(net, MSRResNet().state_dict())
+
+
+@pytest.mark.parametrize('arch', [EDSRVar, EDSRTwo])
+def test_export(tmp_path, arch):
+    torch.manual_seed(0)
+    net, plain = arch(**TINY), EDSR(**TINY)
+    save(tmp_path / 'net.pth', params=arch(**TINY).state_dict(), params_ema=net.state_dict())
+    export_sr_net(tmp_path / 'net.pth', tmp_path / 'new' / 'plain.pth', 'params_ema')
+    plain.load_state_dict(torch.load(tmp_path / 'new' / 'plain.pth')['params'], strict=True)
+    x = torch.rand(1, 3, 8, 8)
+    assert torch.equal(plain(x), net(x))
+    assert sr_state_dict(plain.state_dict()).keys() == plain.state_dict().keys()

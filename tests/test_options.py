@@ -1,0 +1,117 @@
+"""The shipped ymls build, belong together, and disagreeing options are refused before anything is made."""
+import sys
+
+import pytest
+import torch
+import yaml
+from basicsr.models import build_model
+from basicsr.utils.options import parse_options
+from conftest import OPTIONS
+
+from udl_plugin.archs import EDSRVar
+from udl_plugin.errors import InputError
+from udl_plugin.options import check_options
+
+YMLS = sorted(OPTIONS.rglob('*.yml'))
+
+
+def parse(path, monkeypatch, root):
+    """As BasicSR does, from the command line."""
+    monkeypatch.setattr(sys, 'argv', ['train.py', '-opt', str(path)])
+    return parse_options(str(root), is_train=path.name.startswith('train'))[0]
+
+
+@pytest.mark.parametrize('path', YMLS, ids=lambda path: str(path.relative_to(OPTIONS)))
+def test_yml_builds(path, monkeypatch, tmp_path):
+    opt = parse(path, monkeypatch, tmp_path)
+    opt['num_gpu'] = 0
+    opt['datasets'] = {}  # not on this machine
+    if opt['path']['pretrain_network_g'] is not None:
+        network = {key: value for key, value in opt['network_g'].items() if key != 'type'}
+        state_dict = EDSRVar(**network).state_dict()
+        if opt['network_g']['type'] == 'EDSR':
+            state_dict = {key: value for key, value in state_dict.items() if not key.startswith('var_conv')}
+        torch.save({'params': state_dict}, tmp_path / 'before.pth')
+        opt['path']['pretrain_network_g'] = str(tmp_path / 'before.pth')
+    model = build_model(opt)
+    scale = opt['scale']
+    with torch.no_grad():
+        assert model.net_g(torch.rand(1, 3, 6, 6)).shape == (1, 3, 6 * scale, 6 * scale)
+    if opt['is_train']:
+        assert type(model.cri_pix).__name__ == opt['train']['pixel_opt']['type']
+        assert opt['train']['total_iter'] > 0
+    for metric in opt['val']['metrics'].values():
+        assert metric['crop_border'] == scale
+        assert metric['test_y_channel'] is True
+
+
+def flat(path):
+    def walk(section, prefix=''):
+        for key, value in section.items():
+            if isinstance(value, dict):
+                yield from walk(value, f'{prefix}{key}.')
+            else:
+                yield f'{prefix}{key}', value
+    return dict(walk(yaml.safe_load(path.read_text())))
+
+
+def differences(one, other):
+    one, other = flat(OPTIONS / one), flat(OPTIONS / other)
+    return {key for key in one.keys() | other.keys() if one.get(key, ...) != other.get(key, ...)}
+
+
+def test_demo_trainings_differ_only_in_what_must():
+    method = {'name', 'model_type', 'network_g.type', 'train.pixel_opt.type'}
+    step = {'name', 'path.pretrain_network_g', 'train.optim_g.lr'}
+    assert differences('demo/train_l1_step1.yml', 'demo/train_udl_step1.yml') == method
+    assert differences('demo/train_l1_step2.yml', 'demo/train_udl_step2.yml') == method | {'path.pretrain_network_g'}
+    assert differences('demo/train_l1_step1.yml', 'demo/train_l1_step2.yml') == step
+
+
+def test_the_two_steps_differ_only_in_what_must():
+    assert differences('train_udl_step1.yml', 'train_udl_step2.yml') == {
+        'name', 'network_g.type', 'path.pretrain_network_g', 'path.param_key_g', 'train.scheduler.milestones',
+        'train.total_iter', 'train.pixel_opt.type', 'train.pixel_opt.offset'}
+
+
+def test_canonical_schedule_is_the_authors():
+    step1, step2 = (flat(OPTIONS / f'train_udl_step{step}.yml') for step in (1, 2))
+    for options, total in ((step1, 30000), (step2, 100000)):
+        assert options['train.total_iter'] == total
+        assert options['train.scheduler.milestones'] == [total // 2]
+        assert options['train.scheduler.gamma'] == 0.5
+        assert options['train.optim_g.lr'] == 1e-4
+        assert options['train.optim_g.betas'] == [0.9, 0.999]
+        assert options['datasets.train.batch_size_per_gpu'] == 64
+        assert options['datasets.train.gt_size'] == 4 * 48
+        assert options['network_g.res_scale'] == 0.1
+        assert options['network_g.rgb_mean'] == [0, 0, 0]
+    assert step2['path.pretrain_network_g'] == f'experiments/{step1["name"]}/models/net_g_latest.pth'
+
+
+def minimal(**changes):
+    return {'model_type': 'UDLModel', 'scale': 2, 'datasets': {}, 'val': None,
+            'network_g': {'type': 'EDSRVar', 'num_in_ch': 3, 'num_out_ch': 3, 'upscale': 2}, **changes}
+
+
+@pytest.mark.parametrize('model_type', ['UDLModel', 'SRModel'])
+def test_scale_that_disagrees(model_type):
+    check_options(minimal(model_type=model_type))
+    with pytest.raises(InputError, match='scale: 3 does not agree with network_g: upscale: 2'):
+        check_options(minimal(model_type=model_type, scale=3))
+    with pytest.raises(InputError, match='scale: is missing.*upscale: 2'):
+        check_options(minimal(model_type=model_type, scale=None))
+
+
+def test_default_scale_of_the_network_counts():
+    with pytest.raises(InputError, match='upscale: 4'):
+        check_options(minimal(network_g={'type': 'EDSRVar', 'num_in_ch': 3, 'num_out_ch': 3}))
+
+
+def test_unread_val_key():
+    check_options(minimal(val={'val_freq': 1, 'save_img': True, 'save_uncertainty': True, 'metrics': {}}))
+    with pytest.raises(InputError, match="val: 'save_uncertanty'.*did you mean 'save_uncertainty'"):
+        check_options(minimal(val={'save_uncertanty': True}))
+    check_options(minimal(val={'save_uncertanty': True}, model_type='SRModel'))  # not ours to say
+
+
