@@ -33,7 +33,8 @@ class _BasicSRFinder:
         if name != 'basicsr':
             return None
         for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(name, path, target)
+            find_spec = None if finder is self else getattr(finder, 'find_spec', None)
+            spec = find_spec and find_spec(name, path, target)
             if spec is not None:
                 if spec.loader is not None:
                     self._extend(spec.loader)
