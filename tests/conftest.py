@@ -65,8 +65,9 @@ class Runner:
 
     def run(self, *command, **environment):
         """Runs Python with `command` in the folder; returns the finished process with its text, stderr included."""
+        environment = {**os.environ, 'UDL_PLUGIN_AUTOLOAD': '1', **environment}
         return subprocess.run([sys.executable, *map(str, command)], cwd=self.folder, text=True, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, env={**os.environ, **environment}, check=False)
+                              stderr=subprocess.STDOUT, env=environment, check=False)
 
     def train(self, yml, *arguments):
         return self.run('-m', 'udl_plugin.train', '-opt', yml, *arguments)

@@ -31,9 +31,9 @@ def python(tmp_path):
             (tmp_path / name).write_text(text)
         stub = ('import sys, types\nstub = types.ModuleType("udl_plugin.register")\n'
                 'stub.register = lambda: print("registered")\nsys.modules["udl_plugin.register"] = stub\n')
+        environment = {'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}', 'UDL_PLUGIN_AUTOLOAD': '1', **environment}
         return subprocess.run([sys.executable, '-S', '-c', stub + code], cwd=tmp_path, text=True, capture_output=True,
-                              env={**os.environ, 'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}', **environment},
-                              check=False)
+                              env={**os.environ, **environment}, check=False)
     return run
 
 

@@ -10,6 +10,14 @@ def test_write_whole(tmp_path):
     assert [path.name for path in (tmp_path / 'new').iterdir()] == ['x']
 
 
+def test_a_reader_of_the_old_file_is_not_disturbed(tmp_path):
+    write_whole(tmp_path / 'x', b'old')
+    with open(tmp_path / 'x', 'rb') as reader:
+        write_whole(tmp_path / 'x', b'new')
+        assert reader.read() == b'old'
+    assert (tmp_path / 'x').read_bytes() == b'new'
+
+
 def test_failed_write_keeps_the_old_file(tmp_path):
     write_whole(tmp_path / 'x', b'old')
     with pytest.raises(TypeError):

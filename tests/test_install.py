@@ -28,7 +28,7 @@ class Environment:
 
     def run(self, *command, **environment):
         return subprocess.run([self.python, *command], text=True, capture_output=True, cwd=self.site,
-                              env={**os.environ, **environment}, check=False)
+                              env={**os.environ, 'UDL_PLUGIN_AUTOLOAD': '1', **environment}, check=False)
 
     def pip(self, *command):
         result = subprocess.run([sys.executable, '-m', 'pip', '--python', self.python, *command], text=True,

@@ -45,7 +45,7 @@ def test_forward_of_step_1(options):
 
 @pytest.mark.parametrize('options', VARIANTS)
 def test_forward_of_step_2(options):
-    net, x = EDSRTwo(**options), torch.rand(2, 3, 5, 7)
+    net, x = EDSRTwo(**options), torch.rand(2, 3, 5, 7, requires_grad=True)
     sr, log_var = net(x, return_log_var=True)
     assert type(net.sr_net) is EDSR
     assert torch.equal(net(x), net.sr_net(x))
@@ -92,6 +92,7 @@ def test_frozen_branch_is_out_of_reach():
     assert sum(p.numel() for p in net.parameters()) == sum(p.numel() for p in EDSR(**TINY, upscale=2).parameters())
     net.requires_grad_(True)
     assert not any(tensor.requires_grad for tensor in net.var_net.state_dict(keep_vars=True).values())
+    assert not any(module.training for module in net.var_net.modules())
     net.train()
     assert net.training
     assert net.sr_net.training

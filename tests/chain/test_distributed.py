@@ -35,6 +35,7 @@ def work(rank, folder):
     torch.manual_seed(rank)  # other weights on each rank, until DDP makes them one
     for network, loss, pretrained in (('EDSRVar', 'ESU', None), ('EDSRTwo', 'UDL', f'{folder}/net_g_latest.pth')):
         model = build_model(options(network, loss, folder, pretrained))
+        assert not model.net_g.modules_buffers, 'the frozen branch must not be sent in every iteration'
         before = {name: value.clone() for name, value in model.get_bare_model(model.net_g).state_dict().items()}
         for iteration in range(1, 4):
             model.feed_data({'lq': torch.rand(1, 3, 8, 8), 'gt': torch.rand(1, 3, 16, 16)})

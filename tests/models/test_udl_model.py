@@ -217,6 +217,17 @@ def test_validation_gives_the_same_image_with_and_without_map(tmp_path):
     assert plain.metric_results == mapped.metric_results
 
 
+def test_validation_is_of_the_moving_average(tmp_path):
+    opt = step2_options(tmp_path, ema_decay=0.9)
+    opt['val']['save_uncertainty'] = True
+    model = iterate(build_model(opt))
+    pair = OnePair()[0]
+    model.feed_data({'lq': pair['lq'][None], 'gt': pair['gt'][None]})
+    model.test()
+    assert torch.equal(model.output, model.net_g_ema(model.lq))
+    assert not torch.equal(model.output, model.net_g(model.lq))
+
+
 def test_validation_without_map_never_runs_the_frozen_branch(tmp_path):
     model = build_model(step2_options(tmp_path))
     model.net_g.var_net.conv_first.register_forward_hook(lambda *_: pytest.fail('var_net ran'))
