@@ -5,6 +5,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -18,13 +19,17 @@ print('EDSRVar' in ARCH_REGISTRY)
 
 
 class Environment:
-    """A virtual environment that also sees the packages of the running one, but none of their start-up lines."""
+    """A virtual environment that also sees the packages of the running one, but of their start-up lines only that of
+    setuptools: on Python 3.12 it supplies the distutils that basicsr imports.
+    """
 
     def __init__(self, folder):
         venv.EnvBuilder(with_pip=False, symlinks=True).create(folder)
         self.python = folder / 'bin' / 'python'
         self.site = next((folder / 'lib').glob('python*/site-packages'))
-        (self.site / 'outer.pth').write_text(sysconfig.get_path('purelib') + '\n')
+        outer = Path(sysconfig.get_path('purelib'))
+        (self.site / '0_outer.pth').write_text(f'{outer}\n')
+        shutil.copy(outer / 'distutils-precedence.pth', self.site)
 
     def run(self, *command, **environment):
         return subprocess.run([self.python, *command], text=True, capture_output=True, cwd=self.site,
