@@ -90,7 +90,7 @@ def test_canonical_schedule_is_the_authors():
 
 
 def minimal(**changes):
-    return {'model_type': 'UDLModel', 'scale': 2, 'datasets': {}, 'val': None,
+    return {'model_type': 'UDLModel', 'scale': 2, 'datasets': {}, 'val': None, 'path': {},
             'network_g': {'type': 'EDSRVar', 'num_in_ch': 3, 'num_out_ch': 3, 'upscale': 2}, **changes}
 
 
@@ -106,6 +106,27 @@ def test_scale_that_disagrees(model_type):
 def test_default_scale_of_the_network_counts():
     with pytest.raises(InputError, match='upscale: 4'):
         check_options(minimal(network_g={'type': 'EDSRVar', 'num_in_ch': 3, 'num_out_ch': 3}))
+
+
+@pytest.mark.parametrize('section', ['network_g', 'datasets', 'path'])
+def test_missing_section(section):
+    with pytest.raises(InputError, match=f'^{section}: is missing'):
+        check_options(minimal(**{section: None}))
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({'model_type': 'UDLmodel'}, "model_type: there is no 'UDLmodel' .did you mean 'UDLModel'"),
+    ({'network_g': {'type': 'EDSRVra'}}, "network_g: type: there is no 'EDSRVra' .did you mean 'EDSRVar'"),
+    ({'network_g': {'num_feat': 8}}, 'network_g: type: is missing'),
+    ({'network_g': {'type': 'EDSRVar', 'num_feats': 8}}, "network_g: 'num_feats' .*did you mean 'num_feat'"),
+    ({'network_g': {'type': 'EDSR', 'num_feats': 8}}, "network_g: 'num_feats' .*did you mean 'num_feat'"),
+    ({'train': {'pixel_opt': {'type': 'ESUU'}}}, "train: pixel_opt: type: there is no 'ESUU' .did you mean 'ESU'"),
+    ({'train': {'pixel_opt': {'type': 'ESU', 'offset': 1}}}, "train: pixel_opt: 'offset' is not .* type: ESU"),
+    ({'train': {'perceptual_opt': {'type': 'PerceptualLoss', 'perceptual_wieght': 1}}}, "did you mean 'perceptual_wei"),
+])
+def test_misspelt_name(changes, message):
+    with pytest.raises(InputError, match=message):
+        check_options(minimal(**changes))
 
 
 def test_unread_val_key():

@@ -51,6 +51,8 @@ def _read(parse_options, root_path, is_train):
         return parse_options(root_path, is_train=is_train)
     except FileNotFoundError as err:
         raise InputError(f"-opt: there is no file '{err.filename}'.") from err
+    except KeyError as err:
+        raise InputError(f'{err.args[0]}: is missing in the yml.') from err
     except yaml.YAMLError as err:
         raise InputError(f'-opt: {err}') from err
 

@@ -14,24 +14,36 @@ def did_you_mean(name, known):
     return f" (did you mean '{near[0]}'?)" if near else ''
 
 
+def check_option_names(cls, names, where=''):
+    """Refuses names that `cls` does not take as keyword arguments. BasicSR hands it a yml section that way.
+
+    Args:
+        cls (type): Its signature tells the options; with `**kwargs` it takes all.
+        names (Iterable[str]): Keys of the section.
+        where (str): Where they stand, such as `network_g: `.
+
+    Raises:
+        InputError: an unknown name; says which and what may have been meant.
+    """
+    parameters = inspect.signature(cls).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for name in names:
+        if name not in parameters:
+            raise InputError(f"{where}'{name}' is not an option of type: {cls.__name__}"
+                             f"{did_you_mean(name, parameters)}. Its options are: {', '.join(parameters)}.")
+
+
 def refuse_unknown_options(cls):
-    """Class decorator: an option that `cls.__init__` does not know is refused by name, with the nearest known one.
+    """Class decorator: `check_option_names` whenever an instance is made, whoever makes it.
 
-    BasicSR hands a yml section to the constructor as keyword arguments; Python's own TypeError for a misspelt one
-    names neither the section's `type` in full nor what was meant.
-
-    Raises (when an instance is made):
-        InputError: an unknown keyword argument.
+    Python's own TypeError for a misspelt option names neither the section's `type` in full nor what was meant.
     """
     init = cls.__init__
-    known = list(inspect.signature(init).parameters)[1:]
 
     @functools.wraps(init)
     def checked_init(self, *args, **kwargs):
-        for name in kwargs:
-            if name not in known:
-                raise InputError(f"'{name}' is not an option of type: {cls.__name__}{did_you_mean(name, known)}. "
-                                 f"Its options are: {', '.join(known)}.")
+        check_option_names(cls, kwargs)
         init(self, *args, **kwargs)
 
     cls.__init__ = checked_init

@@ -2,10 +2,9 @@
 import inspect
 
 from udl_plugin.data.pairs import check_pairs
-from udl_plugin.errors import InputError, did_you_mean
+from udl_plugin.errors import InputError, check_option_names, did_you_mean
 
-VAL_KEYS = ('val_freq', 'save_img', 'pbar', 'suffix', 'metrics')  # upstream reads these in train, test and SRModel
-UDL_VAL_KEYS = (*VAL_KEYS, 'save_uncertainty')
+VAL_KEYS = ('val_freq', 'save_img', 'pbar', 'suffix', 'metrics', 'save_uncertainty')  # all but the last are upstream's
 
 
 def check_options(opt):
@@ -17,31 +16,46 @@ def check_options(opt):
     Raises:
         InputError: names the key or the path and says what to do.
     """
-    _check_scale(opt)
-    if opt.get('model_type') == 'UDLModel':
+    from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
+    for section in ('network_g', 'datasets', 'path'):
+        if not isinstance(opt.get(section), dict):
+            raise InputError(f'{section}: is missing, or not a section.')
+    _find(MODEL_REGISTRY, opt, 'model_type', '')
+    network = _find(ARCH_REGISTRY, opt['network_g'], 'type', 'network_g: ')
+    check_option_names(network, opt['network_g'].keys() - {'type'}, 'network_g: ')
+    for name in ('pixel_opt', 'perceptual_opt'):
+        loss_opt = (opt.get('train') or {}).get(name)
+        if loss_opt:
+            loss = _find(LOSS_REGISTRY, loss_opt, 'type', f'train: {name}: ')
+            check_option_names(loss, loss_opt.keys() - {'type'}, f'train: {name}: ')
+    if opt['model_type'] == 'UDLModel':
         for key in opt.get('val') or {}:
-            if key not in UDL_VAL_KEYS:
-                raise InputError(f"val: '{key}' is read by nobody{did_you_mean(key, UDL_VAL_KEYS)}. "
-                                 f"With model_type: UDLModel these are: {', '.join(UDL_VAL_KEYS)}.")
+            if key not in VAL_KEYS:
+                raise InputError(f"val: '{key}' is read by nobody{did_you_mean(key, VAL_KEYS)}. "
+                                 f"With model_type: UDLModel its keys are: {', '.join(VAL_KEYS)}.")
+    _check_scale(opt.get('scale'), network, opt['network_g'])
     for phase, dataset in opt['datasets'].items():
         if dataset.get('type') == 'PairedImageDataset':
             check_pairs(dataset, f'datasets: {phase}')
 
 
-def _check_scale(opt):
-    upscale = _upscale(opt['network_g'])
-    if upscale is None or opt.get('scale') == upscale:
+def _find(registry, section, key, where):
+    """The class that `section[key]` names in a registry of BasicSR."""
+    name = section.get(key)
+    if name is None:
+        raise InputError(f'{where}{key}: is missing.')
+    for registered in (name, f'{name}_basicsr'):  # the registry's own second try
+        if registered in registry:
+            return registry.get(registered)
+    raise InputError(f"{where}{key}: there is no '{name}'{did_you_mean(name, registry.keys())}.")
+
+
+def _check_scale(scale, network, network_opt):
+    parameter = inspect.signature(network).parameters.get('upscale')
+    upscale = network_opt.get('upscale', parameter.default if parameter else inspect.Parameter.empty)
+    if upscale is inspect.Parameter.empty or scale == upscale:
         return
-    if opt.get('scale') is None:
+    if scale is None:
         raise InputError(f'scale: is missing; network_g has upscale: {upscale}, so write scale: {upscale}.')
-    raise InputError(f"scale: {opt['scale']} does not agree with network_g: upscale: {upscale}; "
+    raise InputError(f'scale: {scale} does not agree with network_g: upscale: {upscale}; '
                      'make both the scale of the data.')
-
-
-def _upscale(network_opt):
-    """The network's scale, written or its class's default; None where its class has no such option."""
-    from basicsr.utils.registry import ARCH_REGISTRY
-    if 'upscale' in network_opt or network_opt['type'] not in ARCH_REGISTRY:
-        return network_opt.get('upscale')
-    parameter = inspect.signature(ARCH_REGISTRY.get(network_opt['type'])).parameters.get('upscale')
-    return None if parameter is None or parameter.default is parameter.empty else parameter.default
