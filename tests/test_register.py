@@ -1,7 +1,10 @@
 """The names that BasicSR finds: registered once, refused where taken, and told in the README."""
 import importlib
 import inspect
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from basicsr.utils import registry as registries
@@ -21,6 +24,37 @@ def test_again_changes_nothing():
     before = {registry: dict(iter(getattr(registries, registry))) for registry in NAMES}
     register()
     assert before == {registry: dict(iter(getattr(registries, registry))) for registry in NAMES}
+
+
+FORKED = """
+import os, sys, torchvision, scipy, skimage, cv2  # once, before the forks: quicker
+failed = []
+for name in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        assert not [module for module in sys.modules if module.startswith('basicsr')]
+        __import__(name)
+        import basicsr.archs
+        from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
+        os._exit(0 if 'EDSRVar' in ARCH_REGISTRY and 'UDLModel' in MODEL_REGISTRY else 1)
+    if os.waitpid(child, 0)[1]:
+        failed.append(name)
+sys.exit(f'cannot be imported first: {failed}' if failed else 0)
+"""
+
+
+@pytest.mark.parametrize('autoload', ['0', '1'])
+def test_any_module_may_be_imported_first(autoload):
+    """With the start-up line and, but for those that never need basicsr, without it."""
+    names = ['.'.join(path.relative_to(ROOT).with_suffix('').parts).replace('.__init__', '')
+             for path in sorted((ROOT / 'udl_plugin').rglob('*.py'))]
+    assert len(names) > 15
+    if autoload == '0':
+        names = [name for name in names if name.startswith(('udl_plugin.archs', 'udl_plugin.models', 'udl_plugin.data.',
+                                                            'udl_plugin.entry', 'udl_plugin.train'))]
+    result = subprocess.run([sys.executable, '-c', FORKED, *names], capture_output=True, text=True, check=False,
+                            env={**os.environ, 'PYTHONPATH': str(ROOT), 'UDL_PLUGIN_AUTOLOAD': autoload})
+    assert result.returncode == 0, result.stderr
 
 
 def test_taken_name_says_by_whom(monkeypatch):

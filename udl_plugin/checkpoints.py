@@ -49,6 +49,41 @@ def load_tensors(path):
         raise InputError(f"'{path}' cannot be read as a checkpoint of tensors ({reason}).") from err
 
 
+def read_fitting(net, path, param_key='params', strict=True):
+    """Reads the state dict for `net` from a checkpoint and makes sure that it fits.
+
+    Args:
+        net (nn.Module): One with `expand` (a `TwoStep`) also takes a checkpoint of step 1, for both branches, and
+            always all of it: a step 2 that weighs by a half-loaded network would be nonsense.
+        path, param_key: As in `read_checkpoint`.
+        strict (bool): False: what does not fit is the caller's to drop.
+
+    Returns:
+        tuple[dict, str, str]: What `net.load_state_dict` takes, the key it was found under, and what does not fit.
+
+    Raises:
+        InputError: names the option, the file and the mismatch.
+    """
+    option = 'path: pretrain_network_g:'
+    try:
+        state_dict, found_key = read_checkpoint(path, param_key)
+    except InputError as err:
+        raise InputError(f'{option} {err}') from err.__cause__
+    two_step = hasattr(net, 'expand')
+    if two_step:
+        state_dict = net.expand(state_dict)
+    mismatch = explain_mismatch(net, state_dict)
+    if mismatch and (strict or two_step):
+        if two_step and not any('var_conv.' in name for name in state_dict):
+            advice = 'It has no variance head: name a checkpoint of step 1 (EDSRVar trained with ESU).'
+        elif two_step:
+            advice = 'Step 2 needs the size and scale of step 1.'
+        else:
+            advice = 'Set its options in network_g, or strict_load_g: false to load what fits.'
+        raise InputError(f"{option} '{path}' does not fit network_g: {type(net).__name__}: {mismatch}. {advice}")
+    return state_dict, found_key, mismatch
+
+
 def explain_mismatch(net, state_dict):
     """Says why `net.load_state_dict(state_dict)` would fail.
 

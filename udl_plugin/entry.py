@@ -13,8 +13,8 @@ install()  # here, not in a function: data loading workers of a distributed trai
 def run(module_name, pipeline_name):
     """Runs a pipeline of BasicSR with the command line's arguments; results go below the current folder.
 
-    Two names that the pipeline calls are replaced in its module: `parse_options`, so that options and data are checked
-    before any folder is made, and `load_resume_state`, which upstream cannot do without a GPU.
+    Names that the pipeline calls are replaced in its module, so that everything is checked before any folder is made or
+    renamed: `parse_options`, and in training `load_resume_state`, which upstream cannot do without a GPU.
 
     Args:
         module_name (str): `basicsr.train` or `basicsr.test`.
@@ -24,25 +24,37 @@ def run(module_name, pipeline_name):
         int: Exit status: 0, or 2 where the input was wrong; then one line on stderr says why.
     """
     module = importlib.import_module(module_name)
-    parse_options = module.parse_options
+    upstream = {name: getattr(module, name) for name in ('parse_options', 'load_resume_state') if hasattr(module, name)}
 
-    def parse_and_check_options(root_path, is_train):
-        from udl_plugin.options import check_options
-        opt, args = _read(parse_options, root_path, is_train)
-        check_options(opt)
+    def parse_options(root_path, is_train):
+        opt, args = _read(upstream['parse_options'], root_path, is_train)
+        if not is_train:
+            _check(opt)
         return opt, args
 
-    module.parse_options = parse_and_check_options
-    if hasattr(module, 'load_resume_state'):
-        module.load_resume_state = load_resume_state
+    def load_resume_state_and_check(opt):
+        state = load_resume_state(opt)  # first: it says which checkpoint the network starts from
+        _check(opt)
+        return state
+
+    module.parse_options = parse_options
+    if 'load_resume_state' in upstream:
+        module.load_resume_state = load_resume_state_and_check
     try:
         getattr(module, pipeline_name)(os.getcwd())
     except InputError as err:
         print(f'{osp.basename(sys.argv[0])}: {err}', file=sys.stderr)
         return 2
     finally:
-        module.parse_options = parse_options
+        for name, function in upstream.items():
+            setattr(module, name, function)
     return 0
+
+
+def _check(opt):
+    from udl_plugin.options import check_checkpoint, check_options
+    check_options(opt)
+    check_checkpoint(opt)
 
 
 def _read(parse_options, root_path, is_train):

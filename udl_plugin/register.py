@@ -1,4 +1,8 @@
-"""The names that BasicSR finds, in one table, and the function that puts them into its registries."""
+"""The names that BasicSR finds, in one table, and the function that puts them into its registries.
+
+Any of our modules may be the first that a user imports. What keeps that free of circles: importing `udl_plugin.archs`
+or `udl_plugin.models` registers everything first, and no other module that those two need imports basicsr or them.
+"""
 import importlib
 import inspect
 

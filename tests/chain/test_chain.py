@@ -137,5 +137,16 @@ def test_bad_input_is_one_line_before_the_first_iteration(runner):
     assert not (runner.folder / 'experiments').exists()
     refused(runner.train(runner.write_yml('x', scale=4)), 'scale: 4', 'upscale: 2')
     refused(runner.train(runner.write_yml('x', train__pixel_opt={'type': 'ESU', 'img_rnage': 1})),
-            "'img_rnage'", "did you mean 'img_range'")
+            "train: pixel_opt: 'img_rnage'", "did you mean 'img_range'")
     refused(runner.train(step2(runner)), 'path: pretrain_network_g', 'experiments/step1/models/net_g_latest.pth')
+    assert not (runner.folder / 'experiments').exists()
+
+
+def test_refused_run_displaces_no_finished_one(runner):
+    ok(runner.train(runner.write_yml('step1', train__total_iter=1, val=None)))
+    for changes in ({'network_g__num_feats': 8}, {'network_g__type': 'EDSRTwo'}, {'train__pixel_opt': {'type': 'UDL'}},
+                    {'path__pretrain_network_g': 'nowhere.pth'}, {'path__resume_state': 'nowhere.state'},
+                    {'network_g__num_block': 3, 'path__pretrain_network_g': 'experiments/step1/models/net_g_1.pth'}):
+        process = runner.train(runner.write_yml('step1', **changes))
+        assert process.returncode == 2, process.stdout
+    assert [path.name for path in (runner.folder / 'experiments').iterdir()] == ['step1']

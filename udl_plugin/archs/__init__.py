@@ -1,7 +1,7 @@
 """Networks. `forward(x)` of each returns the SR image; `forward(x, return_log_var=True)` adds the log-variance."""
 from udl_plugin.register import register
 
-register()  # also imports basicsr first, so that it does not matter which of our modules is imported first
+register()  # see there
 
 from udl_plugin.archs.edsr_arch import EDSRTwo, EDSRVar  # noqa: E402
 from udl_plugin.archs.two_step import TwoStep  # noqa: E402

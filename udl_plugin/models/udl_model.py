@@ -1,5 +1,4 @@
 """BasicSR's SRModel for both steps: hands the loss the log-variance that it asks for, and saves maps in validation."""
-import inspect
 import io
 from collections import OrderedDict
 from os import path as osp
@@ -10,8 +9,7 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 
 from udl_plugin.archs.two_step import TwoStep
-from udl_plugin.checkpoints import explain_mismatch, read_checkpoint
-from udl_plugin.errors import InputError
+from udl_plugin.checkpoints import read_fitting
 from udl_plugin.files import write_whole
 from udl_plugin.options import check_options
 from udl_plugin.pictures import encode_png, uncertainty_picture
@@ -38,13 +36,6 @@ class UDLModel(SRModel):
         self.save_uncertainty = (opt.get('val') or {}).get('save_uncertainty', False)
         self.validating = None  # the data set's name and the iteration, during validation
         super().__init__(opt)
-        net = self.get_bare_model(self.net_g)
-        if isinstance(net, TwoStep) and opt['path'].get('pretrain_network_g') is None:
-            raise InputError(f"path: pretrain_network_g: is missing. {type(net).__name__} starts from a checkpoint of "
-                             'step 1 (train it with options/train_udl_step1.yml) or of step 2.')
-        if self.save_uncertainty and not _gives_log_var(net):
-            raise InputError(f'val: save_uncertainty: network_g: {type(net).__name__} gives no log-variance; EDSRVar '
-                             'and EDSRTwo do.')
 
     def init_training_settings(self):
         super().init_training_settings()
@@ -53,8 +44,6 @@ class UDLModel(SRModel):
             # upstream may have read `params` into one and `params_ema` into the other; the frozen branch is one
             self.net_g_ema.var_net.load_state_dict(net.var_net.state_dict())
         self.loss_needs_log_var = getattr(self.cri_pix, 'needs_log_var', False)
-        if self.loss_needs_log_var:
-            _check_loss_suits(self.cri_pix, net)
 
     def optimize_parameters(self, current_iter):
         self.optimizer_g.zero_grad()
@@ -87,20 +76,11 @@ class UDLModel(SRModel):
         Raises:
             InputError: names the option, the file and the mismatch.
         """
-        option = 'path: pretrain_network_g:'
         net = self.get_bare_model(net)
-        try:
-            state_dict, found_key = read_checkpoint(load_path, param_key)
-        except InputError as err:
-            raise InputError(f'{option} {err}') from err.__cause__
-        if isinstance(net, TwoStep):
-            state_dict = net.expand(state_dict)
-            strict = True  # a step 2 that weighs by a half-loaded network would be nonsense
-        mismatch = explain_mismatch(net, state_dict)
-        if mismatch and strict:
-            raise InputError(f"{option} '{load_path}' does not fit network_g: {type(net).__name__}: {mismatch}. "
-                             + _advice(net, state_dict))
+        state_dict, found_key, mismatch = read_fitting(net, load_path, param_key, strict)
         logger = get_root_logger()
+        if found_key != param_key:
+            logger.info(f'Loading: {param_key} does not exist, use {found_key}.')
         logger.info(f'Loading {type(net).__name__} model from {load_path}, with param key: [{found_key}].')
         if mismatch:
             self._print_different_keys_loading(net, state_dict, strict)  # also drops what has another shape
@@ -139,30 +119,3 @@ class UDLModel(SRModel):
         np.save(raw, log_var)
         write_whole(f'{stem}_log_var.npy', raw.getvalue())
         write_whole(f'{stem}_uncertainty.png', encode_png(uncertainty_picture(log_var)))
-
-
-def _gives_log_var(net):
-    return 'return_log_var' in inspect.signature(net.forward).parameters
-
-
-def _check_loss_suits(loss, net):
-    """Refuses a loss that needs a log-variance and a network that has none, or has it for the other step."""
-    loss_name, net_name = type(loss).__name__, type(net).__name__
-    if not _gives_log_var(net):
-        raise InputError(f'train: pixel_opt: {loss_name} needs a log-variance, and network_g: {net_name} gives none. '
-                         'Use EDSRVar in step 1, EDSRTwo in step 2.')
-    loss_trains, net_trains = (getattr(part, 'trains_log_var', None) for part in (loss, net))
-    if loss_trains is True and net_trains is False:
-        raise InputError(f'train: pixel_opt: {loss_name} trains the log-variance, and that of network_g: {net_name} is '
-                         'frozen. Step 1 is EDSRVar with ESU, step 2 EDSRTwo with UDL.')
-    if loss_trains is False and net_trains is True:
-        raise InputError(f'train: pixel_opt: {loss_name} weighs by a finished log-variance, and that of network_g: '
-                         f'{net_name} would stay untrained. Step 1 is EDSRVar with ESU, step 2 EDSRTwo with UDL.')
-
-
-def _advice(net, state_dict):
-    if isinstance(net, TwoStep) and not any('var_conv.' in name for name in state_dict):
-        return 'It has no variance head: name a checkpoint of step 1 (EDSRVar trained with ESU).'
-    if isinstance(net, TwoStep):
-        return 'Step 2 needs the size and scale of step 1.'
-    return 'Set its options in network_g, or strict_load_g: false to load what fits.'
