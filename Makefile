@@ -4,21 +4,23 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# the folder is in its name: a clone that was moved is installed again
+INSTALLED := $(VENV)/installed$(subst /,-,$(CURDIR))
 
 .PHONY: demo test lint clean
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/.installed
+demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py
 
-test: $(VENV)/.installed
+test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.installed
+lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .
 
 # opencv-python needs libGL and glib, which a desktop has; without them, its twin without windows takes its place
-$(VENV)/.installed: pyproject.toml setup.py
+$(INSTALLED): pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 12))' || { \
 	  echo "Python 3.9 to 3.12 is needed (basicsr 1.4.2 cannot be installed on others), and this is"; \
 	  $(PYTHON) --version; echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }

@@ -1,8 +1,8 @@
 """What pyproject.toml cannot say: installing also drops a start-up line next to the package.
 
-Python runs the `import` lines of every `*.pth` file in site-packages at start-up. Ours puts the import hook of
-`udl_plugin/autoload.py` in place, which is how an unmodified BasicSR finds our registered names. The file belongs to
-the wheel, so `pip uninstall` takes it away again.
+Python runs the `import` lines of every `*.pth` file in site-packages at start-up. Ours waits for `basicsr` to be
+imported, which is how an unmodified BasicSR finds our registered names. The file belongs to the wheel, so
+`pip uninstall` takes it away again.
 """
 import base64
 import hashlib
@@ -14,8 +14,26 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 from setuptools.command.editable_wheel import editable_wheel
 
-PTH_NAME = 'udl_plugin_autoload.pth'  # sorts behind setuptools' '__editable__*.pth', which makes the package importable
-PTH_LINE = 'import udl_plugin.autoload; udl_plugin.autoload.start()\n'
+# Runs at the start of every Python, so it imports nothing that is not there already, not even us. What follows is done
+# by udl_plugin/autoload.py. (A checkout that was moved away after `pip install -e .` leaves the line behind: no error.)
+STARTUP = """
+import os, sys
+
+class WaitForBasicSR:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == 'basicsr':
+            try:
+                from udl_plugin.autoload import install
+            except ImportError:
+                return None
+            return install().find_spec(name, path, target)
+
+if os.environ.get('UDL_PLUGIN_AUTOLOAD') != '0':
+    sys.meta_path.insert(0, WaitForBasicSR)
+"""
+PTH_NAME = 'udl_plugin_autoload.pth'
+PTH_LINE = f'import sys; exec({STARTUP!r}, {{}})\n'
 
 
 class BuildWithHook(build_py):
@@ -36,7 +54,7 @@ class EditableWithHook(editable_wheel):
 
     def run(self):
         super().run()
-        for wheel in Path(self.dist_dir).glob('udl_plugin-*.whl'):
+        for wheel in Path(self.dist_dir).glob('udl_plugin-*editable*.whl'):
             add_to_wheel(wheel, PTH_NAME, PTH_LINE.encode())
 
 
@@ -55,4 +73,5 @@ def add_to_wheel(wheel, name, data):
     finished.replace(wheel)
 
 
-setup(cmdclass={'build_py': BuildWithHook, 'editable_wheel': EditableWithHook})
+if __name__ == '__main__':
+    setup(cmdclass={'build_py': BuildWithHook, 'editable_wheel': EditableWithHook})

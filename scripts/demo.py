@@ -42,16 +42,12 @@ def main():
     os.chdir(Path(__file__).resolve().parents[1])
     os.environ.setdefault('CUDA_VISIBLE_DEVICES', '0')  # one GPU at most: upstream multiplies the batch by their number
     print(f'Data: {len(write_demo_data("datasets/demo"))} of 4 LMDBs written to datasets/demo/', flush=True)
-    trained_anew = False
     for number, name in enumerate(TRAININGS, 1):
         print(f'\nTraining {number} of {len(TRAININGS)}: udl-train -opt {OPTIONS}/{name}.yml', flush=True)
-        if not name.endswith('step2'):
-            trained_anew = False  # of this pair
-        if not trained_anew and is_trained(name):
+        if is_trained(name):
             print(f'  is there: {experiment(name)} (remove it to train again)')
         else:
             run('udl_plugin.train', name)
-            trained_anew = True
     for name in TESTS.values():
         print(f'\nTest: udl-test -opt {OPTIONS}/{name}.yml', flush=True)
         run('udl_plugin.test', name)
@@ -91,10 +87,11 @@ def experiment(name):
 
 
 def is_trained(name):
-    """Whether a finished training with these very options is there. Upstream copies the yml, under a header."""
-    folder, options = experiment(name), (OPTIONS / f'{name}.yml').read_text()
-    copy = folder / f'{name}.yml'
-    return (folder / 'models' / 'net_g_latest.pth').exists() and copy.exists() and copy.read_text().endswith(options)
+    """Whether a finished training with these very options, from the network that it starts from now, is there."""
+    result, start = experiment(name) / 'models' / 'net_g_latest.pth', read_yml(name)['path']['pretrain_network_g']
+    copy = experiment(name) / f'{name}.yml'  # upstream's, under a header
+    return (result.exists() and copy.exists() and copy.read_text().endswith((OPTIONS / f'{name}.yml').read_text())
+            and (start is None or Path(start).stat().st_mtime < result.stat().st_mtime))
 
 
 def run(module, name):

@@ -1,12 +1,13 @@
 """The import hook, against made-up packages: quick, and each in an interpreter of its own without site-packages."""
 import os
+import runpy
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
 
-START = 'import udl_plugin.autoload; udl_plugin.autoload.start()\n'
+START = runpy.run_path(ROOT / 'setup.py')['PTH_LINE']
 NEW_TORCHVISION = {
     'torchvision/__init__.py': '',
     'torchvision/transforms/__init__.py': 'from . import functional',
@@ -104,4 +105,30 @@ def test_turned_off(python):
 def test_start_imports_nothing(python):
     code = 'import os\nbefore = set(sys.modules)\n' + START + 'print(sorted(set(sys.modules) - before))'
     result = python(code, {})
-    assert result.stdout.strip() == "['udl_plugin', 'udl_plugin.autoload']", result.stderr
+    assert result.stdout.strip() == '[]', result.stderr
+
+
+def test_package_that_was_moved_away(python):
+    result = python(START + 'import basicsr\nprint("works")', {'basicsr/__init__.py': ''}, PYTHONPATH='.')
+    assert result.stdout.split() == ['works'], result.stderr
+
+
+def test_reloaded_hook_and_a_finder_of_the_same_kind(python):
+    """Neither asks the other for ever."""
+    code = START + """
+import importlib, udl_plugin.autoload
+udl_plugin.autoload.install()
+importlib.reload(udl_plugin.autoload).install()
+
+class AsksAll:
+    searching = False
+    def find_spec(self, name, path=None, target=None):
+        if name == 'basicsr' and not self.searching:
+            self.searching = True
+            return next(filter(None, (finder.find_spec(name, path, target) for finder in sys.meta_path)), None)
+
+sys.meta_path.insert(0, AsksAll())
+import basicsr
+"""
+    result = python(code, {**NEW_TORCHVISION, **BASICSR})
+    assert result.stdout.split() == ['registered'], result.stderr

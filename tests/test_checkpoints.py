@@ -20,12 +20,23 @@ def test_keys(tmp_path):
     path = save(tmp_path / 'x.pth', params={'a': torch.ones(1)}, params_ema={'a': torch.zeros(1)})
     assert read_checkpoint(path) == ({'a': torch.ones(1)}, 'params')
     assert read_checkpoint(path, 'params_ema') == ({'a': torch.zeros(1)}, 'params_ema')
+    with pytest.raises(InputError, match=r"has no 'parmas_ema' \(it has: params, params_ema\)"):
+        read_checkpoint(path, 'parmas_ema')
     path = save(tmp_path / 'y.pth', params={'module.a': torch.ones(1)})
     assert read_checkpoint(path, 'params_ema') == ({'a': torch.ones(1)}, 'params')
     path = save(tmp_path / 'z.pth', a=torch.ones(1))
     assert read_checkpoint(path, None) == ({'a': torch.ones(1)}, None)
     with pytest.raises(InputError, match=r"z\.pth' has no 'params' \(it has: a\).*param_key_g"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize(('content', 'key'), [
+    (torch.ones(1), 'params'), (torch.ones(1), None), ([1], 'params'), ({'params': torch.ones(1)}, 'params'),
+    ({'params': {'a': 1}}, 'params')])
+def test_no_state_dict(tmp_path, content, key):
+    torch.save(content, tmp_path / 'x.pth')
+    with pytest.raises(InputError, match=r'x\.pth'):
+        read_checkpoint(tmp_path / 'x.pth', key)
 
 
 class Payload:

@@ -66,10 +66,10 @@ def test_install_and_uninstall(tmp_path, source, options):
     assert found.stdout.splitlines()[-1:] == ['True'], found.stderr
     off = environment.run('-c', 'import sys; print(sys.meta_path)', UDL_PLUGIN_AUTOLOAD='0')
     on = environment.run('-c', 'import sys; print(sys.meta_path)')
-    assert '_BasicSRFinder' in on.stdout
-    assert '_BasicSRFinder' not in off.stdout
+    assert 'WaitForBasicSR' in on.stdout
+    assert 'WaitForBasicSR' not in off.stdout
     assert on.stderr == off.stderr == ''
 
     environment.pip('uninstall', '--yes', 'udl_plugin')
     assert environment.files() == before
-    assert '_BasicSRFinder' not in environment.run('-c', 'import sys; print(sys.meta_path)').stdout
+    assert 'WaitForBasicSR' not in environment.run('-c', 'import sys; print(sys.meta_path)').stdout

@@ -6,11 +6,11 @@ import torch
 import yaml
 from basicsr.models import build_model
 from basicsr.utils.options import parse_options
-from conftest import OPTIONS
+from conftest import OPTIONS, TINY
 
 from udl_plugin.archs import EDSRVar
 from udl_plugin.errors import InputError
-from udl_plugin.options import check_options
+from udl_plugin.options import check_checkpoint, check_options
 
 YMLS = sorted(OPTIONS.rglob('*.yml'))
 
@@ -89,8 +89,21 @@ def test_canonical_schedule_is_the_authors():
     assert step2['path.pretrain_network_g'] == f'experiments/{step1["name"]}/models/net_g_latest.pth'
 
 
+def test_checkpoint_check_draws_no_random_numbers(tmp_path):
+    opt = minimal(network_g={'type': 'EDSRVar', **TINY}, path={'pretrain_network_g': str(tmp_path / 'x.pth')})
+    torch.save({'params': EDSRVar(**TINY).state_dict()}, tmp_path / 'x.pth')
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    check_checkpoint(opt)
+    assert torch.equal(torch.rand(1), expected)
+    opt['network_g']['num_feat'] = 16
+    with pytest.raises(InputError, match=r'x\.pth.*num_feat: 8 \(network_g: 16\)'):
+        check_checkpoint(opt)
+
+
 def minimal(**changes):
-    return {'model_type': 'UDLModel', 'scale': 2, 'datasets': {}, 'val': None, 'path': {},
+    return {'model_type': 'UDLModel', 'is_train': True, 'scale': 2, 'datasets': {}, 'val': None, 'path': {},
             'network_g': {'type': 'EDSRVar', 'num_in_ch': 3, 'num_out_ch': 3, 'upscale': 2}, **changes}
 
 
@@ -129,10 +142,25 @@ def test_misspelt_name(changes, message):
         check_options(minimal(**changes))
 
 
-def test_unread_val_key():
-    check_options(minimal(val={'val_freq': 1, 'save_img': True, 'save_uncertainty': True, 'metrics': {}}))
-    with pytest.raises(InputError, match="val: 'save_uncertanty'.*did you mean 'save_uncertainty'"):
-        check_options(minimal(val={'save_uncertanty': True}))
-    check_options(minimal(val={'save_uncertanty': True}, model_type='SRModel'))  # not ours to say
+@pytest.mark.parametrize(('section', 'good', 'bad'), [
+    ('val', 'save_uncertainty', 'save_uncertanty'),
+    ('train', 'ema_decay', 'ema_deacy'),
+    ('path', 'pretrain_network_g', 'pretrain_network_G'),
+])
+def test_unread_key(section, good, bad):
+    check_options(minimal(**{section: {good: 1}}))
+    with pytest.raises(InputError, match=f"{section}: '{bad}'.*did you mean '{good}'"):
+        check_options(minimal(**{section: {bad: 1}}))
+    check_options(minimal(**{section: {bad: 1}}, model_type='SRModel'))  # not ours to say
+
+
+def test_missing_option():
+    with pytest.raises(InputError, match='network_g: num_out_ch: is missing; type: EDSRVar needs it'):
+        check_options(minimal(network_g={'type': 'EDSRVar', 'num_in_ch': 3, 'upscale': 2}))
+
+
+def test_loss_without_reduction():
+    with pytest.raises(InputError, match='train: pixel_opt: reduction: none'):
+        check_options(minimal(train={'pixel_opt': {'type': 'ESU', 'reduction': 'none'}}))
 
 

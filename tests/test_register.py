@@ -63,7 +63,7 @@ def test_taken_name_says_by_whom(monkeypatch):
 
     monkeypatch.delitem(registries.ARCH_REGISTRY._obj_map, 'EDSRVar')
     monkeypatch.setitem(registries.LOSS_REGISTRY._obj_map, 'UDL', UDL)
-    with pytest.raises(RuntimeError, match=r"'UDL'.*LOSS_REGISTRY by .*test_register.*test_register\.py"):
+    with pytest.raises(RuntimeError, match=r"'UDL'.*loss registry by .*test_register.*test_register\.py"):
         register()
     assert 'EDSRVar' not in registries.ARCH_REGISTRY  # nothing, rather than half
     monkeypatch.undo()

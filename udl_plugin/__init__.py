@@ -1,6 +1,5 @@
 """Uncertainty-driven training (UDL, NeurIPS 2021) of super-resolution networks, as a plugin of BasicSR.
 
-Importing this package costs nothing and touches nothing: it runs at the start of every Python that has it installed.
 See `udl_plugin.autoload` for how BasicSR finds us and `udl_plugin.register` for the names it finds.
 """
 

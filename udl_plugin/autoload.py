@@ -1,45 +1,45 @@
 """Import hook that completes `import basicsr`: BasicSR discovers no plugins, so we wait for it.
 
-Runs at the start of every Python (see setup.py), therefore imports nothing but what the interpreter already holds.
-Once `basicsr` is imported, and only then,
+The start-up line (see setup.py) calls `install` when `basicsr` is about to be imported, unless the environment says
+`UDL_PLUGIN_AUTOLOAD=0`; our own modules and entry points call it too. The hook then sees to it that
 
-1. the one name that BasicSR 1.4.2 misses since torchvision 0.17 is supplied while `basicsr` itself is being imported:
+1. the one name that BasicSR 1.4.2 misses since torchvision 0.17 is there while `basicsr` itself is being imported:
    `torchvision.transforms.functional_tensor.rgb_to_grayscale`, wanted by `basicsr/data/degradations.py`. It now lives
    in `torchvision.transforms.functional`. Afterwards the module is gone again: nobody else sees it;
-2. our archs, losses and model are put into BasicSR's registries (`udl_plugin.register`).
-
-`UDL_PLUGIN_AUTOLOAD=0` in the environment turns the start-up line off.
+2. our archs, losses and model are put into BasicSR's registries afterwards (`udl_plugin.register`).
 """
-import os
 import sys
 
 
-def start():
-    """What the start-up line calls: installs the hook unless the environment says `UDL_PLUGIN_AUTOLOAD=0`."""
-    if os.environ.get('UDL_PLUGIN_AUTOLOAD') != '0':
-        install()
-
-
 def install():
-    """Puts the hook in place, once."""
-    if not any(isinstance(finder, _BasicSRFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _BasicSRFinder())
+    """Puts the hook in place, once, and returns it."""
+    for finder in sys.meta_path:
+        if type(finder).__qualname__ == _BasicSRFinder.__qualname__:  # by name: this module may have been reloaded
+            return finder
+    sys.meta_path.insert(0, _BasicSRFinder())
+    return sys.meta_path[0]
 
 
 class _BasicSRFinder:
     """Finds `basicsr` as the other finders do, and has its loader do our part as well."""
 
+    searching = False
+
     def find_spec(self, name, path=None, target=None):
-        if name != 'basicsr':
+        if name != 'basicsr' or self.searching:
             return None
-        for finder in sys.meta_path:
-            find_spec = None if finder is self else getattr(finder, 'find_spec', None)
-            spec = find_spec and find_spec(name, path, target)
-            if spec is not None:
-                if spec.loader is not None:
-                    self._extend(spec.loader)
-                return spec
-        return None
+        self.searching = True  # another finder may ask all finders in turn, as we do
+        try:
+            for finder in sys.meta_path:
+                find_spec = getattr(finder, 'find_spec', None)
+                spec = find_spec and find_spec(name, path, target)
+                if spec is not None:
+                    if spec.loader is not None:
+                        self._extend(spec.loader)
+                    return spec
+            return None
+        finally:
+            self.searching = False
 
     @staticmethod
     def _extend(loader):

@@ -25,12 +25,15 @@ def read_checkpoint(path, param_key='params'):
     """
     content = load_tensors(path)
     if param_key is not None:
-        if param_key not in content and 'params' in content:
+        keys = list(content) if isinstance(content, dict) else []
+        if param_key == 'params_ema' and param_key not in keys and 'params' in keys:
             param_key = 'params'
-        if param_key not in content:
-            raise InputError(f"'{path}' has no '{param_key}' (it has: {', '.join(map(str, list(content)[:5]))}); name "
-                             'the right one as path: param_key_g.')
+        if param_key not in keys:
+            raise InputError(f"'{path}' has no '{param_key}' (it has: {_some(keys)}); name the right one as path: "
+                             'param_key_g, or null where the file is a state dict itself.')
         content = content[param_key]
+    if not isinstance(content, dict) or not all(torch.is_tensor(value) for value in content.values()):
+        raise InputError(f"'{path}' holds no state dict, name to tensor, under '{param_key}'.")
     return {name[7:] if name.startswith('module.') else name: value for name, value in content.items()}, param_key
 
 
@@ -73,13 +76,19 @@ def read_fitting(net, path, param_key='params', strict=True):
     if two_step:
         state_dict = net.expand(state_dict)
     mismatch = explain_mismatch(net, state_dict)
-    if mismatch and (strict or two_step):
-        if two_step and not any('var_conv.' in name for name in state_dict):
+    own = net.state_dict()
+    nothing_fits = not any(name in own and own[name].shape == value.shape for name, value in state_dict.items())
+    if mismatch and (strict or two_step or nothing_fits):
+        if not two_step and any(name.startswith('sr_net.') for name in state_dict):
+            advice = ('It is of step 2: write type: EDSRTwo, or take its plain network out of it with '
+                      'udl_plugin.checkpoints.export_sr_net.')
+        elif two_step and not any('var_conv.' in name for name in state_dict):
             advice = 'It has no variance head: name a checkpoint of step 1 (EDSRVar trained with ESU).'
         elif two_step:
-            advice = 'Step 2 needs the size and scale of step 1.'
+            advice = 'Step 2 needs the network_g of step 1.'
         else:
-            advice = 'Set its options in network_g, or strict_load_g: false to load what fits.'
+            advice = 'Set its options in network_g' + ('.' if nothing_fits else
+                                                       ', or strict_load_g: false to load what fits.')
         raise InputError(f"{option} '{path}' does not fit network_g: {type(net).__name__}: {mismatch}. {advice}")
     return state_dict, found_key, mismatch
 
@@ -108,7 +117,7 @@ def explain_mismatch(net, state_dict):
 
 
 def _some(names):
-    return ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
+    return ', '.join(map(str, names[:3])) + (', ...' if len(names) > 3 else '')
 
 
 def sr_state_dict(state_dict):

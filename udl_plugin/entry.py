@@ -1,6 +1,7 @@
 """What udl-train and udl-test share: upstream's pipelines, run from here, with checked options and a readable end."""
 import importlib
 import os
+import re
 import sys
 from os import path as osp
 
@@ -24,10 +25,10 @@ def run(module_name, pipeline_name):
         int: Exit status: 0, or 2 where the input was wrong; then one line on stderr says why.
     """
     module = importlib.import_module(module_name)
-    upstream = {name: getattr(module, name) for name in ('parse_options', 'load_resume_state') if hasattr(module, name)}
+    upstream_parse_options = module.parse_options
 
     def parse_options(root_path, is_train):
-        opt, args = _read(upstream['parse_options'], root_path, is_train)
+        opt, args = _read(upstream_parse_options, root_path, is_train)
         if not is_train:
             _check(opt)
         return opt, args
@@ -38,16 +39,13 @@ def run(module_name, pipeline_name):
         return state
 
     module.parse_options = parse_options
-    if 'load_resume_state' in upstream:
+    if hasattr(module, 'load_resume_state'):
         module.load_resume_state = load_resume_state_and_check
     try:
         getattr(module, pipeline_name)(os.getcwd())
     except InputError as err:
         print(f'{osp.basename(sys.argv[0])}: {err}', file=sys.stderr)
         return 2
-    finally:
-        for name, function in upstream.items():
-            setattr(module, name, function)
     return 0
 
 
@@ -61,8 +59,8 @@ def _read(parse_options, root_path, is_train):
     import yaml
     try:
         return parse_options(root_path, is_train=is_train)
-    except FileNotFoundError as err:
-        raise InputError(f"-opt: there is no file '{err.filename}'.") from err
+    except OSError as err:
+        raise InputError(f"-opt: '{err.filename}': {err.strerror}.") from err
     except KeyError as err:
         raise InputError(f'{err.args[0]}: is missing in the yml.') from err
     except yaml.YAMLError as err:
@@ -83,8 +81,9 @@ def load_resume_state(opt):
     path = opt['path'].get('resume_state')
     if opt['auto_resume']:
         folder = opt['path']['training_states']
-        states = list(scandir(folder, suffix='.state')) if osp.isdir(folder) else []
-        path = osp.join(folder, max(states, key=lambda name: int(name.split('.')[0]))) if states else None
+        names = list(scandir(folder)) if osp.isdir(folder) else []
+        iterations = [int(name[:-6]) for name in names if re.fullmatch(r'\d+\.state', name)]
+        path = osp.join(folder, f'{max(iterations)}.state') if iterations else None
         opt['path']['resume_state'] = path
     if not path:
         return None
@@ -92,5 +91,7 @@ def load_resume_state(opt):
         state = load_tensors(path)
     except InputError as err:
         raise InputError(f'path: resume_state: {err}') from err.__cause__
+    if not isinstance(state, dict) or not {'epoch', 'iter', 'optimizers', 'schedulers'} <= state.keys():
+        raise InputError(f"path: resume_state: '{path}' is not a training state; those are in training_states/.")
     check_resume(opt, state['iter'])
     return state

@@ -7,7 +7,13 @@ from udl_plugin.checkpoints import read_fitting
 from udl_plugin.data.pairs import check_pairs
 from udl_plugin.errors import InputError, check_option_names, did_you_mean
 
-VAL_KEYS = ('val_freq', 'save_img', 'pbar', 'suffix', 'metrics', 'save_uncertainty')  # all but the last are upstream's
+# what SRModel, train_pipeline and test_pipeline read there, and we
+KEYS = {
+    'train': ('total_iter', 'warmup_iter', 'ema_decay', 'optim_g', 'scheduler', 'pixel_opt', 'perceptual_opt'),
+    'val': ('val_freq', 'save_img', 'pbar', 'suffix', 'metrics', 'save_uncertainty'),
+    'path': ('pretrain_network_g', 'param_key_g', 'strict_load_g', 'resume_state', 'ignore_resume_networks'),
+}
+MADE_PATHS = ('experiments_root', 'models', 'training_states', 'log', 'visualization', 'results_root')  # parse_options
 
 
 def check_options(opt):
@@ -24,21 +30,15 @@ def check_options(opt):
         if not isinstance(opt.get(section), dict):
             raise InputError(f'{section}: is missing, or not a section.')
     _find(MODEL_REGISTRY, opt, 'model_type', '')
-    network = _find(ARCH_REGISTRY, opt['network_g'], 'type', 'network_g: ')
-    check_option_names(network, opt['network_g'].keys() - {'type'}, 'network_g: ')
-    losses = {}
-    for name in ('pixel_opt', 'perceptual_opt'):
-        loss_opt = (opt.get('train') or {}).get(name)
-        if loss_opt:
-            losses[name] = _find(LOSS_REGISTRY, loss_opt, 'type', f'train: {name}: ')
-            check_option_names(losses[name], loss_opt.keys() - {'type'}, f'train: {name}: ')
+    network = _check_built(ARCH_REGISTRY, opt['network_g'], 'network_g: ')
+    train_opt = opt.get('train') or {}
+    losses = {name: _check_built(LOSS_REGISTRY, train_opt[name], f'train: {name}: ')
+              for name in ('pixel_opt', 'perceptual_opt') if train_opt.get(name)}
     if opt['model_type'] == 'UDLModel':
-        _check_val(opt.get('val') or {}, network)
-        _check_loss_suits(losses.get('pixel_opt'), network)
-        untrained = getattr(network, 'trains_log_var', None) is False  # then its log-variance comes from a checkpoint
-        if untrained and opt['path'].get('pretrain_network_g') is None:
-            raise InputError(f'path: pretrain_network_g: is missing. {network.__name__} starts from a checkpoint of '
-                             'step 1 (train it with options/train_udl_step1.yml) or of step 2.')
+        for section, known in KEYS.items():
+            _check_keys(section, opt.get(section) or {}, known)
+        _check_log_var(opt, network, losses.get('pixel_opt'))
+        _check_start(opt, network)
     _check_scale(opt.get('scale'), network, opt['network_g'])
     for phase, dataset in opt['datasets'].items():
         if dataset.get('type') == 'PairedImageDataset':
@@ -59,23 +59,48 @@ def check_checkpoint(opt):
     if path is None or opt['model_type'] != 'UDLModel':
         return
     network_opt = dict(opt['network_g'])
-    with torch.device('meta'):  # shapes alone: no memory, no random numbers drawn
+    with torch.random.fork_rng(devices=[]):  # the training's own random numbers stay as they are
         net = ARCH_REGISTRY.get(network_opt.pop('type'))(**network_opt)
     read_fitting(net, path, opt['path'].get('param_key_g', 'params'), opt['path'].get('strict_load_g', True))
 
 
-def _check_val(val_opt, network):
-    for key in val_opt:
-        if key not in VAL_KEYS:
-            raise InputError(f"val: '{key}' is not an option{did_you_mean(key, VAL_KEYS)}. "
-                             f"With model_type: UDLModel its options are: {', '.join(VAL_KEYS)}.")
-    if val_opt.get('save_uncertainty') and not _gives_log_var(network):
+def _check_keys(section, section_opt, known):
+    for key in section_opt:
+        if key not in known and not (section == 'path' and key in MADE_PATHS):
+            raise InputError(f"{section}: '{key}' is not an option{did_you_mean(key, known)}. "
+                             f"With model_type: UDLModel its options are: {', '.join(known)}.")
+
+
+def _check_built(registry, section, where):
+    """Checks a section that BasicSR builds an instance from, and returns the class."""
+    cls = _find(registry, section, 'type', where)
+    given = section.keys() - {'type'}
+    check_option_names(cls, given, where)
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty \
+                and name not in given:
+            raise InputError(f'{where}{name}: is missing; type: {cls.__name__} needs it.')
+    if section.get('reduction') == 'none':
+        raise InputError(f'{where}reduction: none gives a map, and training needs a number; write mean.')
+    return cls
+
+
+def _check_start(opt, network):
+    """Refuses a missing `path: pretrain_network_g` where the network cannot do without."""
+    if opt['path'].get('pretrain_network_g') is not None:
+        return
+    if getattr(network, 'trains_log_var', None) is False:
+        raise InputError(f'path: pretrain_network_g: is missing. {network.__name__} starts from a checkpoint of '
+                         'step 1 (train it with options/train_udl_step1.yml) or of step 2.')
+    if not opt['is_train']:
+        raise InputError('path: pretrain_network_g: is missing: there is nothing to test.')
+
+
+def _check_log_var(opt, network, loss):
+    """Refuses uses of a log-variance that the network does not give, or gives for the other step."""
+    if (opt.get('val') or {}).get('save_uncertainty') and not _gives_log_var(network):
         raise InputError(f'val: save_uncertainty: network_g: {network.__name__} gives no log-variance; EDSRVar and '
                          'EDSRTwo do.')
-
-
-def _check_loss_suits(loss, network):
-    """Refuses a loss that needs a log-variance and a network that has none, or has it for the other step."""
     if not getattr(loss, 'needs_log_var', False):
         return
     if not _gives_log_var(network):

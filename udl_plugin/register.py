@@ -25,42 +25,35 @@ NAMES = {
     },
 }
 
-_running = False
-
-
 def register():
-    """Puts our classes into BasicSR's registries. May be called any number of times.
+    """Puts our classes into BasicSR's registries. May be called any number of times, also while it runs.
 
     Raises:
         RuntimeError: one of our names is already taken by another class; says by which. Nothing is registered then.
     """
-    global _running
-    if _running:  # importing basicsr below fires the hook, which calls us
-        return
-    _running = True
-    try:
-        install()
-        registries = importlib.import_module('basicsr.utils.registry')
-        missing = []
-        for registry_name, modules in NAMES.items():
-            registry = getattr(registries, registry_name)
-            for name, module in modules.items():
-                cls = getattr(importlib.import_module(module), name)
-                if name not in registry:
-                    missing.append((registry, cls))
-                elif registry.get(name) is not cls:
-                    raise RuntimeError(_taken(registry_name, name, registry.get(name)))
-        for registry, cls in missing:
+    install()
+    registries = importlib.import_module('basicsr.utils.registry')  # fires the hook, which calls us, if it is the first
+    ours = [(getattr(registries, registry), name, getattr(importlib.import_module(module), name))
+            for registry, modules in NAMES.items() for name, module in modules.items()]
+    for registry, name, cls in ours:
+        if name in registry and not _same(registry.get(name), cls):
+            raise RuntimeError(_taken(registry, name))
+    for registry, name, cls in ours:
+        if name not in registry:
             registry.register(cls)
-    finally:
-        _running = False
 
 
-def _taken(registry_name, name, other):
+def _same(one, other):
+    """Whether two classes are one, or one and its reloaded self."""
+    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
+
+
+def _taken(registry, name):
+    other = registry.get(name)
     try:
-        place = inspect.getsourcefile(other)
+        place = f' ({inspect.getsourcefile(other)})'
     except TypeError:
-        place = None
-    by = f'{other.__module__}.{other.__qualname__}' + (f' ({place})' if place else '')
-    return (f"udl_plugin cannot register '{name}': the name is taken in BasicSR's {registry_name} by {by}. "
+        place = ''
+    return (f"udl_plugin cannot register '{name}': the name is taken in BasicSR's {registry._name} registry by "
+            f'{other.__module__}.{other.__qualname__}{place}. '
             'Rename that one, or set UDL_PLUGIN_AUTOLOAD=0 to run BasicSR without udl_plugin.')

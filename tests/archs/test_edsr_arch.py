@@ -54,6 +54,12 @@ def test_forward_of_step_2(options):
     assert not log_var.requires_grad
 
 
+def test_double_precision():
+    """The mean is no buffer upstream: it must follow the input."""
+    x = torch.rand(1, 3, 5, 5, dtype=torch.float64)
+    assert all(out.dtype == torch.float64 for out in EDSRVar(**TINY, upscale=2).double()(x, return_log_var=True))
+
+
 def test_variance_head_is_the_authors(seed):
     net = EDSRVar(**TINY, upscale=3)
     feat = torch.randn(1, 8, 4, 4)

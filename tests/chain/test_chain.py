@@ -53,7 +53,7 @@ def test_our_entry_points(runner):
     # from the middle: take away what came after iteration 2
     (models / 'net_g_4.pth').unlink()
     (models / 'net_g_latest.pth').unlink()
-    (models.parent / 'training_states' / '4.state').unlink()
+    (models.parent / 'training_states' / '4.state').rename(models.parent / 'training_states' / 'best.state')
     log = ok(runner.train(yml, '--auto_resume'))
     assert 'Resuming training from epoch: 0, iter: 2' in log
     assert 'iter:       3' in log
@@ -146,6 +146,7 @@ def test_refused_run_displaces_no_finished_one(runner):
     ok(runner.train(runner.write_yml('step1', train__total_iter=1, val=None)))
     for changes in ({'network_g__num_feats': 8}, {'network_g__type': 'EDSRTwo'}, {'train__pixel_opt': {'type': 'UDL'}},
                     {'path__pretrain_network_g': 'nowhere.pth'}, {'path__resume_state': 'nowhere.state'},
+                    {'path__resume_state': 'experiments/step1/models/net_g_latest.pth'},
                     {'network_g__num_block': 3, 'path__pretrain_network_g': 'experiments/step1/models/net_g_1.pth'}):
         process = runner.train(runner.write_yml('step1', **changes))
         assert process.returncode == 2, process.stdout

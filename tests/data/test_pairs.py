@@ -69,6 +69,27 @@ def test_image_smaller_than_patch(tmp_path, kind):
 
 
 @kinds
+@pytest.mark.parametrize('gt_size', [9, 0, None, '8'])
+def test_bad_patch_size(tmp_path, kind, gt_size):
+    refused(options(tmp_path, kind, {'a': (16, 16)}, {'a': (8, 8)}, gt_size=gt_size), f'gt_size: {gt_size}', 'scale, 2')
+
+
+def test_names_that_differ(tmp_path):
+    opt = options(tmp_path, 'disk', {'a': (16, 16)}, {'ax2': (8, 8)})
+    check_pairs({**opt, 'filename_tmpl': '{}x2'}, 'datasets: train')
+    refused(opt, 'a.png is not in lq_paths')
+    (tmp_path / 'lq' / 'bx2.png').touch()  # not in the list: not looked at
+    (tmp_path / 'list.txt').write_text('a.png (16,16,3)\n')
+    check_pairs({**opt, 'filename_tmpl': '{}x2', 'meta_info_file': str(tmp_path / 'list.txt')}, 'datasets: train')
+
+
+def test_missing_backend(tmp_path):
+    opt = options(tmp_path, 'disk', {'a': (16, 16)}, {'a': (8, 8)})
+    del opt['io_backend']
+    refused(opt, 'io_backend: is missing')
+
+
+@kinds
 @pytest.mark.parametrize('side', ['dataroot_gt', 'dataroot_lq'])
 def test_missing_root(tmp_path, kind, side):
     opt = options(tmp_path, kind, {'a': (16, 16)}, {'a': (8, 8)})

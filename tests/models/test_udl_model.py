@@ -1,4 +1,5 @@
 import copy
+import shutil
 
 import cv2
 import numpy as np
@@ -187,16 +188,19 @@ class OnePair(Dataset):
                 'lq_path': 'somewhere/bird.png'}
 
 
-@pytest.mark.parametrize('is_train', [True, False])
+@pytest.mark.parametrize(('is_train', 'suffix', 'folder', 'stem'), [
+    (True, None, 'bird', 'bird_7'), (False, None, 'Set1', 'bird_test'), (False, 'x', 'Set1', 'bird_x')])
 @pytest.mark.parametrize('step', [1, 2])
-def test_validation_saves_the_map_beside_the_image(tmp_path, step, is_train):
-    opt = options(1, tmp_path) if step == 1 else step2_options(tmp_path)
+def test_validation_saves_the_map_beside_the_image(tmp_path, step, is_train, suffix, folder, stem):
+    opt = step2_options(tmp_path)
+    if step == 1:
+        opt = options(1, tmp_path)
+        opt['path']['pretrain_network_g'] = save_step1(tmp_path)
     opt['is_train'] = is_train
-    opt['val'].update(save_uncertainty=True, save_img=True)
+    opt['val'].update(save_uncertainty=True, save_img=True, suffix=suffix)
     model = build_model(opt)
     model.validation(DataLoader(OnePair()), 7, None, save_img=True)
-    folder, stem = (tmp_path / 'visualization' / 'bird', 'bird_7') if is_train else \
-        (tmp_path / 'visualization' / 'Set1', 'bird_test')
+    folder = tmp_path / 'visualization' / folder
     assert {path.name for path in folder.iterdir()} == \
         {f'{stem}.png', f'{stem}_uncertainty.png', f'{stem}_log_var.npy'}
     log_var = np.load(folder / f'{stem}_log_var.npy')
@@ -215,6 +219,28 @@ def test_validation_gives_the_same_image_with_and_without_map(tmp_path):
         model.validation(DataLoader(OnePair()), 1, None, save_img=False)
         assert model.net_g.training
     assert plain.metric_results == mapped.metric_results
+
+
+def test_nothing_is_saved_outside_of_validation(tmp_path):
+    opt = step2_options(tmp_path)
+    opt['val']['save_uncertainty'] = True
+    model = build_model(opt)
+    model.validation(DataLoader(OnePair()), 7, None, save_img=False)
+    shutil.rmtree(tmp_path / 'visualization')
+    pair = OnePair()[0]
+    model.feed_data({'lq': pair['lq'][None], 'gt': pair['gt'][None]})
+    model.test()
+    assert not (tmp_path / 'visualization').exists()
+
+
+def test_validation_on_several_gpus_does_not_split_its_one_image(tmp_path):
+    """DataParallel hands the keyword argument to every GPU and the image to the first: the others fail."""
+    opt = step2_options(tmp_path)
+    opt['val']['save_uncertainty'] = True
+    model = build_model(opt)
+    model.net_g = torch.nn.DataParallel(model.net_g)
+    model.net_g.forward = lambda *args, **kwargs: pytest.fail('validation went through DataParallel')
+    model.validation(DataLoader(OnePair()), 7, None, save_img=False)
 
 
 def test_validation_is_of_the_moving_average(tmp_path):
@@ -278,6 +304,31 @@ def test_step_1_may_start_from_plain_edsr_if_asked(tmp_path):
     opt['path']['strict_load_g'] = False
     model = build_model(opt)
     assert same(torch.load(tmp_path / 'edsr.pth')['params'], model.net_g.state_dict())
+
+
+def test_strict_load_false_loads_what_fits_and_something_must(tmp_path):
+    opt = options(1, tmp_path)
+    opt['path'].update(pretrain_network_g=save_step1(tmp_path, upscale=4), strict_load_g=False)
+    model, given = build_model(opt), torch.load(tmp_path / 'step1.pth')['params']
+    loaded = model.net_g.state_dict()
+    assert all(torch.equal(given[name], value) for name, value in loaded.items() if name in given)
+    torch.save({'params': EDSRTwo(**TINY).state_dict()}, tmp_path / 'step2.pth')
+    opt['path']['pretrain_network_g'] = str(tmp_path / 'step2.pth')
+    refused(opt, 'step2.pth', 'of step 2', 'EDSRTwo', 'export_sr_net')
+
+
+def test_state_dict_without_key(tmp_path):
+    opt = options(2, tmp_path, ema_decay=0.9)
+    torch.save(EDSRVar(**TINY).state_dict(), tmp_path / 'raw.pth')
+    opt['path'].update(pretrain_network_g=str(tmp_path / 'raw.pth'), param_key_g=None)
+    model = build_model(opt)
+    assert same(model.net_g.state_dict(), model.net_g_ema.state_dict())
+
+
+def test_test_without_checkpoint(tmp_path):
+    opt = options(1, tmp_path)
+    opt['is_train'] = False
+    refused(opt, 'path: pretrain_network_g', 'is missing')
 
 
 @pytest.mark.parametrize(('step', 'loss', 'network'), [(2, 'ESU', 'EDSRTwo'), (1, 'UDL', 'EDSRVar')])

@@ -22,6 +22,12 @@ def check_pairs(dataset_opt, where):
     """
     if dataset_opt.get('scale') is None:
         raise InputError(f'scale: is missing at the top of the yml; {where} needs it.')
+    if dataset_opt['phase'] == 'train':
+        gt_size, scale = dataset_opt.get('gt_size'), dataset_opt['scale']
+        if not isinstance(gt_size, int) or gt_size <= 0 or gt_size % scale:
+            raise InputError(f'{where}: gt_size: {gt_size}: GT patches need a size, a multiple of the scale, {scale}.')
+    if 'io_backend' not in dataset_opt:
+        raise InputError(f'{where}: io_backend: is missing; write type: lmdb or type: disk in it.')
     is_lmdb = dataset_opt['io_backend'].get('type') == 'lmdb'
     for side in ('dataroot_gt', 'dataroot_lq'):
         root = dataset_opt.get(side)

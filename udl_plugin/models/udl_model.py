@@ -77,6 +77,8 @@ class UDLModel(SRModel):
             InputError: names the option, the file and the mismatch.
         """
         net = self.get_bare_model(net)
+        if self.opt['path'].get('param_key_g', 'params') is None:
+            param_key = None  # the file is a state dict itself, for EMA too, where upstream asks for `params_ema`
         state_dict, found_key, mismatch = read_fitting(net, load_path, param_key, strict)
         logger = get_root_logger()
         if found_key != param_key:
@@ -94,7 +96,8 @@ class UDLModel(SRModel):
         if not self.save_uncertainty:
             super().test()
             return
-        net = getattr(self, 'net_g_ema', self.net_g)
+        # not through DataParallel: with keyword arguments it cannot split a batch of one
+        net = self.get_bare_model(getattr(self, 'net_g_ema', self.net_g))
         net.eval()
         with torch.no_grad():
             self.output, log_var = net(self.lq, return_log_var=True)
