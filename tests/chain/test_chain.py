@@ -131,7 +131,7 @@ def test_bad_input_is_one_line_before_the_first_iteration(runner):
         for part in parts:
             assert part in process.stdout.splitlines()[-1]
 
-    refused(runner.train('nowhere.yml'), '-opt', "no file 'nowhere.yml'")
+    refused(runner.train('nowhere.yml'), '-opt', "'nowhere.yml': No such file")
     yml = runner.write_yml('x', datasets__train__dataroot_lq='datasets/nowhere.lmdb')
     refused(runner.train(yml), 'datasets: train: dataroot_lq', 'datasets/nowhere.lmdb')
     assert not (runner.folder / 'experiments').exists()
