@@ -157,13 +157,13 @@ def draw(bicubic_image, sr, gt, psnr, side=128, width=384):
         f'UDL step 2, {psnr["UDL step 2"]:.2f} dB': sr,
         'ground truth': gt,
         'uncertainty: blue sure, red not': uncertainty_picture(log_var),
-        'error: |SR - truth|, red 32 levels up': error_picture(sr, gt),
+        'error, red: 32 levels or more': error_picture(sr, gt),
     }
     half = side // 2
     local = cv2.boxFilter(log_var.mean(axis=0), -1, (side, side))[half:-half, half:-half]
     top, left = np.unravel_index(local.argmax(), local.shape)
     whole = [(label, cv2.resize(tile, (width, width), interpolation=cv2.INTER_AREA)) for label, tile in tiles.items()]
-    parts = [(f'{side} x {side} pixels of it' if number == 0 else '',
+    parts = [(f'the least sure {side} x {side}' if number == 0 else '',
               cv2.resize(tile[top:top + side, left:left + side], (width, width), interpolation=cv2.INTER_NEAREST))
              for number, tile in enumerate(tiles.values())]
     return sheet([whole, parts])
