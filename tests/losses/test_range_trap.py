@@ -13,7 +13,7 @@ from udl_plugin.losses import ESU
 @pytest.fixture(scope='module')
 def photo():
     """GT `(1, 3, H, W)` and its LR of half the size, in [0, 1]."""
-    gt = training_photos()['coffee'][:240, :240]
+    gt = training_photos()['rocket'][:240, :240]
     return tuple(img2tensor(image / 255.).unsqueeze(0) for image in (gt, resize(gt, 1 / 2)))
 
 
