@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from udl_plugin.checkpoints import read_checkpoint, sr_state_dict
 from udl_plugin.data.demo import SCALE, validation_photos, write_demo_data
-from udl_plugin.data.make_lmdb import resize
+from udl_plugin.data.imresize import imresize
 from udl_plugin.files import write_whole
 from udl_plugin.pictures import encode_png, error_picture, sheet, uncertainty_picture
 
@@ -53,7 +53,7 @@ def main():
         run('udl_plugin.test', name)
 
     gt = validation_photos()[PHOTO]
-    lq = img2tensor(resize(gt, 1 / SCALE) / 255.).unsqueeze(0)
+    lq = img2tensor(imresize(gt, 1 / SCALE) / 255.).unsqueeze(0)
     images = {'bicubic': tensor2img(bicubic(lq)), **{row: read_sr(name) for row, name in TESTS.items()}}
     networks = {row: load(name) for row, name in TESTS.items()}
     seconds = time_in_turn({'bicubic': bicubic, **{row: net for row, (net, _) in networks.items()}}, lq)

@@ -3,7 +3,7 @@ import pytest
 from basicsr.data import build_dataset
 
 from udl_plugin.data.demo import SCALE, training_photos, validation_photos, write_demo_data
-from udl_plugin.data.make_lmdb import crops, resize, write_lmdb
+from udl_plugin.data.make_lmdb import crops, write_lmdb
 
 
 def images(count=3, size=12):
@@ -53,13 +53,6 @@ def test_crops():
     found = crops(image, size=3, step=2)
     assert len(found) == 2 * 3
     np.testing.assert_array_equal(found[4], image[2:5, 2:5])
-
-
-def test_resize_keeps_a_flat_image_and_a_ramp():
-    flat = np.full((12, 12, 3), 77, np.uint8)
-    assert (resize(flat, 1 / 2) == 77).all()
-    ramp = np.repeat(np.arange(0, 240, 10, dtype=np.uint8)[None, :, None], 24, 0).repeat(3, 2)
-    np.testing.assert_array_equal(resize(ramp, 1 / 2)[6, 2:-2, 0], np.arange(5, 240, 20)[2:-2])
 
 
 def test_demo_data(demo_data):

@@ -6,7 +6,7 @@ from scipy.stats import spearmanr
 
 from udl_plugin.archs import EDSRVar
 from udl_plugin.data.demo import training_photos
-from udl_plugin.data.make_lmdb import resize
+from udl_plugin.data.imresize import imresize
 from udl_plugin.losses import ESU
 
 
@@ -14,7 +14,7 @@ from udl_plugin.losses import ESU
 def photo():
     """GT `(1, 3, H, W)` and its LR of half the size, in [0, 1]."""
     gt = training_photos()['rocket'][:240, :240]
-    return tuple(img2tensor(image / 255.).unsqueeze(0) for image in (gt, resize(gt, 1 / 2)))
+    return tuple(img2tensor(image / 255.).unsqueeze(0) for image in (gt, imresize(gt, 1 / 2)))
 
 
 def map_after_training(photo, img_range, iterations=300):

@@ -1,7 +1,8 @@
 """The demo's data sets, from the photos inside scikit-image's wheel: real photos without a download."""
 from pathlib import Path
 
-from udl_plugin.data.make_lmdb import crops, resize, write_lmdb
+from udl_plugin.data.imresize import imresize
+from udl_plugin.data.make_lmdb import crops, write_lmdb
 
 SCALE = 2
 CROP, STEP = 120, 60  # of the training photos, in GT pixels
@@ -45,7 +46,7 @@ def write_demo_data(root, scale=SCALE):
                 for number, crop in enumerate(crops(photo, CROP // divisor, STEP // divisor), 1)}
 
     def shrunk(photos):
-        return {name: resize(photo, 1 / scale) for name, photo in photos.items()}
+        return {name: imresize(photo, 1 / scale) for name, photo in photos.items()}
 
     contents = {
         'train_GT.lmdb': lambda: cut(training_photos(), 1),

@@ -1,7 +1,6 @@
 """Writes images as LMDBs of BasicSR's kind."""
 import cv2
 from basicsr.utils.lmdb_util import LmdbMaker
-from basicsr.utils.matlab_functions import imresize
 
 from udl_plugin.files import whole_folder
 
@@ -26,19 +25,6 @@ def write_lmdb(path, images):
         for key, record in records.items():
             maker.put(record, key, images[key].shape)
         maker.close()
-
-
-def resize(image, factor):
-    """Bicubic with antialiasing, by upstream's `imresize`, rounded to 8 bit.
-
-    Args:
-        image (ndarray): uint8 `(H, W, 3)`; H and W multiples of the scale.
-        factor (float): `1 / scale` makes LR, `scale` the bicubic upsampling.
-
-    Returns:
-        ndarray: uint8 `(H * factor, W * factor, 3)`.
-    """
-    return (imresize(image / 255., factor) * 255).round().clip(0, 255).astype('uint8')
 
 
 def crops(image, size, step):
