@@ -1,4 +1,4 @@
-# make demo   a picture of an uncertainty map, from nothing, in about ten minutes
+# make demo   a picture of an uncertainty map, from nothing
 # make test   the test suite
 # make lint   ruff
 PYTHON ?= python3

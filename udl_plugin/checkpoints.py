@@ -76,9 +76,11 @@ def read_fitting(net, path, param_key='params', strict=True):
     if two_step:
         state_dict = net.expand(state_dict)
     mismatch = explain_mismatch(net, state_dict)
+    if not mismatch:
+        return state_dict, found_key, ''
     own = net.state_dict()
     nothing_fits = not any(name in own and own[name].shape == value.shape for name, value in state_dict.items())
-    if mismatch and (strict or two_step or nothing_fits):
+    if strict or two_step or nothing_fits:
         if not two_step and any(name.startswith('sr_net.') for name in state_dict):
             advice = ('It is of step 2: write type: EDSRTwo, or take its plain network out of it with '
                       'udl_plugin.checkpoints.export_sr_net.')

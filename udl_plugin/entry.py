@@ -5,8 +5,12 @@ import re
 import sys
 from os import path as osp
 
+import yaml
+
 from udl_plugin.autoload import install
+from udl_plugin.checkpoints import load_tensors
 from udl_plugin.errors import InputError
+from udl_plugin.options import check_checkpoint, check_options
 
 install()  # here, not in a function: data loading workers of a distributed training import this module afresh
 
@@ -50,13 +54,11 @@ def run(module_name, pipeline_name):
 
 
 def _check(opt):
-    from udl_plugin.options import check_checkpoint, check_options
     check_options(opt)
     check_checkpoint(opt)
 
 
 def _read(parse_options, root_path, is_train):
-    import yaml
     try:
         return parse_options(root_path, is_train=is_train)
     except OSError as err:
@@ -76,8 +78,6 @@ def load_resume_state(opt):
         InputError: the file is missing or not one of tensors.
     """
     from basicsr.utils import check_resume, scandir
-
-    from udl_plugin.checkpoints import load_tensors
     path = opt['path'].get('resume_state')
     if opt['auto_resume']:
         folder = opt['path']['training_states']

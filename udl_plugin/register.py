@@ -25,6 +25,7 @@ NAMES = {
     },
 }
 
+
 def register():
     """Puts our classes into BasicSR's registries. May be called any number of times, also while it runs.
 

@@ -2,9 +2,8 @@
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from conftest import TINY
 from torch.nn.parallel import DistributedDataParallel
-
-TINY = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2, 'upscale': 2}
 
 
 def options(network, loss, folder, pretrained):

@@ -7,13 +7,13 @@ import pytest
 import torch
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.models import build_model
+from conftest import TINY
 from torch.utils.data import DataLoader, Dataset
 
 from udl_plugin.archs import EDSRTwo, EDSRVar
 from udl_plugin.errors import InputError
 from udl_plugin.pictures import uncertainty_picture
 
-TINY = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2, 'upscale': 2}
 pytestmark = pytest.mark.usefixtures('seed')
 
 

@@ -2,7 +2,7 @@
 import re
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from udl_plugin.errors import InputError
 
@@ -107,5 +107,5 @@ def _image_size(path, where):
     try:
         with Image.open(path) as image:
             return image.size[::-1]
-    except (OSError, UnidentifiedImageError) as err:
+    except OSError as err:
         raise InputError(f'{where}: {err}.') from err
