@@ -24,11 +24,11 @@ from basicsr.utils.options import ordered_yaml
 from torch.nn import functional as F
 
 from udl_plugin.checkpoints import read_checkpoint, sr_state_dict
-from udl_plugin.data.demo import SCALE, validation_photos, write_demo_data
-from udl_plugin.data.imresize import imresize
+from udl_plugin.data.demo import CROP, SCALE, STEP, write_demo_data
 from udl_plugin.files import write_whole
 from udl_plugin.pictures import encode_png, error_picture, sheet, uncertainty_picture
 
+DATA = 'datasets/demo'
 OPTIONS = Path('options/demo')
 TRAININGS = ('train_l1_step1', 'train_l1_step2', 'train_udl_step1', 'train_udl_step2')
 TESTS = {'L1': 'test_l1', 'UDL step 1 (ESU)': 'test_udl_step1', 'UDL step 2': 'test_udl_step2'}
@@ -41,7 +41,10 @@ def main():
     start = time.time()
     os.chdir(Path(__file__).resolve().parents[1])
     os.environ.setdefault('CUDA_VISIBLE_DEVICES', '0')  # one GPU at most: upstream multiplies the batch by their number
-    print(f'Data: {len(write_demo_data("datasets/demo"))} of 4 LMDBs written to datasets/demo/', flush=True)
+    print(f'Data: udl-prepare train --hr {DATA}/photos/train --scales {SCALE} --out {DATA} --crop {CROP} --step {STEP}')
+    print(f'      udl-prepare benchmark --hr {DATA}/photos/val --scales {SCALE} --name val --out {DATA}', flush=True)
+    if not write_demo_data(DATA):
+        print(f'  is there: {DATA}/ (remove it to have it written again)')
     for number, name in enumerate(TRAININGS, 1):
         print(f'\nTraining {number} of {len(TRAININGS)}: udl-train -opt {OPTIONS}/{name}.yml', flush=True)
         if is_trained(name):
@@ -52,8 +55,8 @@ def main():
         print(f'\nTest: udl-test -opt {OPTIONS}/{name}.yml', flush=True)
         run('udl_plugin.test', name)
 
-    gt = validation_photos()[PHOTO]
-    lq = img2tensor(imresize(gt, 1 / SCALE) / 255.).unsqueeze(0)
+    gt, lq = (cv2.imread(f'{DATA}/val/{folder}/{PHOTO}.png') for folder in (f'GTmod{SCALE}', f'LRbicx{SCALE}'))
+    lq = img2tensor(lq / 255.).unsqueeze(0)
     images = {'bicubic': tensor2img(bicubic(lq)), **{row: read_sr(name) for row, name in TESTS.items()}}
     networks = {row: load(name) for row, name in TESTS.items()}
     seconds = time_in_turn({'bicubic': bicubic, **{row: net for row, (net, _) in networks.items()}}, lq)

@@ -4,18 +4,48 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 import udl_plugin.archs  # noqa: F401 (first: makes basicsr importable and registers our names)
 from udl_plugin.data.demo import write_demo_data
+from udl_plugin.data.records import encode, shape_of, writer
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = ROOT / 'options'
 TINY = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2, 'upscale': 2}
 
 torch.set_num_threads(2)
+
+
+def random_images(count=3, height=12, width=None):
+    """`image_0` and so on to uint8 images."""
+    generator = np.random.default_rng(0)
+    return {f'image_{number}': generator.integers(0, 256, (height, width or height, 3), dtype=np.uint8)
+            for number in range(count)}
+
+
+def write_images(path, images):
+    """Writes an LMDB where `path` ends in `.lmdb`, otherwise a folder of PNG files. Returns `path`."""
+    with writer(path) as records:
+        for name, img in images.items():
+            records.put(name, encode(img), shape_of(img))
+    return path
+
+
+def read_pairs(gt, lq, scale=2):
+    """Key to GT and LQ image of two LMDBs, as upstream's PairedImageDataset reads them."""
+    from basicsr.data import build_dataset
+    pairs = build_dataset({'name': 'x', 'type': 'PairedImageDataset', 'phase': 'val', 'scale': scale,
+                           'io_backend': {'type': 'lmdb'}, 'dataroot_gt': str(gt), 'dataroot_lq': str(lq)})
+
+    def image(tensor):
+        return (tensor * 255).round().byte().permute(1, 2, 0).numpy()[..., ::-1]
+
+    return {pair['lq_path']: (image(pair['gt']), image(pair['lq']))
+            for pair in (pairs[number] for number in range(len(pairs)))}
 
 
 @pytest.fixture

@@ -1,6 +1,10 @@
+import subprocess
+import sys
+
 import pytest
 
-from udl_plugin.files import whole_folder, write_whole
+from udl_plugin.errors import InputError
+from udl_plugin.files import whole_folders, write_whole
 
 
 def test_write_whole(tmp_path):
@@ -26,21 +30,122 @@ def test_failed_write_keeps_the_old_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['x']
 
 
-def test_whole_folder(tmp_path):
-    target = tmp_path / 'a' / 'x.lmdb'
-    with whole_folder(target) as unfinished:
-        assert unfinished.name == 'x.lmdb'
-        unfinished.mkdir()
-        (unfinished / 'file').write_text('done')
-        assert not target.exists()
-    assert (target / 'file').read_text() == 'done'
-    assert [path.name for path in target.parent.iterdir()] == ['x.lmdb']
-    with pytest.raises(FileExistsError, match=r'x\.lmdb'), whole_folder(target):
-        pass
+def make(parent, text, names=('a', 'b'), force=False):
+    with whole_folders(parent, names, force) as unfinished:
+        for name in names:
+            (unfinished / name).mkdir()
+            (unfinished / name / 'file').write_text(text)
+            assert (parent / name).exists() == force
 
 
-def test_failed_folder_leaves_nothing(tmp_path):
-    with pytest.raises(KeyError), whole_folder(tmp_path / 'x') as unfinished:
-        unfinished.mkdir()
-        raise KeyError
-    assert list(tmp_path.iterdir()) == []
+def content(parent):
+    return {path.name: (path / 'file').read_text() for path in parent.iterdir()}
+
+
+def finished(parent):
+    return {path.name: (path / 'file').read_text() for path in parent.iterdir() if not path.name.startswith('.')}
+
+
+def test_whole_folders(tmp_path):
+    make(tmp_path / 'new' / 'set', 'one')
+    assert content(tmp_path / 'new' / 'set') == {'a': 'one', 'b': 'one'}
+
+
+def test_existing_folder_is_refused(tmp_path):
+    make(tmp_path, 'one', ['b'])
+    with pytest.raises(InputError, match='b: exists already'):
+        make(tmp_path, 'two')
+    assert content(tmp_path) == {'b': 'one'}
+
+
+def test_folder_that_came_up_meanwhile_is_refused(tmp_path):
+    with pytest.raises(InputError, match='a: exists already'), whole_folders(tmp_path, ['a']) as unfinished:
+        (unfinished / 'a').mkdir()
+        (tmp_path / 'a').mkdir()
+        (tmp_path / 'a' / 'file').write_text('of another')
+    assert content(tmp_path) == {'a': 'of another'}
+
+
+def test_force_replaces(tmp_path):
+    make(tmp_path, 'one')
+    make(tmp_path, 'two', force=True)
+    assert content(tmp_path) == {'a': 'two', 'b': 'two'}
+
+
+def test_force_replaces_a_link_and_not_what_it_points_to(tmp_path):
+    make(tmp_path / 'elsewhere', 'one', ['a'])
+    (tmp_path / 'set').mkdir()
+    (tmp_path / 'set' / 'a').symlink_to(tmp_path / 'elsewhere' / 'a')
+    make(tmp_path / 'set', 'two', ['a'], force=True)
+    assert content(tmp_path / 'set') == {'a': 'two'}
+    assert content(tmp_path / 'elsewhere') == {'a': 'one'}
+
+
+@pytest.mark.parametrize('error', [KeyError, KeyboardInterrupt])
+def test_failure_leaves_what_was(tmp_path, error):
+    make(tmp_path, 'one', ['a'])
+    with pytest.raises(error), whole_folders(tmp_path, ['a', 'b'], force=True) as unfinished:
+        (unfinished / 'a').mkdir()
+        raise error
+    assert content(tmp_path) == {'a': 'one'}
+
+
+def test_one_process_at_a_time(tmp_path):
+    script = f'from udl_plugin.files import whole_folders\nwith whole_folders({str(tmp_path)!r}, ["b"]): pass'
+    with whole_folders(tmp_path, ['a']) as unfinished:
+        (unfinished / 'a').mkdir()
+        second = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=False)
+        assert 'another process is writing there now' in second.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ['a']
+
+
+# kills the process at the n-th call of a function
+KILL = """
+import os, pathlib, shutil, signal, sys
+from udl_plugin import files
+
+def kill_at(owner, name, n):
+    function, calls = getattr(owner, name), []
+    def killer(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == n:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    setattr(owner, name, killer)
+
+parent, force = pathlib.Path(sys.argv[1]), sys.argv[2] == 'force'
+kill_at({'os': os, 'Path': pathlib.Path, 'shutil': shutil}[sys.argv[3]], sys.argv[4], int(sys.argv[5]))
+with files.whole_folders(parent, ['a', 'b'], force) as unfinished:
+    for name in ('a', 'b'):
+        (unfinished / name).mkdir()
+        (unfinished / name / 'file').write_text('new')
+"""
+MOMENTS = [('Path', 'write_text', 1), ('Path', 'write_text', 2), ('os', 'fsync', 1), ('Path', 'replace', 1),
+           ('Path', 'rename', 1), ('Path', 'rename', 2), ('shutil', 'rmtree', 1)]
+
+
+@pytest.mark.parametrize('moment', MOMENTS, ids=str)
+def test_kill(tmp_path, moment):
+    killed = subprocess.run([sys.executable, '-c', KILL, tmp_path, 'new', *map(str, moment)], check=False)
+    assert killed.returncode == -9
+    assert set(finished(tmp_path).values()) <= {'new'}
+    whole = MOMENTS.index(moment) > MOMENTS.index(('Path', 'replace', 1))
+    if whole:  # the next run moves what the killed one had finished
+        with pytest.raises(InputError, match='a, .*b: exists already'):
+            make(tmp_path, 'next')
+    else:
+        make(tmp_path, 'next')
+    assert content(tmp_path) == dict.fromkeys('ab', 'new' if whole else 'next')
+
+
+@pytest.mark.parametrize('moment', [*MOMENTS, ('Path', 'rename', 3), ('Path', 'rename', 4)],
+                         ids=str)
+def test_kill_with_force(tmp_path, moment):
+    make(tmp_path, 'old')
+    killed = subprocess.run([sys.executable, '-c', KILL, tmp_path, 'force', *map(str, moment)], check=False)
+    assert killed.returncode == -9
+    assert set(finished(tmp_path).values()) <= {'old', 'new'}
+    with pytest.raises(InputError, match='a, .*b: exists already'):
+        make(tmp_path, 'next')
+    whole = moment[1] in ('rename', 'rmtree')
+    assert content(tmp_path) == dict.fromkeys('ab', 'new' if whole else 'old')

@@ -2,8 +2,18 @@
 import contextlib
 import os
 import shutil
-import tempfile
 from pathlib import Path
+
+from udl_plugin.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+UNFINISHED = '.unfinished'  # the folder in which whole_folders has folders made
+COMPLETE = 'complete'  # in it: the list of folders, written when all of them are whole
+REPLACED = 'replaced'  # in it: what stood under their names before
 
 
 def write_whole(path, data):
@@ -22,22 +32,77 @@ def write_whole(path, data):
 
 
 @contextlib.contextmanager
-def whole_folder(path):
-    """Gives the path of a folder to make; it becomes `path` when the block ends well, and vanishes otherwise.
+def whole_folders(parent, names, force=False):
+    """Gives an empty folder to make the folders `names` in; they move to `parent` when the block ends well.
 
-    It bears the same name, in a temporary folder beside `path`.
+    Whatever ends the block otherwise, none of them appears. Killed at any moment, what stands under each final name is
+    whole; the next call for `parent` removes what was left unfinished, or, where the kill came while the folders were
+    moving, moves the rest.
+
+    Args:
+        parent (str | Path): Made where needed.
+        names (Iterable[str]): Names of the folders.
+        force (bool): Whether they replace folders of these names. The old ones go when the new ones are whole.
 
     Raises:
-        FileExistsError: `path` exists.
+        InputError: one of them exists and `force` is not given, or another process has folders made for `parent`.
     """
-    path = Path(path)
-    if path.exists():
-        raise FileExistsError(f'{path} exists already; remove it to have it written anew.')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent))
+    parent, names = Path(parent), list(names)
+    parent.mkdir(parents=True, exist_ok=True)
+    unfinished = parent / UNFINISHED
+    with _alone(parent):
+        _move_into_place(unfinished)
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
+        if not force:
+            _refuse_existing(parent, names)
+        unfinished.mkdir()
+        try:
+            yield unfinished
+            if not force:
+                _refuse_existing(parent, names)  # of the time since then
+            write_whole(unfinished / COMPLETE, '\n'.join(names).encode())
+        except BaseException:
+            shutil.rmtree(unfinished)
+            raise
+        _move_into_place(unfinished)  # not in the try: an interrupt here must not remove what is whole
+        shutil.rmtree(unfinished)
+
+
+def _refuse_existing(parent, names):
+    existing = [str(parent / name) for name in names if os.path.lexists(parent / name)]
+    if existing:
+        raise InputError(f"{', '.join(existing)}: exists already. Remove it, choose another place, or give --force "
+                         '(in Python: force=True) to have it written anew.')
+
+
+def _move_into_place(unfinished):
+    if not (unfinished / COMPLETE).exists():
+        return
+    (unfinished / REPLACED).mkdir(exist_ok=True)
+    # each step can be done again after a kill
+    for name in (unfinished / COMPLETE).read_text(encoding='utf-8').splitlines():
+        whole, target = unfinished / name, unfinished.parent / name
+        if whole.exists():
+            if os.path.lexists(target):
+                target.rename(unfinished / REPLACED / name)
+            whole.rename(target)
+
+
+@contextlib.contextmanager
+def _alone(folder):
+    """Keeps other processes out of the same block; the system lets them in when this one ends, however it does."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        unfinished = temporary / path.name
-        yield unfinished
-        unfinished.rename(path)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"'{folder}': another process is writing there now; wait until it has ended.") from None
+        except OSError:
+            pass  # a network file system without locks
+        yield
     finally:
-        shutil.rmtree(temporary)
+        os.close(handle)

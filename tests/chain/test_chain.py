@@ -74,7 +74,7 @@ def test_our_entry_points(runner):
     psnr = calculate_psnr(cv2.imread(str(folder / 'astronaut_test.png')), validation_photos()['astronaut'],
                           crop_border=2, test_y_channel=True)
     assert f'# psnr: {psnr:.4f}' in log
-    assert np.load(folder / 'astronaut_test_log_var.npy').shape == (3, 504, 504)
+    assert np.load(folder / 'astronaut_test_log_var.npy').shape == (3, 512, 512)
 
     # what ships is a plain EDSR, for upstream's model and arch
     export_sr_net(models / 'net_g_latest.pth', runner.folder / 'edsr.pth')

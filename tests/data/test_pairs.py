@@ -1,29 +1,15 @@
-import cv2
-import numpy as np
 import pytest
+from conftest import random_images, write_images
 
-from udl_plugin.data.make_lmdb import write_lmdb
 from udl_plugin.data.pairs import check_pairs
 from udl_plugin.errors import InputError
 
 
-def image(height, width):
-    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
 def options(folder, kind, gt, lq, phase='train', scale=2, gt_size=8):
     """Writes the images `{key: (height, width)}` and returns the options of their data set."""
-    roots = {}
-    for side, sizes in (('gt', gt), ('lq', lq)):
-        images = {key: image(*size) for key, size in sizes.items()}
-        if kind == 'lmdb':
-            roots[side] = folder / f'{side}.lmdb'
-            write_lmdb(roots[side], images)
-        else:
-            roots[side] = folder / side
-            roots[side].mkdir()
-            for key, picture in images.items():
-                cv2.imwrite(str(roots[side] / f'{key}.png'), picture)
+    roots = {side: write_images(folder / (f'{side}.lmdb' if kind == 'lmdb' else side),
+                                {key: random_images(1, *size)['image_0'] for key, size in sizes.items()})
+             for side, sizes in (('gt', gt), ('lq', lq))}
     return {'type': 'PairedImageDataset', 'phase': phase, 'scale': scale, 'gt_size': gt_size,
             'io_backend': {'type': kind}, 'dataroot_gt': str(roots['gt']), 'dataroot_lq': str(roots['lq'])}
 

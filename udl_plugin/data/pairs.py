@@ -1,13 +1,12 @@
 """Checks, before training, what upstream's PairedImageDataset would trip over in a worker at the first iteration."""
-import re
 from pathlib import Path
 
 from PIL import Image
 
+from udl_plugin.data.records import read_meta_info
 from udl_plugin.errors import InputError
 
 MAX_FILES = 100  # of a folder, spread evenly: a header costs an open file; LMDBs list all sizes in one file
-META_LINE = re.compile(r'(?P<key>[^.]*)\..* \((?P<size>\d+,\d+),\d+\) \d+\s*')  # 0001_s001.png (480,480,3) 1
 
 
 def check_pairs(dataset_opt, where):
@@ -57,33 +56,18 @@ def _size_problem(gt_size, lq_size, dataset_opt):
 
 
 def _lmdb_sizes(dataset_opt, where):
-    sizes = {side: _read_meta_info(dataset_opt[side], f'{where}: {side}') for side in ('dataroot_gt', 'dataroot_lq')}
-    gt, lq = sizes['dataroot_gt'], sizes['dataroot_lq']
+    shapes = {}
+    for side in ('dataroot_gt', 'dataroot_lq'):
+        try:
+            shapes[side] = read_meta_info(dataset_opt[side])
+        except InputError as err:
+            raise InputError(f'{where}: {side}: {err}') from err
+    gt, lq = shapes['dataroot_gt'], shapes['dataroot_lq']
     if gt.keys() != lq.keys():
         only_gt, only_lq = sorted(gt.keys() - lq.keys()), sorted(lq.keys() - gt.keys())
         raise InputError(f'{where}: the keys of dataroot_gt and dataroot_lq differ: {len(only_gt)} only in GT '
                          f'{only_gt[:3]}, {len(only_lq)} only in LQ {only_lq[:3]}.')
-    return [(key, gt[key], lq[key]) for key in gt]
-
-
-def _read_meta_info(root, where):
-    """Key to `(height, width)`, from the list that BasicSR's LMDBs carry."""
-    if not str(root).endswith('.lmdb'):
-        raise InputError(f"{where}: '{root}' does not end in .lmdb, which io_backend: lmdb asks for.")
-    for name in ('data.mdb', 'meta_info.txt'):
-        if not Path(root, name).is_file():
-            raise InputError(f"{where}: '{root}' has no {name}; it is not a complete LMDB of BasicSR's kind.")
-    sizes = {}
-    for number, line in enumerate(Path(root, 'meta_info.txt').read_text(encoding='utf-8').splitlines(), 1):
-        match = META_LINE.fullmatch(line)
-        if not match:
-            raise InputError(f"{where}: '{root}/meta_info.txt', line {number}: '{line[:80]}' is not like "
-                             "'0001.png (480,480,3) 1'.")
-        height, width = match['size'].split(',')
-        sizes[match['key']] = (int(height), int(width))
-    if not sizes:
-        raise InputError(f"{where}: the LMDB '{root}' is empty: its meta_info.txt lists no image.")
-    return sizes
+    return [(key, gt[key][:2], lq[key][:2]) for key in gt]
 
 
 def _folder_sizes(dataset_opt, where):

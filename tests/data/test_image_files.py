@@ -1,0 +1,124 @@
+import cv2
+import numpy as np
+import pytest
+from conftest import random_images
+from PIL import Image
+
+from udl_plugin.data.image_files import list_images, pair_names, read_image
+from udl_plugin.errors import InputError
+
+IMG = random_images(1, 20, 30)['image_0']
+
+
+def save(path, img):
+    ok, data = cv2.imencode(path.suffix.lower(), img)
+    assert ok
+    path.write_bytes(data.tobytes())
+    return path
+
+
+@pytest.mark.parametrize('name', ['a.png', 'a.PNG', 'ä 图.bmp', 'a.Tiff'])
+def test_colour(tmp_path, name):
+    img, has_alpha = read_image(save(tmp_path / name, IMG))
+    np.testing.assert_array_equal(img, IMG)
+    assert not has_alpha
+
+
+def test_grey(tmp_path):
+    path = save(tmp_path / 'a.png', IMG[..., 0])
+    np.testing.assert_array_equal(read_image(path)[0], np.repeat(IMG[..., :1], 3, axis=2))
+    np.testing.assert_array_equal(read_image(path, keep_grey=True)[0], IMG[..., 0])
+
+
+@pytest.mark.parametrize('keep_grey', [False, True])
+def test_alpha_is_dropped(tmp_path, keep_grey):
+    alpha = np.arange(600, dtype=np.uint8).reshape(20, 30, 1)
+    path = save(tmp_path / 'a.png', np.concatenate([IMG, alpha], axis=2))
+    img, has_alpha = read_image(path, keep_grey)
+    np.testing.assert_array_equal(img, IMG)
+    assert has_alpha
+
+
+def test_grey_with_alpha(tmp_path):
+    Image.fromarray(IMG[..., :2].copy(), 'LA').save(tmp_path / 'a.png')
+    img, has_alpha = read_image(tmp_path / 'a.png')
+    np.testing.assert_array_equal(img, np.repeat(IMG[..., :1], 3, axis=2))
+    assert has_alpha
+
+
+def test_palette_with_transparency(tmp_path):
+    picture = Image.fromarray(IMG // 64 * 64).quantize(64)
+    picture.save(tmp_path / 'a.png', transparency=0)
+    img, has_alpha = read_image(tmp_path / 'a.png')
+    np.testing.assert_array_equal(img[..., ::-1], np.asarray(picture.convert('RGB')))
+    assert has_alpha
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.tif'])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_16_bit_is_refused(tmp_path, suffix, channels):
+    path = save(tmp_path / f'a{suffix}', IMG[..., :channels].astype(np.uint16) * 257)
+    with pytest.raises(InputError, match=f'a{suffix}.*16 bits'):
+        read_image(path)
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.jpg', '.bmp', '.webp', '.tif'])
+@pytest.mark.parametrize('rest', [0, 0.3, 0.9])
+def test_truncated_is_refused(tmp_path, suffix, rest):
+    path = save(tmp_path / f'a{suffix}', IMG)
+    data = path.read_bytes()
+    path.write_bytes(data[:int(rest * len(data))])
+    with pytest.raises(InputError, match=f"a{suffix}' cannot be read") as caught:
+        read_image(path)
+    assert '\n' not in str(caught.value)
+
+
+def test_damaged_png_is_refused(tmp_path):
+    path = save(tmp_path / 'a.png', IMG)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"a\.png' cannot be read"):
+        read_image(path)
+
+
+def test_missing(tmp_path):
+    with pytest.raises(InputError, match=r'x\.png'):
+        read_image(tmp_path / 'x.png')
+
+
+def test_list(tmp_path):
+    for name in ('b.png', 'a.JPG', 'C.Png', '10.bmp', '9.png', '._b.png', '.hidden.png', 'Thumbs.db', 'a.txt'):
+        (tmp_path / name).touch()
+    (tmp_path / 'folder.png').mkdir()
+    assert list(list_images(tmp_path)) == ['10', '9', 'C', 'a', 'b']
+
+
+def test_names_are_composed(tmp_path):
+    (tmp_path / 'a\u0308.png').touch()  # as macOS unpacks ä
+    assert list(list_images(tmp_path)) == ['ä']
+
+
+def test_list_refuses(tmp_path):
+    with pytest.raises(InputError, match='there is no folder .*none'):
+        list_images(tmp_path / 'none')
+    (tmp_path / 'HR').mkdir()
+    with pytest.raises(InputError, match='holds no image .*sub-folders: HR'):
+        list_images(tmp_path)
+    for name in ('a.png', 'a.jpg'):
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=r"a\.jpg' and .*a\.png' have the same name"):
+        list_images(tmp_path)
+
+
+@pytest.mark.parametrize('hr, lr, pairs, only_hr, only_lr', [
+    (['1', '2'], ['1', '2'], {'1': '1', '2': '2'}, [], []),
+    (['0001', '0002'], ['0001x4', '0002x4'], {'0001': '0001x4', '0002': '0002x4'}, [], []),
+    (['1', '2'], ['2x4', '3x4'], {'2': '2x4'}, ['1'], ['3x4']),
+    (['1'], ['1', '1x4'], {'1': '1'}, [], ['1x4']),
+    (['1x2', '1'], ['1x2', '1x2x4'], {'1x2': '1x2'}, ['1'], ['1x2x4']),
+    (['box2'], ['box2'], {'box2': 'box2'}, [], []),
+    (['box2'], ['box2x3'], {'box2': 'box2x3'}, [], []),
+])
+def test_pair_names(hr, lr, pairs, only_hr, only_lr):
+    assert pair_names(hr, lr) == (pairs, only_hr, only_lr)

@@ -1,0 +1,95 @@
+"""Reads what users have in their folders: which files are images, and each of them as 8-bit pixels."""
+import io
+import re
+import unicodedata
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from udl_plugin.errors import InputError
+
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
+UNCHANGED = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH  # but without alpha, and turned as EXIF says
+
+
+def list_images(folder):
+    """The images in `folder`, not in its sub-folders, in the order of their names; hidden files do not count.
+
+    Returns:
+        dict[str, Path]: Name without suffix (composed Unicode, whatever the file system has) to path.
+
+    Raises:
+        InputError: no such folder, no image in it, or two images of one name.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"there is no folder '{folder}' (seen from {Path.cwd()}).")
+    images = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith('.') and path.is_file():
+            name = unicodedata.normalize('NFC', path.stem)
+            if name in images:
+                raise InputError(f"'{images[name]}' and '{path}' have the same name; rename or remove one of them.")
+            images[name] = path
+    if not images:
+        below = [path.name for path in sorted(folder.iterdir()) if path.is_dir()]
+        hint = f' It has sub-folders: {", ".join(below[:5])}.' if below else ''
+        raise InputError(f"'{folder}' holds no image ({', '.join(SUFFIXES)}).{hint}")
+    return dict(sorted(images.items()))
+
+
+def pair_names(hr, lr):
+    """Finds the LR image of each HR image: the same name, or, as in DIV2K, the name with `x4` or the like behind it.
+
+    Args:
+        hr (Iterable[str]): Names of HR images.
+        lr (Iterable[str]): Names of LR images.
+
+    Returns:
+        tuple[dict[str, str], list[str], list[str]]: HR name to LR name; HR names left over; LR names left over.
+    """
+    hr, pairs, left = set(hr), {}, []
+    for name in sorted(lr):  # 0001 before 0001x4
+        short = name if name in hr else re.sub(r'x\d+$', '', name)
+        if short in hr and short not in pairs:
+            pairs[short] = name
+        else:
+            left.append(name)
+    return pairs, sorted(hr - pairs.keys()), left
+
+
+def read_image(path, keep_grey=False):
+    """Reads an image whole, or not at all.
+
+    Args:
+        path (str | Path): File.
+        keep_grey (bool): Whether a grey image stays one channel. Otherwise it becomes three equal ones.
+
+    Returns:
+        tuple[ndarray, bool]: uint8 `(H, W, 3)`, BGR, or `(H, W)`; and whether an alpha channel was dropped.
+
+    Raises:
+        InputError: the file is missing, truncated, damaged or no image, or has more than 8 bits a channel.
+    """
+    try:
+        data = Path(path).read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
+            has_alpha = 'A' in image.getbands() or 'transparency' in image.info
+            if image.format != 'PNG':
+                image.load()  # refuses a truncated file; OpenCV 4 fills a JPEG up. PNG has checksums, which both read
+        img = decode(data)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, cv2.error) as err:
+        raise InputError(f"'{path}' cannot be read: {' '.join(str(err).split())}") from err
+    if img.dtype != np.uint8:
+        raise InputError(f"'{path}' has {8 * img.itemsize} bits a channel; convert it to 8.")
+    return (cv2.cvtColor(img, cv2.COLOR_GRAY2BGR) if img.ndim == 2 and not keep_grey else img), has_alpha
+
+
+def decode(data):
+    """Bytes of an image file to `(H, W, 3)`, BGR, or `(H, W)`, of the file's depth. ValueError where damaged."""
+    img = cv2.imdecode(np.frombuffer(data, np.uint8), UNCHANGED) if data else None
+    if img is None:
+        raise ValueError('truncated, damaged or not an image.')
+    return img

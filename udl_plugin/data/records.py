@@ -1,0 +1,160 @@
+"""Sets of PNG images as BasicSR reads them: an LMDB with its meta_info.txt, or a folder of files. Both are written by
+`put(name, img)` and read by name."""
+import contextlib
+import re
+import shutil
+from pathlib import Path
+from urllib.parse import quote
+
+import cv2
+import lmdb
+
+from udl_plugin.errors import InputError
+from udl_plugin.files import write_whole
+
+COMPRESS_LEVEL = 1  # of the PNGs; higher ones are slower to write and hardly smaller
+BATCH_BYTES = 64 << 20  # of one transaction
+MAP_BYTES = 16 << 20  # to start with
+MAX_KEY_BYTES = 511  # of LMDB as it is built
+ASCII = ''.join(map(chr, range(32, 127))).replace('%', '')
+META_LINE = re.compile(r'(?P<key>[^.]*)\..* \((?P<shape>\d+,\d+,\d+)\) \d+\s*')  # 0001_s001.png (480,480,3) 1
+
+
+def encode(img):
+    """Image, uint8 `(H, W, 3)`, BGR, or `(H, W)`, to the bytes of a PNG file."""
+    return cv2.imencode('.png', img, [cv2.IMWRITE_PNG_COMPRESSION, COMPRESS_LEVEL])[1].tobytes()
+
+
+def shape_of(img):
+    """`(height, width, channels)`, as meta_info.txt lists it."""
+    return (*img.shape, 1)[:3]
+
+
+def lmdb_key(name):
+    """The key of an image: its name where that is ASCII without dots; other characters as in a URL (ä is %C3%A4).
+
+    BasicSR encodes keys as ASCII and takes what stands before the first dot of a line in meta_info.txt.
+    """
+    key = quote(name, safe=ASCII, errors='surrogateescape').replace('.', '%2E')
+    if len(key) > MAX_KEY_BYTES:
+        raise InputError(f"'{name}': the name is too long for an LMDB: {len(key)} bytes as a key, {MAX_KEY_BYTES} fit.")
+    return key
+
+
+class LmdbWriter:
+    """Writes an LMDB of BasicSR's kind. Its map grows with what is put, so no size is ever guessed.
+
+    `meta_info.txt`, without which BasicSR does not read an LMDB, is written last, when the `with` block ends well.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.path.mkdir(parents=True)
+        with self._explained():
+            self.env = lmdb.open(str(path), map_size=MAP_BYTES, lock=False)
+        self.batch, self.batch_bytes = [], 0
+        self.lines = {}
+
+    def put(self, name, png, shape):
+        """Adds an image.
+
+        Args:
+            name (str): Any; `lmdb_key` makes a key of it.
+            png (bytes): Its PNG file.
+            shape (tuple[int]): `(H, W, C)`.
+
+        Raises:
+            InputError: a second image of this name; a name too long; a full disk, here or at the end of the block.
+        """
+        key = lmdb_key(name)
+        if key in self.lines:
+            raise InputError(f"two images are called '{name}'.")
+        self.lines[key] = '{}.png ({},{},{}) {}\n'.format(key, *shape, COMPRESS_LEVEL)
+        self.batch.append((key.encode(), png))
+        self.batch_bytes += len(png)
+        if self.batch_bytes >= BATCH_BYTES:
+            self._commit()
+
+    def _commit(self):
+        with self._explained():
+            while self.batch:
+                try:
+                    with self.env.begin(write=True) as txn:
+                        for key, png in self.batch:
+                            txn.put(key, png)
+                    self.batch, self.batch_bytes = [], 0
+                except lmdb.MapFullError:  # nothing of the batch is kept
+                    self.env.set_mapsize(2 * self.env.info()['map_size'])
+
+    @contextlib.contextmanager
+    def _explained(self):
+        try:
+            yield
+        except lmdb.Error as err:  # of a full disk, it says no more than Input/output error
+            free = shutil.disk_usage(self.path).free / 1e6
+            raise InputError(f"'{self.path}' cannot be written: {err}. {free:.0f} MB are free on that disk.") from err
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, error, *_):
+        with contextlib.closing(self.env):
+            if error is None:
+                self._commit()
+        if error is None:
+            write_whole(self.path / 'meta_info.txt', ''.join(self.lines.values()).encode())
+
+
+class FolderWriter:
+    """Writes PNG files into a folder, as LmdbWriter does into an LMDB."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.path.mkdir(parents=True)
+
+    def put(self, name, png, shape):
+        write_whole(self.path / f'{name}.png', png)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def is_lmdb(path):
+    """Whether `path` is meant as an LMDB: upstream goes by the suffix as well."""
+    return str(path).endswith('.lmdb')
+
+
+def writer(path):
+    """An LmdbWriter where `path` ends in `.lmdb`, otherwise a FolderWriter."""
+    return LmdbWriter(path) if is_lmdb(path) else FolderWriter(path)
+
+
+def open_lmdb(path):
+    """Opens an LMDB for reading, as upstream does. Raises lmdb.Error where its data.mdb is none."""
+    return lmdb.open(str(path), readonly=True, lock=False, readahead=False, create=False)
+
+
+def read_meta_info(path):
+    """Key to `(height, width, channels)`, from the list that BasicSR's LMDBs carry.
+
+    Raises:
+        InputError: `path` is not a complete LMDB of BasicSR's kind, or an empty one.
+    """
+    if not is_lmdb(path):
+        raise InputError(f"'{path}' does not end in .lmdb, which io_backend: lmdb asks for.")
+    for name in ('data.mdb', 'meta_info.txt'):
+        if not Path(path, name).is_file():
+            raise InputError(f"'{path}' has no {name}; it is not a complete LMDB of BasicSR's kind.")
+    shapes = {}
+    for number, line in enumerate(Path(path, 'meta_info.txt').read_text(encoding='utf-8').splitlines(), 1):
+        match = META_LINE.fullmatch(line)
+        if not match:
+            raise InputError(f"'{path}/meta_info.txt', line {number}: '{line[:80]}' is not like "
+                             "'0001.png (480,480,3) 1'.")
+        shapes[match['key']] = tuple(map(int, match['shape'].split(',')))
+    if not shapes:
+        raise InputError(f"the LMDB '{path}' is empty: its meta_info.txt lists no image.")
+    return shapes
