@@ -1,0 +1,208 @@
+"""The command `udl-prepare`: training sets and benchmarks from folders of images. See udl_plugin/data/prepare.py."""
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from udl_plugin.data.check import check_images, check_pair
+from udl_plugin.data.imresize import BORDERS
+from udl_plugin.data.parallel import available_cores
+from udl_plugin.data.prepare import prepare_benchmark, prepare_train
+from udl_plugin.errors import InputError
+
+TRAIN = """\
+Cuts images into sub-images and writes them as LMDBs, for dataroot_gt and dataroot_lq with io_backend: type: lmdb.
+
+  udl-prepare train --hr DIV2K_train_HR --scales 2 3 4 --out datasets/DIV2K
+
+writes, below datasets/DIV2K/,
+
+  DIV2K_train_HR_sub.lmdb
+  DIV2K_train_LR_bicubic_X2_sub.lmdb   and so for X3 and X4
+
+with LR images as MATLAB's imresize makes them, bit for bit. Or with DIV2K's own:
+
+  udl-prepare train --hr DIV2K_train_HR --lr DIV2K_train_LR_bicubic/X4 --scales 4 --out datasets/DIV2K
+"""
+BENCHMARK = """\
+Writes a benchmark as validation reads it: HR cut to a multiple of the scale, and LR as MATLAB's imresize makes it.
+
+  udl-prepare benchmark --hr benchmark/Set5/HR --name Set5 --scales 2 3 4 --out datasets
+
+writes, below datasets/Set5/,
+
+  GTmod2/*.png   LRbicx2/*.png   and so for 3 and 4
+"""
+CHECK = """\
+Decodes every image of an LMDB or a folder. With two of them, HR and LR, compares names and sizes.
+
+  udl-prepare check datasets/DIV2K/DIV2K_train_HR_sub.lmdb datasets/DIV2K/DIV2K_train_LR_bicubic_X4_sub.lmdb
+
+Exit status 1 and a list where something is wrong, otherwise 0.
+"""
+
+
+def main(argv=None):
+    """Runs the command. Returns the exit status: 0; 1 where a check failed; 2 for bad input; 130 after Ctrl-C."""
+    args = parse(argv)
+    for name in ('SIGTERM', 'SIGHUP'):  # end as with Ctrl-C: cleanly
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _interrupt)
+    args.track = Progress(args.quiet)
+    try:
+        return args.run(args)
+    except InputError as err:
+        message, status = err, 2
+    except OSError as err:
+        message, status = f"'{err.filename}': {err.strerror}", 2
+    except KeyboardInterrupt:
+        message, status = 'interrupted; nothing was kept', 130
+    args.track.close()
+    print(f'udl-prepare: {message}', file=sys.stderr)
+    return status
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(prog='udl-prepare', description='Prepares data for super-resolution. Examples: '
+                                     'udl-prepare train --help, and so for the other commands.')
+    commands = parser.add_subparsers(metavar='COMMAND', required=True)
+
+    train = _add_command(commands, 'train', run_train, 'sub-images of HR and LR as LMDBs', TRAIN)
+    add = train.add_argument
+    add('--hr', nargs='+', required=True, metavar='DIR', help='folders of HR images')
+    add('--out', required=True, metavar='DIR', help='where the LMDBs go')
+    _add_making_options(train)
+    add('--lr', nargs='+', metavar='DIR', help='folders of LR images, one for each scale, in the order of --scales; '
+        'with several --hr, those of the first one first. Names as in HR, or like 0001x4.png (default: LR is made)')
+    add('--name', help='what the names of the LMDBs begin with (default: the name of --out)')
+    add('--crop', type=_count, default=480, metavar='N', help='sides of the sub-images, in HR pixels (%(default)s)')
+    add('--step', type=_count, default=240, metavar='N', help='their distance (%(default)s)')
+
+    benchmark = _add_command(commands, 'benchmark', run_benchmark, 'HR and LR for validation and test', BENCHMARK)
+    add = benchmark.add_argument
+    add('--hr', required=True, metavar='DIR', help='folder of HR images')
+    add('--name', required=True, help='of the set, such as Set5')
+    add('--out', required=True, metavar='DIR', help='where the folder NAME goes')
+    _add_making_options(benchmark)
+    add('--lmdb', action='store_true', dest='as_lmdb', help='write GTmod4.lmdb and LRbicx4.lmdb, not PNG files')
+
+    check = _add_command(commands, 'check', run_check, 'decode and compare what an LMDB or a folder holds', CHECK)
+    add = check.add_argument
+    add('paths', nargs='+', metavar='PATH', help='LMDB or folder; HR first, then LR')
+    add('--scale', type=_count, metavar='N', help='between the two (default: that of most pairs)')
+
+    args = parser.parse_args(argv)
+    if len(getattr(args, 'paths', ())) > 2:
+        check.error('one PATH, or two')
+    return args
+
+
+def _add_command(commands, name, run, summary, text):
+    command = commands.add_parser(name, help=summary, description=text,
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+    command.set_defaults(run=run)
+    add = command.add_argument
+    add('--workers', type=_count, default=available_cores(), metavar='N', help='processes (%(default)s, as cores)')
+    add('--quiet', action='store_true', help='show errors only')
+    return command
+
+
+def _add_making_options(command):
+    add = command.add_argument
+    add('--scales', nargs='+', type=_count, required=True, metavar='N', help='such as 2 3 4')
+    add('--keep-grey', action='store_true', help='leave grey images one channel, instead of three equal ones')
+    add('--border', choices=BORDERS, default='clamp', help='what resizing sees beyond the border: the last pixel, as '
+        'in the usual benchmarks, or the mirrored image (%(default)s)')
+    add('--skip-bad', action='store_true', help='leave images that cannot be used out of HR and LR, and list them')
+    add('--force', action='store_true', help='replace what exists, once the new is complete')
+
+
+def run_train(args):
+    return report(args, prepare_train(**_options(args)))
+
+
+def run_benchmark(args):
+    return report(args, prepare_benchmark(**_options(args)))
+
+
+def _options(args):
+    return {name: value for name, value in vars(args).items() if name not in ('run', 'quiet')}
+
+
+def report(args, prepared):
+    if not args.quiet:
+        for path, count in prepared.folders.items():
+            print(f'{path}: {count} images, {size_of(path)}')
+        if prepared.alpha:
+            print(f'The alpha channel of {len(prepared.alpha)} images was dropped:', *prepared.alpha, sep='\n  ')
+        if prepared.small:
+            print(f'{len(prepared.small)} images are smaller than {args.crop} in one direction, and stay whole in it:',
+                  *prepared.small, sep='\n  ')
+    if prepared.skipped:
+        print(f'udl-prepare: left out {len(prepared.skipped)} images:', *prepared.skipped, sep='\n  ', file=sys.stderr)
+    return 0
+
+
+def run_check(args):
+    checked = check_images(args.paths, args.workers, args.track)
+    problems = [f'{path}: {problem}' for path, found in zip(args.paths, checked) for problem in found.problems]
+    lines = [f'{path}: {len(found.shapes)} images, {sizes(found.shapes)}, {size_of(path)}'
+             for path, found in zip(args.paths, checked)]
+    if len(checked) == 2:
+        scale, differences = check_pair(checked[0].shapes, checked[1].shapes, args.scale)
+        problems += differences
+        lines.append(f'Scale: {scale}')
+    if not args.quiet:
+        print(*lines, 'All is well.' if not problems else '', sep='\n')
+    if problems:
+        print(f'udl-prepare: {len(problems)} problems:', *problems, sep='\n  ', file=sys.stderr)
+    return 1 if problems else 0
+
+
+def sizes(shapes):
+    """`480 x 480`, or from the least to the greatest width and height."""
+    if not shapes:
+        return 'none can be read'
+    heights, widths, _ = zip(*shapes.values())
+    least, greatest = f'{min(widths)} x {min(heights)}', f'{max(widths)} x {max(heights)}'
+    return f'{greatest} pixels' if least == greatest else f'{least} to {greatest} pixels'
+
+
+def size_of(folder):
+    size = sum(path.stat().st_size for path in Path(folder).iterdir() if path.is_file())
+    return f'{size / 1e9:.2f} GB' if size >= 1e9 else f'{size / 1e6:.1f} MB'
+
+
+class Progress:
+    """Shows a bar with rate and time left; unless quiet."""
+
+    def __init__(self, quiet):
+        self.quiet, self.bar = quiet, None
+
+    def __call__(self, iterable, total, what):
+        self.bar = tqdm(iterable, what, total, unit='image', disable=self.quiet)
+        return self.bar
+
+    def close(self):
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _count(text):
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+_count.__name__ = 'whole number above 0'  # argparse: invalid ... value
+
+
+def _interrupt(*_):
+    raise KeyboardInterrupt
+
+
+if __name__ == '__main__':
+    sys.exit(main())
