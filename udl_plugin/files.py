@@ -61,7 +61,7 @@ def whole_folders(parent, names, force=False):
             yield unfinished
             if not force:
                 _refuse_existing(parent, names)  # of the time since then
-            write_whole(unfinished / COMPLETE, '\n'.join(names).encode())
+            write_whole(unfinished / COMPLETE, os.fsencode('\n'.join(names)))
         except BaseException:
             shutil.rmtree(unfinished)
             raise
@@ -81,7 +81,7 @@ def _move_into_place(unfinished):
         return
     (unfinished / REPLACED).mkdir(exist_ok=True)
     # each step can be done again after a kill
-    for name in (unfinished / COMPLETE).read_text(encoding='utf-8').splitlines():
+    for name in os.fsdecode((unfinished / COMPLETE).read_bytes()).split('\n'):
         whole, target = unfinished / name, unfinished.parent / name
         if whole.exists():
             if os.path.lexists(target):

@@ -1,4 +1,5 @@
 import os
+import sys
 
 import cv2
 import numpy as np
@@ -194,13 +195,24 @@ def test_smaller_than_the_scale(tmp_path):
 
 @pytest.mark.parametrize('changes, message', [
     ({'crop': 50}, 'crop 50 must be a multiple of the scales, so of 12'), ({'step': 0}, 'step 0'),
-    ({'scales': [1]}, 'scales 1'), ({'scales': [2, 2]}, 'scales 2 2'), ({'scales': []}, 'scales'),
+    ({'name': 'a/b'}, "name 'a/b'"), ({'scales': [1]}, 'scales 1'), ({'scales': [2, 2]}, 'scales 2 2'), ({'scales': []}, 'scales'),
     ({'border': 'zero'}, 'border zero must be one of clamp, symmetric')])
 def test_bad_options(tmp_path, changes, message):
     hr = folder(tmp_path / 'hr', a=image(24, 24))
     with pytest.raises(InputError, match=message):
         prepare_train(**{'hr': [hr], 'scales': [3, 4], 'out': tmp_path / 'SET', **SMALL, **changes})
     assert not (tmp_path / 'SET').exists()
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='other file systems refuse such names')
+def test_any_name_of_a_file(tmp_path):
+    """Old archives leave names that are not UTF-8."""
+    names = ['ä', '图像', 'a.b', os.fsdecode(b'\xe4')]
+    hr = folder(tmp_path / 'hr', **{name: image(24, 24) for name in names})
+    prepared = prepare_benchmark(hr, [2], tmp_path, 'SET')
+    assert {path.stem for path in (tmp_path / 'SET' / 'GTmod2').iterdir()} == set(names)
+    prepared = prepare_train(hr, [2], tmp_path / 'SET', workers=1, **SMALL)
+    assert list(read_pairs(*prepared.folders)) == ['%C3%A4_s001', '%E4_s001', '%E5%9B%BE%E5%83%8F_s001', 'a%2Eb_s001']
 
 
 def test_existing_is_refused_and_stays(tmp_path):

@@ -47,6 +47,8 @@ Exit status 1 and a list where something is wrong, otherwise 0.
 def main(argv=None):
     """Runs the command. Returns the exit status: 0; 1 where a check failed; 2 for bad input; 130 after Ctrl-C."""
     args = parse(argv)
+    if hasattr(sys.stdout, 'reconfigure'):
+        sys.stdout.reconfigure(errors='backslashreplace')  # for names of files that the terminal cannot show
     for name in ('SIGTERM', 'SIGHUP'):  # end as with Ctrl-C: cleanly
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _interrupt)

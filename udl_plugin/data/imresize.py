@@ -10,6 +10,7 @@ import numpy as np
 from scipy import sparse
 
 BORDERS = ('clamp', 'symmetric')
+BLOCK = 512  # columns at a time: what they need stays in the processor's cache, however large the image
 
 
 def imresize(img, scale, border='clamp'):
@@ -34,8 +35,11 @@ def imresize(img, scale, border='clamp'):
     for axis in (0, 1):
         lines = np.moveaxis(img, axis, 0)
         matrix = _weights(len(lines), scale, border)
-        resized = matrix @ lines.reshape(len(lines), -1).astype(np.float64)
-        rounded = np.floor(resized.clip(0, 255) + 0.5).astype(np.uint8)
+        columns = lines.reshape(len(lines), -1)
+        rounded = np.empty((matrix.shape[0], columns.shape[1]), np.uint8)
+        for start in range(0, columns.shape[1], BLOCK):
+            resized = matrix @ columns[:, start:start + BLOCK].astype(np.float64)
+            rounded[:, start:start + BLOCK] = np.floor(resized.clip(0, 255) + 0.5)
         img = np.moveaxis(rounded.reshape(-1, *lines.shape[1:]), 0, axis)
     return np.ascontiguousarray(img)
 

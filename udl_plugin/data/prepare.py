@@ -55,10 +55,10 @@ def prepare_train(hr, scales, out, lr=None, name=None, crop=480, step=240, **opt
     multiple of all scales; LR is made from the whole of it, then cut at the same places.
 
     Args:
-        hr (Iterable[str | Path]): Folders of HR images.
+        hr (str | Path | Iterable[str | Path]): Folders of HR images, or one.
         scales (Iterable[int]): Such as `[2, 3, 4]`.
         out (str | Path): Folder; made where needed.
-        lr (Iterable[str | Path] | None): Folders of LR images, for each HR folder one a scale, in the order of
+        lr (str | Path | Iterable[str | Path] | None): Folders of LR images, for each HR folder one a scale, in the order of
             `scales`; names as in HR, or with `x4` behind them. None makes them as MATLAB's bicubic imresize does.
         name (str | None): NAME; None takes that of `out`.
         crop (int): Sides of the sub-images, in HR pixels. Smaller images stay whole.
@@ -72,15 +72,17 @@ def prepare_train(hr, scales, out, lr=None, name=None, crop=480, step=240, **opt
     Raises:
         InputError: as `prepare_benchmark`; images without partner; a crop or step that is not a multiple of the scales.
     """
-    hr, scales, out = list(hr), _check_scales(scales), Path(out)
+    hr, scales, out = _as_list(hr), _check_scales(scales), Path(out)
     for what, length in (('crop', crop), ('step', step)):
         if length < 1 or length % math.lcm(*scales):
             raise InputError(f'{what} {length} must be a multiple of the scales, so of {math.lcm(*scales)}.')
     name = name or out.resolve().name
+    if name != Path(name).name:
+        raise InputError(f"name '{name}' must be that of a file, without folders; those go into out.")
     targets = [f'{name}_train_HR_sub.lmdb', *(f'{name}_train_LR_bicubic_X{scale}_sub.lmdb' for scale in scales)]
     make = functools.partial(_cut, targets, scales, crop, step)
     pairs = [(targets[0], target, scale) for target, scale in zip(targets[1:], scales)]
-    return _prepare(make, _find_sources(hr, scales, lr), out, pairs, **options)
+    return _prepare(make, _find_sources(hr, scales, _as_list(lr)), out, pairs, **options)
 
 
 def prepare_benchmark(hr, scales, out, name, as_lmdb=False, **options):
@@ -119,9 +121,12 @@ def _check_scales(scales):
     return scales
 
 
-def _find_sources(hr, scales, lr=None):
+def _as_list(folders):
+    return [folders] if isinstance(folders, (str, Path)) else list(folders or [])
+
+
+def _find_sources(hr, scales, lr=()):
     """The images of all HR folders, each with its LR files; in the order of the folders, then of the names."""
-    lr = list(lr or [])
     if lr and len(lr) != len(hr) * len(scales):
         raise InputError(f'lr: {len(lr)} folders, but {len(hr)} of HR at {len(scales)} scales need '
                          f'{len(hr) * len(scales)}: for each of HR one a scale, in the order of the scales.')

@@ -133,8 +133,8 @@ def writer(path):
 
 
 def open_lmdb(path):
-    """Opens an LMDB for reading, as upstream does. Raises lmdb.Error where its data.mdb is none."""
-    return lmdb.open(str(path), readonly=True, lock=False, readahead=False, create=False)
+    """Opens an LMDB for reading from beginning to end. Raises lmdb.Error where its data.mdb is none."""
+    return lmdb.open(str(path), readonly=True, lock=False, create=False)
 
 
 def read_meta_info(path):
