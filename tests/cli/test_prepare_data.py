@@ -12,7 +12,7 @@ import lmdb
 import pytest
 from conftest import ROOT, random_images, read_pairs, write_images
 
-from udl_plugin.cli.prepare_data import main
+from udl_plugin.cli.prepare_data import main, parse
 from udl_plugin.data.check import check_images
 
 COMMAND = [sys.executable, '-m', 'udl_plugin.cli.prepare_data']
@@ -136,6 +136,13 @@ def test_help_shows_an_example_that_can_be_parsed(command, capsys, monkeypatch):
         assert main(example[1:]) == 2  # the folders are missing; the options are right
 
 
+def test_readme_names_commands_that_can_be_parsed():
+    commands = re.findall(r'^ +udl-prepare (.*)', (ROOT / 'README.md').read_text(), re.MULTILINE)
+    assert len(commands) >= 2
+    for command in commands:
+        parse(command.split())
+
+
 def test_script_runs_from_a_checkout(tmp_path, hr):
     environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
     subprocess.run([sys.executable, ROOT / 'scripts' / 'prepare_data.py', *train(hr, tmp_path / 'SET', '--workers', 2)],
@@ -241,7 +248,7 @@ def killer(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
     return function(*args, **kwargs)
 setattr(owner, name, killer)
-from udl_plugin.cli.prepare_data import main
+from udl_plugin.cli.prepare_data import main, parse
 sys.exit(main(sys.argv[4:]))
 """
 

@@ -4,7 +4,8 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from conftest import random_images, read_pairs, write_images
+import yaml
+from conftest import OPTIONS, random_images, read_pairs, write_images
 
 from udl_plugin.data import prepare
 from udl_plugin.data.imresize import imresize
@@ -123,6 +124,20 @@ def test_benchmark_as_lmdb_with_grey_and_mirrored_border(tmp_path):
     assert (lq[..., 0] != imresize(gt[..., 0], 1 / 2)).any()
 
 
+def test_options_name_what_is_written(tmp_path):
+    """Below datasets/, as the README has it prepared."""
+    hr = folder(tmp_path / 'hr', a=image(48, 48))
+    written = set(prepare_train(hr, [4], tmp_path / 'datasets' / 'DIV2K', **SMALL).folders)
+    for name in ('Set5', 'Set14', 'B100', 'Urban100'):
+        written |= set(prepare_benchmark(hr, [2, 3, 4], tmp_path / 'datasets', name).folders)
+    for file in OPTIONS.glob('*.yml'):
+        datasets = yaml.safe_load(file.read_text())['datasets'].values()
+        named = {dataset[side] for dataset in datasets for side in ('dataroot_gt', 'dataroot_lq')}
+        assert named <= {str(path.relative_to(tmp_path)) for path in written}, file.name
+        for dataset in datasets:
+            assert dataset['io_backend']['type'] == ('lmdb' if '.lmdb' in dataset['dataroot_gt'] else 'disk')
+
+
 def test_alpha_is_dropped_with_a_note(tmp_path):
     hr = folder(tmp_path / 'hr', a=random_images(1, 24, 32)['image_0'].reshape(24, 24, 4), b=image(24, 24))
     assert prepare_benchmark(hr, [2], tmp_path, 'SET').alpha == [hr / 'a.png']
@@ -195,7 +210,8 @@ def test_smaller_than_the_scale(tmp_path):
 
 @pytest.mark.parametrize('changes, message', [
     ({'crop': 50}, 'crop 50 must be a multiple of the scales, so of 12'), ({'step': 0}, 'step 0'),
-    ({'name': 'a/b'}, "name 'a/b'"), ({'scales': [1]}, 'scales 1'), ({'scales': [2, 2]}, 'scales 2 2'), ({'scales': []}, 'scales'),
+    ({'name': 'a/b'}, "name 'a/b'"),
+    ({'scales': [1]}, 'scales 1'), ({'scales': [2, 2]}, 'scales 2 2'), ({'scales': []}, 'scales'),
     ({'border': 'zero'}, 'border zero must be one of clamp, symmetric')])
 def test_bad_options(tmp_path, changes, message):
     hr = folder(tmp_path / 'hr', a=image(24, 24))

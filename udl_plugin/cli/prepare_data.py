@@ -157,7 +157,7 @@ def run_check(args):
         problems += differences
         lines.append(f'Scale: {scale}')
     if not args.quiet:
-        print(*lines, 'All is well.' if not problems else '', sep='\n')
+        print(*lines, *['All is well.'] * (not problems), sep='\n')
     if problems:
         print(f'udl-prepare: {len(problems)} problems:', *problems, sep='\n  ', file=sys.stderr)
     return 1 if problems else 0

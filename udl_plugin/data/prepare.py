@@ -58,8 +58,8 @@ def prepare_train(hr, scales, out, lr=None, name=None, crop=480, step=240, **opt
         hr (str | Path | Iterable[str | Path]): Folders of HR images, or one.
         scales (Iterable[int]): Such as `[2, 3, 4]`.
         out (str | Path): Folder; made where needed.
-        lr (str | Path | Iterable[str | Path] | None): Folders of LR images, for each HR folder one a scale, in the order of
-            `scales`; names as in HR, or with `x4` behind them. None makes them as MATLAB's bicubic imresize does.
+        lr (str | Path | Iterable[str | Path] | None): Folders of LR images, for each HR folder one a scale, in the
+            order of `scales`; names as in HR, or with `x4` behind them. None makes them as MATLAB's imresize does.
         name (str | None): NAME; None takes that of `out`.
         crop (int): Sides of the sub-images, in HR pixels. Smaller images stay whole.
         step (int): Their distance, in HR pixels. The last ones of a row or column end at the border, so that no pixel
