@@ -231,6 +231,14 @@ def test_any_name_of_a_file(tmp_path):
     assert list(read_pairs(*prepared.folders)) == ['%C3%A4_s001', '%E4_s001', '%E5%9B%BE%E5%83%8F_s001', 'a%2Eb_s001']
 
 
+def test_name_too_long_for_a_key(tmp_path):
+    hr = folder(tmp_path / 'hr', **{'图' * 60: image(24, 24)})
+    with pytest.raises(InputError, match='图.*too long for an LMDB'):
+        prepare_train(hr, [2], tmp_path / 'SET', skip_bad=True, **SMALL)
+    assert not (tmp_path / 'SET').exists()
+    prepare_benchmark(hr, [2], tmp_path, 'SET')
+
+
 def test_existing_is_refused_and_stays(tmp_path):
     hr, other = folder(tmp_path / 'hr', a=image(24, 24)), folder(tmp_path / 'other', b=image(24, 24))
     prepare_train([hr], [2], tmp_path / 'SET', **SMALL)

@@ -10,7 +10,7 @@ from udl_plugin.data.check import check_images, check_pair, untracked
 from udl_plugin.data.image_files import list_images, pair_names, read_image
 from udl_plugin.data.imresize import BORDERS, imresize
 from udl_plugin.data.parallel import in_order
-from udl_plugin.data.records import encode, shape_of, writer
+from udl_plugin.data.records import encode, is_lmdb, lmdb_key, shape_of, writer
 from udl_plugin.errors import InputError
 from udl_plugin.files import whole_folders
 
@@ -168,6 +168,9 @@ def _prepare(make, sources, parent, pairs, *, keep_grey=False, border='clamp', s
         raise InputError(f'border {border} must be one of {", ".join(BORDERS)}.')
     make = functools.partial(_make, make, keep_grey, border)
     targets = list(dict.fromkeys(name for pair in pairs for name in pair[:2]))
+    if is_lmdb(targets[0]):
+        for source in sources:
+            lmdb_key(f'{source.name}_s000')  # now, not when half is done
     alpha, small, skipped = [], [], []
     with whole_folders(parent, targets, force) as unfinished:
         with contextlib.ExitStack() as stack:

@@ -1,5 +1,5 @@
-"""Sets of PNG images as BasicSR reads them: an LMDB with its meta_info.txt, or a folder of files. Both are written by
-`put(name, img)` and read by name."""
+"""Sets of PNG images as BasicSR reads them: an LMDB with its meta_info.txt, or a folder of files. Both are written with
+`put(name, png, shape)`."""
 import contextlib
 import re
 import shutil
@@ -37,7 +37,8 @@ def lmdb_key(name):
     """
     key = quote(name, safe=ASCII, errors='surrogateescape').replace('.', '%2E')
     if len(key) > MAX_KEY_BYTES:
-        raise InputError(f"'{name}': the name is too long for an LMDB: {len(key)} bytes as a key, {MAX_KEY_BYTES} fit.")
+        raise InputError(f"'{name}': the name is too long for an LMDB, {len(key)} bytes as a key; shorten it to "
+                         f'{MAX_KEY_BYTES} or less.')
     return key
 
 
