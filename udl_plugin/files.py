@@ -27,6 +27,9 @@ def write_whole(path, data):
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as err:  # a full disk comes without the name
+        err.filename = err.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -48,6 +51,7 @@ def whole_folders(parent, names, force=False):
         InputError: one of them exists and `force` is not given, or another process has folders made for `parent`.
     """
     parent, names = Path(parent), list(names)
+    is_new = not parent.exists()
     parent.mkdir(parents=True, exist_ok=True)
     unfinished = parent / UNFINISHED
     with _alone(parent):
@@ -64,6 +68,9 @@ def whole_folders(parent, names, force=False):
             write_whole(unfinished / COMPLETE, os.fsencode('\n'.join(names)))
         except BaseException:
             shutil.rmtree(unfinished)
+            if is_new:
+                with contextlib.suppress(OSError):  # not empty any more
+                    parent.rmdir()
             raise
         _move_into_place(unfinished)  # not in the try: an interrupt here must not remove what is whole
         shutil.rmtree(unfinished)
@@ -72,8 +79,8 @@ def whole_folders(parent, names, force=False):
 def _refuse_existing(parent, names):
     existing = [str(parent / name) for name in names if os.path.lexists(parent / name)]
     if existing:
-        raise InputError(f"{', '.join(existing)}: exists already. Remove it, choose another place, or give --force "
-                         '(in Python: force=True) to have it written anew.')
+        raise InputError(f"{', '.join(existing)}: exists already. Choose another place, or give --force (in Python: "
+                         'force=True) to have all of it written anew.')
 
 
 def _move_into_place(unfinished):

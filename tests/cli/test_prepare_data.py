@@ -46,9 +46,9 @@ def test_train(tmp_path, hr, capsys):
     assert main(train(hr, tmp_path / 'SET', '--workers', 2)) == 0
     assert left(tmp_path / 'SET') == NAMES
     out, err = capsys.readouterr()
-    assert f'{tmp_path}/SET/SET_train_HR_sub.lmdb: 54 images, ' in out
-    assert re.search(r'preparing: 100%.*6/6 \[.*<.*image/s\]', err)  # rate and time left
-    assert re.search(r'checking: 100%.*108/108', err)
+    assert f'From 6 HR images:\n  {tmp_path}/SET/SET_train_HR_sub.lmdb: 54 images, ' in out
+    assert re.search(r'preparing: 100%.*6/6 \[.*<.* images/s\]', err)  # rate and time left
+    assert re.search(r'checking SET_train_HR_sub.lmdb: 100%.*54/54', err)
 
 
 def test_benchmark_and_check(tmp_path, hr, capsys):
@@ -57,7 +57,7 @@ def test_benchmark_and_check(tmp_path, hr, capsys):
     capsys.readouterr()
     assert main(['check', str(tmp_path / 'S' / 'GTmod3'), str(tmp_path / 'S' / 'LRbicx3')]) == 0
     out = capsys.readouterr().out
-    assert f'{tmp_path}/S/GTmod3: 6 images, 48 x 48 pixels' in out and 'Scale: 3\nAll is well.' in out
+    assert f'{tmp_path}/S/GTmod3: 6 images, 48 x 48 pixels' in out and 'names and sizes fit a scale of 3.' in out
 
 
 def test_check_lists_bad_records(tmp_path, hr, capsys):
@@ -69,9 +69,9 @@ def test_check_lists_bad_records(tmp_path, hr, capsys):
     assert main(['check', *paths, '--quiet']) == 1
     out, err = capsys.readouterr()
     assert out == ''
-    assert err.splitlines() == ['udl-prepare: 2 problems:', f'  {paths[1]}: image_2_s004: truncated, damaged or not an '
+    assert err.splitlines() == ['udl-prepare: problems: 2', f'  {paths[1]}: image_2_s004: truncated, damaged or not an '
                                 'image.', '  image_2_s004: only in HR']
-    assert main(['check', paths[0], '--quiet']) == 0
+    assert main(['check', paths[0] + '/', '--quiet']) == 0  # as the shell completes it
     assert main(['check', *paths, '--quiet', '--scale', '3']) == 1
 
 
@@ -80,12 +80,22 @@ def test_quiet(tmp_path, hr, capfd):
     assert capfd.readouterr() == ('', '')
 
 
+def test_truncated_lmdb_is_told_from_the_other(tmp_path, hr, capsys):
+    assert main(train(hr, tmp_path / 'SET', '--quiet')) == 0
+    paths = [str(tmp_path / 'SET' / name) for name in NAMES]
+    with open(Path(paths[1], 'data.mdb'), 'r+b') as file:
+        file.truncate(20000)
+    assert main(['check', *paths, '--quiet']) == 1
+    (line,) = capsys.readouterr().err.splitlines()[1:]
+    assert line.startswith(f"  {paths[1]}: '{paths[1]}/data.mdb' is truncated: 20000 of ")
+
+
 def test_skipped_are_listed_even_when_quiet(tmp_path, hr, capsys):
     (hr / 'image_1.png').write_bytes(b'')
     assert main(train(hr, tmp_path / 'SET', '--quiet')) == 2
     assert one_line(capsys.readouterr().err)
     assert main(train(hr, tmp_path / 'SET', '--quiet', '--skip-bad')) == 0
-    assert f"left out 1 images:\n  '{hr}/image_1.png' cannot be read" in capsys.readouterr().err
+    assert f"images left out: 1\n  '{hr}/image_1.png' cannot be read" in capsys.readouterr().err
 
 
 def test_notes(tmp_path, hr, capsys):
@@ -93,13 +103,13 @@ def test_notes(tmp_path, hr, capsys):
                                      'small': random_images(1, 12, 48)['image_0']})
     assert main(train(hr, tmp_path / 'SET', '--hr', tmp_path / 'more')) == 0  # the last --hr counts
     out = capsys.readouterr().out
-    assert f'The alpha channel of 1 images was dropped:\n  {tmp_path}/more/alpha.png\n' in out
-    assert f'1 images are smaller than 24 in one direction, and stay whole in it:\n  {tmp_path}/more/small.png\n' in out
+    assert f'Alpha channel dropped from: 1\n  {tmp_path}/more/alpha.png\n' in out
+    assert f'for training: 1\n  {tmp_path}/more/small.png\n' in out
 
 
 @pytest.mark.parametrize('arguments, words', [
     (['train', '--hr', 'none', '--scales', '2', '--out', 'x'], "there is no folder 'none'"),
-    (['check', 'none.lmdb'], "'none.lmdb' has no data.mdb"),
+    (['check', 'none.lmdb'], "there is no LMDB 'none.lmdb'"),
     (['train', '--hr', '.', '--scales', '2', '--out', '/proc/x'], 'holds no image'),
 ])
 def test_one_line_for_bad_input(arguments, words, capsys, monkeypatch, tmp_path):
@@ -116,7 +126,8 @@ def test_no_right_to_write(hr, capsys):
 
 
 @pytest.mark.parametrize('arguments', [[], ['train'], ['check', 'a', 'b', 'c'], ['train', '--hr', 'a', '--scales', '0'],
-                                       ['benchmark', '--workers', '-1']])
+                                       ['benchmark', '--workers', '-1'], ['check', 'a', '--scale', '2'], ['check', ''],
+                                       ['train', '--hr', 'a', '--scale', '4', '--out', 'b']])
 def test_usage(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
@@ -208,7 +219,7 @@ def test_interrupt(tmp_path, many, send, number, moment):
     err = process.communicate(timeout=30)[1]
     assert process.returncode == 130
     assert 'Traceback' not in err, err
-    assert err.splitlines()[-1] == 'udl-prepare: interrupted; nothing was kept'
+    assert err.splitlines()[-1] == 'udl-prepare: interrupted; nothing was changed'
     assert left(out) == []
     wait_for(lambda: not any(map(is_running, workers)))
 
@@ -227,7 +238,7 @@ def test_kill_at_any_time(tmp_path, many):
         process.communicate()
         wait_for(lambda: not any(map(is_running, workers)))  # noqa: B023
         for name in set(left(out)) & set(NAMES):
-            (found,) = check_images([out / name], workers=1)
+            found = check_images(out / name, workers=1)
             assert len(found.shapes) == 120 * 25 and not found.problems
     result = run(*train(many, out, crop=120))
     assert result.returncode == 0 or 'exists already' in result.stderr
@@ -264,7 +275,7 @@ def test_kill_at_a_moment(tmp_path, hr, moment):
                             capture_output=True)
     assert killed.returncode == -9
     for name in set(left(out)) & set(NAMES):
-        (found,) = check_images([out / name], workers=1)
+        found = check_images(out / name, workers=1)
         assert len(found.shapes) == 54 and not found.problems
     status = main(train(hr, out, '--quiet'))
     assert status == (2 if 'rename' in moment else 0)  # it had been complete; now it is all there
@@ -303,12 +314,12 @@ def small_disk(tmp_path):
 def test_full_disk(small_disk, many, workers):
     result = run(*train(many, small_disk / 'SET', '--quiet', '--workers', workers, crop=120))
     assert result.returncode == 2
-    assert one_line(result.stderr) and 'cannot be written' in result.stderr and '0 MB are free' in result.stderr
+    assert one_line(result.stderr) and 'cannot be written: the disk is full (0 MB are free)' in result.stderr
     assert left(small_disk / 'SET') == []
 
 
 def test_full_disk_of_png_files(small_disk, many):
     result = run('benchmark', '--hr', many, '--name', 'S', '--scales', 2, '--out', small_disk, '--quiet')
     assert result.returncode == 2
-    assert one_line(result.stderr) and 'No space left on device' in result.stderr
+    assert one_line(result.stderr) and 'image_' in result.stderr and 'No space left on device' in result.stderr
     assert left(small_disk / 'S') == []

@@ -18,32 +18,21 @@ def change(path, key, data):
 
 
 def problems(path):
-    (found,) = check_images([path])
-    return found.problems
+    return check_images(path).problems
 
 
 @kinds
 @pytest.mark.parametrize('workers', [0, 2])
 def test_all_is_well(tmp_path, name, workers):
     write_images(tmp_path / name, IMAGES)
-    (found,) = check_images([tmp_path / name], workers)
+    found = check_images(tmp_path / name, workers)
     assert found.problems == []
     assert found.shapes == dict.fromkeys(IMAGES, (12, 12, 3))
 
 
 def test_grey_has_one_channel(tmp_path):
     write_images(tmp_path / 'x.lmdb', {'a': IMAGES['image_0'][..., 0]})
-    (found,) = check_images([tmp_path / 'x.lmdb'])
-    assert found == ({'a': (12, 12, 1)}, [])
-
-
-def test_several(tmp_path):
-    write_images(tmp_path / 'a.lmdb', random_images(3))
-    write_images(tmp_path / 'b', random_images(2))
-    change(tmp_path / 'a.lmdb', 'image_1', None)
-    first, second = check_images([tmp_path / 'a.lmdb', tmp_path / 'b'])
-    assert list(first.shapes) == ['image_0', 'image_2'] and len(first.problems) == 1
-    assert list(second.shapes) == ['image_0', 'image_1'] and not second.problems
+    assert check_images(tmp_path / 'x.lmdb') == ({'a': (12, 12, 1)}, [])
 
 
 def test_bad_records(tmp_path):
@@ -59,7 +48,7 @@ def test_bad_records(tmp_path):
     change(path, 'image_24', encode(IMAGES['image_0'].astype(np.uint16)))
     change(path, 'stranger', good)
     assert [problem.partition(':')[0] for problem in problems(path)] == [
-        'stranger', 'image_3', 'image_20', 'image_21', 'image_22', 'image_23', 'image_24']
+        'image_3', 'image_20', 'image_21', 'image_22', 'image_23', 'image_24', 'stranger']
     text = '\n'.join(problems(path))
     for part in ('not listed in meta_info.txt', 'not in data.mdb', 'damaged', '(10, 12, 3), but (12, 12, 3)', '16 b'):
         assert part in text
@@ -71,22 +60,36 @@ def test_bad_files(tmp_path):
     assert len(problems(path)) == 1 and 'image_7.png' in problems(path)[0]
 
 
-def test_no_lmdb_at_all(tmp_path):
+@pytest.mark.parametrize('data', [b'', b'not an LMDB' * 1000])
+def test_no_lmdb_at_all(tmp_path, data):
     path = write_images(tmp_path / 'x.lmdb', IMAGES)
-    (path / 'data.mdb').write_bytes(b'not an LMDB' * 1000)
-    (problem,) = problems(path)
-    assert problem.startswith('data.mdb: ')
+    (path / 'data.mdb').write_bytes(data)
+    with pytest.raises(InputError, match=r"data\.mdb' is truncated, damaged or not of an LMDB"):
+        check_images(path)
 
 
-@pytest.mark.parametrize('part', [0.05, 0.5, 0.95])
+@pytest.mark.parametrize('part', [0.05, 0.5, 0.99])
 def test_truncated_lmdb(tmp_path, part):
-    """Whoever reads beyond the end of the file crashes: a worker process, not this one."""
     path = write_images(tmp_path / 'x.lmdb', random_images(40, 64))
     data = (path / 'data.mdb').read_bytes()
     (path / 'data.mdb').write_bytes(data[:int(part * len(data))])
-    (found,) = check_images([path], workers=1)
-    assert len(found.problems) == 1
-    assert 'truncated or damaged' in found.problems[0]
+    with pytest.raises(InputError, match=rf"data\.mdb' is truncated: {int(part * len(data))} of {len(data)} bytes"):
+        check_images(path)
+
+
+def test_lmdb_that_crashes_a_worker(tmp_path):
+    """As one does that is cut after its size was looked at: reading beyond the end of a mapped file is fatal."""
+    path = write_images(tmp_path / 'x.lmdb', random_images(40, 64))
+
+    def cut(iterable, total, what):
+        with open(path / 'data.mdb', 'r+b') as file:
+            file.truncate(8192)
+        return iterable
+
+    found = check_images(path, workers=1, track=cut)
+    assert found.shapes == {}
+    (problem,) = found.problems
+    assert problem.startswith('cannot be read to the end: ')
 
 
 @pytest.mark.parametrize('missing', ['data.mdb', 'meta_info.txt'])
@@ -94,7 +97,7 @@ def test_incomplete(tmp_path, missing):
     path = write_images(tmp_path / 'x.lmdb', IMAGES)
     (path / missing).unlink()
     with pytest.raises(InputError, match=missing):
-        check_images([path])
+        check_images(path)
 
 
 def test_strange_meta_info(tmp_path):
@@ -113,8 +116,8 @@ def test_progress(tmp_path):
             calls.append(item)
             yield item
 
-    check_images([write_images(tmp_path / 'x.lmdb', IMAGES)], track=track)
-    assert calls[0] == (40, 'checking')
+    check_images(write_images(tmp_path / 'x.lmdb', IMAGES), track=track)
+    assert calls[0] == (40, 'checking x.lmdb')
     assert len(calls) == 41
 
 
@@ -133,5 +136,14 @@ def test_bad_pair():
     assert found == ['c: only in HR', 'e: only in LR', 'd: HR is 12 x 8 and LR 4 x 4, not a scale of 2']
 
 
+def test_uncut_hr():
+    assert check_pair({'a': (13, 12, 3)}, {'a': (3, 3, 3)}, 4)[1] == [
+        'a: HR is 12 x 13 and LR 3 x 3, not a scale of 4; HR is not cut to a multiple of it']
+
+
 def test_nothing_pairs():
-    assert check_pair({'a': (2, 2, 3)}, {'b': (1, 1, 3)}) == (0, ['a: only in HR', 'b: only in LR'])
+    assert check_pair({'a': (2, 2, 3)}, {'b': (1, 1, 3)}) == (0, ['HR and LR have no image in common'])
+
+
+def test_wrong_order():
+    assert check_pair({'a': (2, 2, 3)}, {'a': (4, 4, 3)}) == (0, ['HR is smaller than LR; name HR first'])

@@ -90,7 +90,6 @@ def test_missing(tmp_path):
 def test_list(tmp_path):
     for name in ('b.png', 'a.JPG', 'C.Png', '10.bmp', '9.png', '._b.png', '.hidden.png', 'Thumbs.db', 'a.txt'):
         (tmp_path / name).touch()
-    (tmp_path / 'folder.png').mkdir()
     assert list(list_images(tmp_path)) == ['10', '9', 'C', 'a', 'b']
 
 
@@ -103,12 +102,28 @@ def test_list_refuses(tmp_path):
     with pytest.raises(InputError, match='there is no folder .*none'):
         list_images(tmp_path / 'none')
     (tmp_path / 'HR').mkdir()
-    with pytest.raises(InputError, match='holds no image .*sub-folders: HR'):
+    with pytest.raises(InputError, match='holds no image .*sub-folders may be meant: HR'):
         list_images(tmp_path)
+    (tmp_path / 'file').touch()
+    with pytest.raises(InputError, match="file' is a file; a folder is needed"):
+        list_images(tmp_path / 'file')
     for name in ('a.png', 'a.jpg'):
         (tmp_path / name).touch()
     with pytest.raises(InputError, match=r"a\.jpg' and .*a\.png' have the same name"):
         list_images(tmp_path)
+
+
+def test_broken_link_is_refused(tmp_path):
+    (tmp_path / 'a.png').symlink_to('nowhere')
+    with pytest.raises(InputError, match=r"a\.png' is no file"):
+        list_images(tmp_path)
+
+
+@pytest.mark.parametrize('data, words', [(b'', 'it is empty'), (b'<html>', 'it is no image')])
+def test_no_image_at_all(tmp_path, data, words):
+    (tmp_path / 'a.png').write_bytes(data)
+    with pytest.raises(InputError, match=rf"a\.png' cannot be read: {words}"):
+        read_image(tmp_path / 'a.png')
 
 
 @pytest.mark.parametrize('hr, lr, pairs, only_hr, only_lr', [

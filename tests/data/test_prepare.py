@@ -1,4 +1,5 @@
 import os
+import shutil
 import sys
 
 import cv2
@@ -44,7 +45,7 @@ def test_train(tmp_path):
     hr = folder(tmp_path / 'hr', a=image(50, 61), b=image(24, 24))
     prepared = prepare_train([hr], [2, 3], tmp_path / 'SET', **SMALL)
     names = ['SET_train_HR_sub.lmdb', 'SET_train_LR_bicubic_X2_sub.lmdb', 'SET_train_LR_bicubic_X3_sub.lmdb']
-    assert prepared == ({tmp_path / 'SET' / name: 13 for name in names}, [], [], [])
+    assert prepared == ({tmp_path / 'SET' / name: 13 for name in names}, 2, [], [], [])
     assert sorted(path.name for path in (tmp_path / 'SET').iterdir()) == names
     whole = image(50, 61)[:48, :60]
     for scale in (2, 3):
@@ -79,7 +80,7 @@ def test_several_hr_folders(tmp_path):
     prepare_train([a, b], [2, 3], tmp_path / 'SET', lr, name='N', **SMALL)
     meta = (tmp_path / 'SET' / 'N_train_LR_bicubic_X3_sub.lmdb' / 'meta_info.txt').read_text().splitlines()
     assert [line.split('.')[0] for line in meta] == ['z_s001', 'y_s001', 'y_s002', 'y_s003']
-    with pytest.raises(InputError, match='lr: 3 folders, but 2 of HR at 2 scales need 4'):
+    with pytest.raises(InputError, match='lr: 3 given, but 4 needed'):
         prepare_train([a, b], [2, 3], tmp_path / 'other', lr[:3], **SMALL)
     with pytest.raises(InputError, match=r"a/z\.png' and '.*b/z\.png' have the same name"):
         prepare_train([a, folder(tmp_path / 'c' / 'b', z=image(24, 24))], [2], tmp_path / 'other', **SMALL)
@@ -157,9 +158,9 @@ def one_bad(tmp_path):
 @pytest.mark.parametrize('workers', [0, 2])
 def test_bad_image_stops(tmp_path, one_bad, workers):
     hr, lr = one_bad
-    with pytest.raises(InputError, match=r'hr/image_1\.png'):
+    with pytest.raises(InputError, match=r'hr/image_1\.png.*--skip-bad'):
         prepare_train([hr], [2], tmp_path / 'SET', [lr], workers=workers, **SMALL)
-    assert list((tmp_path / 'SET').iterdir()) == []
+    assert not (tmp_path / 'SET').exists()
 
 
 def test_skip_bad(tmp_path, one_bad):
@@ -168,7 +169,7 @@ def test_skip_bad(tmp_path, one_bad):
     prepared = prepare_train([hr], [2], tmp_path / 'SET', [lr], skip_bad=True, **SMALL)
     for problem, file in zip(prepared.skipped, ('hr/image_1.png', 'lr/image_2.png', 'hr/image_3.png')):
         assert file in problem
-    assert list(prepared.folders.values()) == [2, 2]
+    assert (list(prepared.folders.values()), prepared.images) == ([2, 2], 2)
     assert list(read_pairs(*prepared.folders)) == ['image_0_s001', 'image_4_s001']
 
 
@@ -178,7 +179,7 @@ def test_all_bad(tmp_path):
     (hr / 'a.png').write_bytes(b'')
     with pytest.raises(InputError, match=r'no image is left, 1 were bad.*a\.png'):
         prepare_benchmark(hr, [2], tmp_path, 'SET', skip_bad=True)
-    assert list((tmp_path / 'SET').iterdir()) == []
+    assert not (tmp_path / 'SET').exists()
 
 
 def test_unpaired_names(tmp_path):
@@ -209,8 +210,8 @@ def test_smaller_than_the_scale(tmp_path):
 
 
 @pytest.mark.parametrize('changes, message', [
-    ({'crop': 50}, 'crop 50 must be a multiple of the scales, so of 12'), ({'step': 0}, 'step 0'),
-    ({'name': 'a/b'}, "name 'a/b'"),
+    ({'crop': 50}, 'crop 50 must be a multiple of every scale, so of 12'), ({'step': 0}, 'step 0'),
+    ({'name': 'a/b'}, "name 'a/b'"), ({'name': ''}, "name ''"), ({'name': '..'}, "name '..'"),
     ({'scales': [1]}, 'scales 1'), ({'scales': [2, 2]}, 'scales 2 2'), ({'scales': []}, 'scales'),
     ({'border': 'zero'}, 'border zero must be one of clamp, symmetric')])
 def test_bad_options(tmp_path, changes, message):
@@ -243,11 +244,51 @@ def test_existing_is_refused_and_stays(tmp_path):
     hr, other = folder(tmp_path / 'hr', a=image(24, 24)), folder(tmp_path / 'other', b=image(24, 24))
     prepare_train([hr], [2], tmp_path / 'SET', **SMALL)
     before = content(tmp_path / 'SET')
-    with pytest.raises(InputError, match=r'SET_train_.*_sub\.lmdb: exists already.*--force'):
-        prepare_train([other], [3], tmp_path / 'SET', **SMALL)
+    with pytest.raises(InputError, match=r'SET_train_LR_bicubic_X2_sub\.lmdb: exists already.*--force'):
+        prepare_train([hr], [2, 3], tmp_path / 'SET', **SMALL)
     assert content(tmp_path / 'SET') == before
     prepare_train([other], [2], tmp_path / 'SET', force=True, **SMALL)
     assert list(read_pairs(*sorted((tmp_path / 'SET').iterdir()))) == ['b_s001']
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_another_scale_later(tmp_path, workers):
+    """HR that is there stays, when it is what would be written."""
+    hr = folder(tmp_path / 'hr', a=image(48, 48), b=image(24, 36))
+    prepare_train(hr, [4], tmp_path / 'SET', **SMALL)
+    before = content(tmp_path / 'SET')
+    prepared = prepare_train(hr, [2, 3], tmp_path / 'SET', workers=workers, **SMALL)
+    assert [path.name for path in prepared.folders] == [f'SET_train_LR_bicubic_X{scale}_sub.lmdb' for scale in (2, 3)]
+    after = content(tmp_path / 'SET')
+    assert {path: after[path] for path in before} == before
+    pairs = read_pairs(tmp_path / 'SET' / 'SET_train_HR_sub.lmdb', list(prepared.folders)[1], scale=3)
+    np.testing.assert_array_equal(pairs['b_s002'][1], imresize(image(24, 36), 1 / 3)[:, 4:12])
+
+
+@pytest.mark.parametrize('changes, difference', [
+    ({'a': image(48, 48)[::-1]}, "'a_s001' is another one there"), ({'c': image(24, 24)}, "'c_s001' is not there"),
+    ({'b': None}, '11 and not 9')])
+def test_another_scale_of_other_photos(tmp_path, changes, difference):
+    images = {'a': image(48, 48), 'b': image(24, 36)}
+    prepare_train(folder(tmp_path / 'hr', **images), [4], tmp_path / 'SET', **SMALL)
+    before = content(tmp_path / 'SET')
+    other = folder(tmp_path / 'other', **{name: img for name, img in {**images, **changes}.items() if img is not None})
+    with pytest.raises(InputError, match=rf"HR_sub\.lmdb' exists already, and holds other images: {difference}"):
+        prepare_train(other, [2], tmp_path / 'SET', **SMALL)
+    assert content(tmp_path / 'SET') == before
+
+
+def test_lr_never_outlives_its_hr(tmp_path):
+    hr = folder(tmp_path / 'hr', a=image(48, 48))
+    prepare_train(hr, [2, 4], tmp_path / 'SET', **SMALL)
+    before = content(tmp_path / 'SET')
+    with pytest.raises(InputError, match=r'X4_sub\.lmdb: would not belong to the new HR images'):
+        prepare_train(hr, [2, 3], tmp_path / 'SET', force=True, **SMALL)
+    assert content(tmp_path / 'SET') == before
+    shutil.rmtree(tmp_path / 'SET' / 'SET_train_HR_sub.lmdb')
+    with pytest.raises(InputError, match=r'X2_sub\.lmdb, .*X4_sub\.lmdb: would not belong'):
+        prepare_train(hr, [3], tmp_path / 'SET', **SMALL)
+    prepare_train(hr, [2, 4, 3], tmp_path / 'SET', force=True, **SMALL)
 
 
 def test_force_keeps_the_old_until_the_new_is_whole(tmp_path, one_bad):
@@ -267,7 +308,7 @@ def test_what_does_not_read_back_is_not_kept(tmp_path, monkeypatch):
     hr = folder(tmp_path / 'hr', a=image(24, 24))
     with pytest.raises(InputError, match='does not read back: SET_train_HR_sub.lmdb: a_s001'):
         prepare_train([hr], [2], tmp_path / 'SET', **SMALL)
-    assert list((tmp_path / 'SET').iterdir()) == []
+    assert not (tmp_path / 'SET').exists()
 
 
 def test_file_too_large(tmp_path):
@@ -277,8 +318,8 @@ def test_file_too_large(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, before[1]))
     try:
-        with pytest.raises(InputError, match=r'SET_train_.*_sub\.lmdb. cannot be written: .* MB are free'):
+        with pytest.raises(InputError, match=r'SET_train_.*_sub\.lmdb. cannot be written: .* MB are free.'):
             prepare_train([hr], [2], tmp_path / 'SET', crop=120, step=60)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert os.listdir(tmp_path / 'SET') == []
+    assert not (tmp_path / 'SET').exists()

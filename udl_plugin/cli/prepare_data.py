@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from udl_plugin.data.check import check_images, check_pair
+from udl_plugin.data.check import Checked, check_images, check_pair
 from udl_plugin.data.imresize import BORDERS
 from udl_plugin.data.parallel import available_cores
 from udl_plugin.data.prepare import prepare_benchmark, prepare_train
@@ -43,6 +43,8 @@ Decodes every image of an LMDB or a folder. With two of them, HR and LR, compare
 Exit status 1 and a list where something is wrong, otherwise 0.
 """
 
+NAMED = 10  # of many images, in a note
+
 
 def main(argv=None):
     """Runs the command. Returns the exit status: 0; 1 where a check failed; 2 for bad input; 130 after Ctrl-C."""
@@ -60,7 +62,7 @@ def main(argv=None):
     except OSError as err:
         message, status = f"'{err.filename}': {err.strerror}", 2
     except KeyboardInterrupt:
-        message, status = 'interrupted; nothing was kept', 130
+        message, status = 'interrupted; nothing was changed', 130
     args.track.close()
     print(f'udl-prepare: {message}', file=sys.stderr)
     return status
@@ -73,40 +75,42 @@ def parse(argv):
 
     train = _add_command(commands, 'train', run_train, 'sub-images of HR and LR as LMDBs', TRAIN)
     add = train.add_argument
-    add('--hr', nargs='+', required=True, metavar='DIR', help='folders of HR images')
-    add('--out', required=True, metavar='DIR', help='where the LMDBs go')
+    add('--hr', nargs='+', type=_path, required=True, metavar='DIR', help='folders of HR images')
+    add('--out', type=_path, required=True, metavar='DIR', help='where the LMDBs go')
     _add_making_options(train)
-    add('--lr', nargs='+', metavar='DIR', help='folders of LR images, one for each scale, in the order of --scales; '
+    add('--lr', nargs='+', type=_path, metavar='DIR', help='folders of LR images, one a scale, in their order; '
         'with several --hr, those of the first one first. Names as in HR, or like 0001x4.png (default: LR is made)')
     add('--name', help='what the names of the LMDBs begin with (default: the name of --out)')
     add('--crop', type=_count, default=480, metavar='N', help='sides of the sub-images, in HR pixels (%(default)s)')
-    add('--step', type=_count, default=240, metavar='N', help='their distance (%(default)s)')
+    add('--step', type=_count, default=240, metavar='N', help='from one to the next, in HR pixels (%(default)s)')
 
     benchmark = _add_command(commands, 'benchmark', run_benchmark, 'HR and LR for validation and test', BENCHMARK)
     add = benchmark.add_argument
-    add('--hr', required=True, metavar='DIR', help='folder of HR images')
+    add('--hr', type=_path, required=True, metavar='DIR', help='folder of HR images')
     add('--name', required=True, help='of the set, such as Set5')
-    add('--out', required=True, metavar='DIR', help='where the folder NAME goes')
+    add('--out', type=_path, required=True, metavar='DIR', help='where the folder NAME goes')
     _add_making_options(benchmark)
     add('--lmdb', action='store_true', dest='as_lmdb', help='write GTmod4.lmdb and LRbicx4.lmdb, not PNG files')
 
     check = _add_command(commands, 'check', run_check, 'decode and compare what an LMDB or a folder holds', CHECK)
     add = check.add_argument
-    add('paths', nargs='+', metavar='PATH', help='LMDB or folder; HR first, then LR')
+    add('paths', nargs='+', type=_path, metavar='PATH', help='LMDB or folder; HR first, then LR')
     add('--scale', type=_count, metavar='N', help='between the two (default: that of most pairs)')
 
     args = parser.parse_args(argv)
     if len(getattr(args, 'paths', ())) > 2:
         check.error('one PATH, or two')
+    if 'paths' in args and len(args.paths) == 1 and args.scale:
+        check.error('--scale needs two of PATH')
     return args
 
 
 def _add_command(commands, name, run, summary, text):
-    command = commands.add_parser(name, help=summary, description=text,
+    command = commands.add_parser(name, help=summary, description=text, allow_abbrev=False,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
     command.set_defaults(run=run)
     add = command.add_argument
-    add('--workers', type=_count, default=available_cores(), metavar='N', help='processes (%(default)s, as cores)')
+    add('--workers', type=_count, default=available_cores(), metavar='N', help='processes (%(default)s: one a core)')
     add('--quiet', action='store_true', help='show errors only')
     return command
 
@@ -117,7 +121,8 @@ def _add_making_options(command):
     add('--keep-grey', action='store_true', help='leave grey images one channel, instead of three equal ones')
     add('--border', choices=BORDERS, default='clamp', help='what resizing sees beyond the border: the last pixel, as '
         'in the usual benchmarks, or the mirrored image (%(default)s)')
-    add('--skip-bad', action='store_true', help='leave images that cannot be used out of HR and LR, and list them')
+    add('--skip-bad', action='store_true', help='leave images that cannot be read or do not fit out of HR and LR, and '
+        'list them')
     add('--force', action='store_true', help='replace what exists, once the new is complete')
 
 
@@ -135,32 +140,48 @@ def _options(args):
 
 def report(args, prepared):
     if not args.quiet:
+        print(f'From {prepared.images} HR images:')
         for path, count in prepared.folders.items():
-            print(f'{path}: {count} images, {size_of(path)}')
+            print(f'  {path}: {count} images, {size_of(path)}')
         if prepared.alpha:
-            print(f'The alpha channel of {len(prepared.alpha)} images was dropped:', *prepared.alpha, sep='\n  ')
+            show(f'Alpha channel dropped from: {len(prepared.alpha)}', prepared.alpha[:NAMED])
         if prepared.small:
-            print(f'{len(prepared.small)} images are smaller than {args.crop} in one direction, and stay whole in it:',
-                  *prepared.small, sep='\n  ')
+            show(f'Smaller than --crop {args.crop} in a direction, and so are their sub-images, which need gt_size for '
+                 f'training: {len(prepared.small)}', prepared.small[:NAMED])
     if prepared.skipped:
-        print(f'udl-prepare: left out {len(prepared.skipped)} images:', *prepared.skipped, sep='\n  ', file=sys.stderr)
+        show(f'udl-prepare: images left out: {len(prepared.skipped)}', prepared.skipped, file=sys.stderr)
     return 0
 
 
+def show(title, lines, file=None):
+    print(title, *lines, sep='\n  ', file=file)
+
+
 def run_check(args):
-    checked = check_images(args.paths, args.workers, args.track)
+    checked = [check_path(path, args) for path in args.paths]
     problems = [f'{path}: {problem}' for path, found in zip(args.paths, checked) for problem in found.problems]
     lines = [f'{path}: {len(found.shapes)} images, {sizes(found.shapes)}, {size_of(path)}'
              for path, found in zip(args.paths, checked)]
-    if len(checked) == 2:
+    if len(checked) == 2 and all(found.shapes for found in checked):
         scale, differences = check_pair(checked[0].shapes, checked[1].shapes, args.scale)
         problems += differences
-        lines.append(f'Scale: {scale}')
+        lines += [f'All images can be decoded; names and sizes fit a scale of {scale}.'] * (not problems)
+    elif not problems:
+        lines.append('All images can be decoded.')
     if not args.quiet:
-        print(*lines, *['All is well.'] * (not problems), sep='\n')
+        print(*lines, sep='\n')
     if problems:
-        print(f'udl-prepare: {len(problems)} problems:', *problems, sep='\n  ', file=sys.stderr)
+        show(f'udl-prepare: problems: {len(problems)}', problems, file=sys.stderr)
     return 1 if problems else 0
+
+
+def check_path(path, args):
+    try:
+        return check_images(path, args.workers, args.track)
+    except InputError as err:
+        if not Path(path).exists():
+            raise
+        return Checked({}, [str(err)])
 
 
 def sizes(shapes):
@@ -184,12 +205,22 @@ class Progress:
         self.quiet, self.bar = quiet, None
 
     def __call__(self, iterable, total, what):
-        self.bar = tqdm(iterable, what, total, unit='image', disable=self.quiet)
+        seconds = 0.1 if sys.stderr.isatty() else 10  # a log is not filled up
+        self.bar = tqdm(iterable, what, total, unit=' images', mininterval=seconds, disable=self.quiet)
         return self.bar
 
     def close(self):
         if self.bar is not None:
             self.bar.close()
+
+
+def _path(text):
+    if not text:
+        raise ValueError
+    return text
+
+
+_path.__name__ = 'path'  # argparse: invalid path value: ''
 
 
 def _count(text):

@@ -2,6 +2,8 @@
 import collections
 import contextlib
 import functools
+import itertools
+from pathlib import Path
 from typing import NamedTuple
 
 import lmdb
@@ -26,47 +28,40 @@ def untracked(iterable, total, what):
     return iterable
 
 
-def check_images(paths, workers=0, track=untracked):
-    """Decodes every image of LMDBs of BasicSR's kind, or of folders.
+def check_images(path, workers=0, track=untracked):
+    """Decodes every image of an LMDB of BasicSR's kind, or of a folder.
 
     Args:
-        paths (Iterable[str | Path]): LMDBs (end in `.lmdb`) or folders.
-        workers (int): Processes; 0 only for what was written just now: a truncated LMDB crashes who reads it.
+        path (str | Path): LMDB (ends in `.lmdb`) or folder.
+        workers (int): Processes; with 0, this one does the work, and a damaged LMDB may crash it.
         track (Callable): `track(iterable, total, what)` gives the items of `iterable`, and may show how many went by.
 
     Returns:
-        list[Checked]: One for each path. Problems are records that are missing, unlisted, cannot be decoded, are not
-            8-bit, or differ from the shape that meta_info.txt lists; and a data.mdb that is none, or crashed a worker.
+        Checked: Problems are records that are missing, unlisted, cannot be decoded, are not 8-bit, or differ from the
+            shape that meta_info.txt lists. Where an LMDB cannot be read to its end, that is the only one, and there
+            are no shapes.
 
     Raises:
-        InputError: a path is missing or empty, or its meta_info.txt is missing or not BasicSR's.
+        InputError: `path` is missing, empty, truncated, or its meta_info.txt is missing or not BasicSR's.
     """
-    listed = [read_meta_info(path) if is_lmdb(path) else list_images(path) for path in paths]
-    tasks = []  # in a worker process, too: keys lie beyond the end of a truncated file as well
-    for number, (path, entries) in enumerate(zip(paths, listed)):
-        if is_lmdb(path):
-            tasks.append((number, functools.partial(_check_keys, path, set(entries))))
-        items = list(entries.items())
-        tasks += [(number, functools.partial(_check_records, path, items[start:start + CHUNK]))
-                  for start in range(0, len(items), CHUNK)]
-    found = [Checked({}, []) for _ in paths]
-    for number, name, shape, problem in track(_run(tasks, workers), sum(map(len, listed)), 'checking'):
-        if problem:
-            found[number].problems.append(f'{name}: {problem}' if name else problem)
-        elif name:
-            found[number].shapes[name] = shape
+    found = Checked({}, [])
+    entries = read_meta_info(path) if is_lmdb(path) else list_images(path)
+    items = list(entries.items())
+    tasks = [functools.partial(_check_records, path, items[start:start + CHUNK])
+             for start in range(0, len(items), CHUNK)]
+    if is_lmdb(path):
+        tasks.append(functools.partial(_check_keys, path, set(entries)))
+    try:
+        with in_order(_call, tasks, workers) as results:
+            records = itertools.chain.from_iterable(results)
+            for name, shape, problem in track(records, len(items), f'checking {Path(path).name}'):
+                if problem:
+                    found.problems.append(f'{name}: {problem}')
+                else:
+                    found.shapes[name] = shape
+    except InputError as err:  # a worker died, or data.mdb is none
+        return Checked({}, [f'cannot be read to the end: {err}'])
     return found
-
-
-def _run(tasks, workers):
-    """`(number, name, shape, problem)` of each record, in order."""
-    with in_order(_call, [task for _, task in tasks], workers) as results:
-        for number, _ in tasks:
-            try:
-                yield from ((number, *record) for record in next(results))
-            except InputError as err:  # a worker died; there is no saying at which of the records that were under way
-                yield number, '', None, f'truncated or damaged: {err}'
-                return
 
 
 def _call(task):
@@ -74,20 +69,14 @@ def _call(task):
 
 
 def _check_keys(path, listed):
-    try:
-        with open_lmdb(path) as env, env.begin() as txn:
-            keys = {key.decode(errors='replace') for key in txn.cursor().iternext(values=False)}
-        return [(key, None, 'in data.mdb, but not listed in meta_info.txt') for key in sorted(keys - listed)]
-    except lmdb.Error as err:
-        return [('', None, f'data.mdb: {err}')]
+    with open_lmdb(path) as env, env.begin() as txn:
+        keys = {key.decode(errors='replace') for key in txn.cursor().iternext(values=False)}
+    return [(key, None, 'in data.mdb, but not listed in meta_info.txt') for key in sorted(keys - listed)]
 
 
 def _check_records(path, records):
-    try:
-        with open_lmdb(path) if is_lmdb(path) else contextlib.nullcontext() as env:
-            return [(name, *_check_record(env, name, entry)) for name, entry in records]
-    except lmdb.Error:  # it cannot be opened: _check_keys has told so
-        return []
+    with open_lmdb(path) if is_lmdb(path) else contextlib.nullcontext() as env:
+        return [(name, *_check_record(env, name, entry)) for name, entry in records]
 
 
 def _check_record(env, name, entry):
@@ -117,15 +106,21 @@ def check_pair(hr, lr, scale=None):
         scale (int | None): None takes the scale that most pairs have.
 
     Returns:
-        tuple[int, list[str]]: The scale, 0 where there is no pair, and the problems, a line each.
+        tuple[int, list[str]]: The scale, 0 where there is none, and the problems, a line each.
     """
     pairs, only_hr, only_lr = pair_names(hr, lr)
-    problems = [f'{name}: only in HR' for name in only_hr] + [f'{name}: only in LR' for name in only_lr]
+    if not pairs:
+        return 0, ['HR and LR have no image in common']
     if scale is None:
         ratios = collections.Counter(hr[name][0] // lr[pairs[name]][0] for name in pairs)
-        scale = ratios.most_common(1)[0][0] if ratios else 0
+        scale = ratios.most_common(1)[0][0]
+        if not scale:
+            return 0, ['HR is smaller than LR; name HR first']
+    problems = [f'{name}: only in HR' for name in only_hr] + [f'{name}: only in LR' for name in only_lr]
     for name in pairs:
         (height, width, _), (lr_height, lr_width, _) = hr[name], lr[pairs[name]]
         if (height, width) != (scale * lr_height, scale * lr_width):
-            problems.append(f'{name}: HR is {width} x {height} and LR {lr_width} x {lr_height}, not a scale of {scale}')
+            uncut = (height // scale, width // scale) == (lr_height, lr_width)
+            problems.append(f'{name}: HR is {width} x {height} and LR {lr_width} x {lr_height}, not a scale of {scale}'
+                            + '; HR is not cut to a multiple of it' * uncut)
     return scale, problems

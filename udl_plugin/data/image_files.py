@@ -6,7 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from udl_plugin.errors import InputError
 
@@ -21,21 +21,24 @@ def list_images(folder):
         dict[str, Path]: Name without suffix (composed Unicode, whatever the file system has) to path.
 
     Raises:
-        InputError: no such folder, no image in it, or two images of one name.
+        InputError: no such folder, no image in it, two images of one name, or an image's name that is no file.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"there is no folder '{folder}' (seen from {Path.cwd()}).")
+        raise InputError(f"'{folder}' is a file; a folder is needed." if folder.is_file() else
+                         f"there is no folder '{folder}' (seen from {Path.cwd()}).")
     images = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith('.') and path.is_file():
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith('.'):
+            if not path.is_file():
+                raise InputError(f"'{path}' is no file, but a folder or a broken link; remove or rename it.")
             name = unicodedata.normalize('NFC', path.stem)
             if name in images:
                 raise InputError(f"'{images[name]}' and '{path}' have the same name; rename or remove one of them.")
             images[name] = path
     if not images:
         below = [path.name for path in sorted(folder.iterdir()) if path.is_dir()]
-        hint = f' It has sub-folders: {", ".join(below[:5])}.' if below else ''
+        hint = f' Its sub-folders may be meant: {", ".join(below)}.' if below else ''
         raise InputError(f"'{folder}' holds no image ({', '.join(SUFFIXES)}).{hint}")
     return dict(sorted(images.items()))
 
@@ -80,10 +83,12 @@ def read_image(path, keep_grey=False):
             if image.format != 'PNG':
                 image.load()  # refuses a truncated file; OpenCV 4 fills a JPEG up. PNG has checksums, which both read
         img = decode(data)
+    except UnidentifiedImageError as err:
+        raise InputError(f"'{path}' cannot be read: it is {'no image' if data else 'empty'}.") from err
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, cv2.error) as err:
         raise InputError(f"'{path}' cannot be read: {' '.join(str(err).split())}") from err
     if img.dtype != np.uint8:
-        raise InputError(f"'{path}' has {8 * img.itemsize} bits a channel; convert it to 8.")
+        raise InputError(f"'{path}' has {8 * img.itemsize} bits a channel, and 8 are needed; convert it.")
     return (cv2.cvtColor(img, cv2.COLOR_GRAY2BGR) if img.ndim == 2 and not keep_grey else img), has_alpha
 
 

@@ -33,7 +33,12 @@ def check_pairs(dataset_opt, where):
         if root is None:
             raise InputError(f'{where}: {side} is missing.')
         if not Path(root).is_dir():
-            raise InputError(f"{where}: {side}: there is no folder '{root}' (seen from {Path.cwd()}).")
+            raise InputError(f"{where}: {side}: there is no folder '{root}' (seen from {Path.cwd()}). Have udl-prepare "
+                             'write it, or delete the set from the yml.')
+        if is_lmdb and not str(root).endswith('.lmdb'):
+            raise InputError(f"{where}: {side}: '{root}' does not end in .lmdb, which io_backend: lmdb asks for.")
+        if not is_lmdb and str(root).endswith('.lmdb'):
+            raise InputError(f"{where}: {side}: '{root}' is an LMDB; write type: lmdb under io_backend.")
     pairs = _lmdb_sizes(dataset_opt, where) if is_lmdb else _folder_sizes(dataset_opt, where)
     for name, gt_size, lq_size in pairs:
         problem = _size_problem(gt_size, lq_size, dataset_opt)

@@ -2,6 +2,7 @@
 name. Each set appears under its final name when it is complete and checked, or not at all."""
 import contextlib
 import functools
+import glob
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -10,11 +11,9 @@ from udl_plugin.data.check import check_images, check_pair, untracked
 from udl_plugin.data.image_files import list_images, pair_names, read_image
 from udl_plugin.data.imresize import BORDERS, imresize
 from udl_plugin.data.parallel import in_order
-from udl_plugin.data.records import encode, is_lmdb, lmdb_key, shape_of, writer
+from udl_plugin.data.records import LmdbComparer, encode, is_lmdb, lmdb_key, shape_of, writer
 from udl_plugin.errors import InputError
 from udl_plugin.files import whole_folders
-
-NAMED = 10  # of many files, in a message
 
 
 class Source(NamedTuple):
@@ -37,12 +36,14 @@ class Prepared(NamedTuple):
     """What was prepared.
 
     Attributes:
-        folders (dict[Path, int]): Each LMDB or folder, and how many images it holds.
+        folders (dict[Path, int]): Each LMDB or folder that was written, and how many images it holds.
+        images (int): How many HR images went into them.
         alpha (list[Path]): Files that had an alpha channel, which was dropped.
         small (list[Path]): HR files smaller than the crop in one direction at least, in which they stayed whole.
         skipped (list[str]): What was wrong with each image that was left out.
     """
     folders: dict
+    images: int
     alpha: list
     small: list
     skipped: list
@@ -52,7 +53,8 @@ def prepare_train(hr, scales, out, lr=None, name=None, crop=480, step=240, **opt
     """Cuts HR and LR images into sub-images and writes them as LMDBs that upstream's PairedImageDataset pairs up.
 
     Writes `NAME_train_HR_sub.lmdb`, and `NAME_train_LR_bicubic_X4_sub.lmdb` for scale 4, into `out`. HR is cut to a
-    multiple of all scales; LR is made from the whole of it, then cut at the same places.
+    multiple of all scales; LR is made from the whole of it, then cut at the same places. For another scale later, HR
+    that is there already is compared, and stays.
 
     Args:
         hr (str | Path | Iterable[str | Path]): Folders of HR images, or one.
@@ -70,19 +72,24 @@ def prepare_train(hr, scales, out, lr=None, name=None, crop=480, step=240, **opt
         Prepared
 
     Raises:
-        InputError: as `prepare_benchmark`; images without partner; a crop or step that is not a multiple of the scales.
+        InputError: as `prepare_benchmark`; images without partner; a crop or step that is not a multiple of the scales;
+            HR that is there and differs; LR of another scale that would no longer fit.
     """
     hr, scales, out = _as_list(hr), _check_scales(scales), Path(out)
     for what, length in (('crop', crop), ('step', step)):
         if length < 1 or length % math.lcm(*scales):
-            raise InputError(f'{what} {length} must be a multiple of the scales, so of {math.lcm(*scales)}.')
-    name = name or out.resolve().name
-    if name != Path(name).name:
-        raise InputError(f"name '{name}' must be that of a file, without folders; those go into out.")
+            raise InputError(f'{what} {length} must be a multiple of every scale, so of {math.lcm(*scales)}.')
+    name = _check_name(out.resolve().name if name is None else name)
     targets = [f'{name}_train_HR_sub.lmdb', *(f'{name}_train_LR_bicubic_X{scale}_sub.lmdb' for scale in scales)]
+    keeps_hr = (out / targets[0]).exists() and not options.get('force')
+    there = out.glob(f'{glob.escape(name)}_train_LR_bicubic_X*_sub.lmdb')
+    others = sorted(path for path in there if path.name not in targets)
+    if others and not keeps_hr:
+        raise InputError(f'{_named(others)}: would not belong to the new HR images. Name all of the scales, or remove '
+                         'what you do not need.')
     make = functools.partial(_cut, targets, scales, crop, step)
     pairs = [(targets[0], target, scale) for target, scale in zip(targets[1:], scales)]
-    return _prepare(make, _find_sources(hr, scales, _as_list(lr)), out, pairs, **options)
+    return _prepare(make, _find_sources(hr, scales, _as_list(lr)), out, pairs, kept=targets[:keeps_hr], **options)
 
 
 def prepare_benchmark(hr, scales, out, name, as_lmdb=False, **options):
@@ -108,7 +115,7 @@ def prepare_benchmark(hr, scales, out, name, as_lmdb=False, **options):
         InputError: a missing or empty folder; an image that cannot be used; a target that exists; a full disk.
         OSError: a full disk as well, or no right to write.
     """
-    scales = _check_scales(scales)
+    scales, name = _check_scales(scales), _check_name(name)
     suffix = '.lmdb' if as_lmdb else ''
     pairs = [(f'GTmod{scale}{suffix}', f'LRbicx{scale}{suffix}', scale) for scale in scales]
     return _prepare(functools.partial(_shrink, pairs), _find_sources([hr], scales), Path(out, name), pairs, **options)
@@ -117,8 +124,14 @@ def prepare_benchmark(hr, scales, out, name, as_lmdb=False, **options):
 def _check_scales(scales):
     scales = list(scales)
     if not scales or len(set(scales)) < len(scales) or any(scale < 2 for scale in scales):
-        raise InputError(f'scales {" ".join(map(str, scales))}: each must be 2 or more, and stand there once.')
+        raise InputError(f'scales {" ".join(map(str, scales))}: name each once; 2 is the least.')
     return scales
+
+
+def _check_name(name):
+    if name in ('', '.', '..') or name != Path(name).name:
+        raise InputError(f"name '{name}' must be that of a set, such as Set5.")
+    return name
 
 
 def _as_list(folders):
@@ -128,8 +141,8 @@ def _as_list(folders):
 def _find_sources(hr, scales, lr=()):
     """The images of all HR folders, each with its LR files; in the order of the folders, then of the names."""
     if lr and len(lr) != len(hr) * len(scales):
-        raise InputError(f'lr: {len(lr)} folders, but {len(hr)} of HR at {len(scales)} scales need '
-                         f'{len(hr) * len(scales)}: for each of HR one a scale, in the order of the scales.')
+        raise InputError(f'lr: {len(lr)} given, but {len(hr) * len(scales)} needed: for each HR folder one folder a '
+                         'scale, in the order of the scales.')
     sources = {}
     for number, hr_folder in enumerate(hr):
         hr_images = list_images(hr_folder)
@@ -139,7 +152,8 @@ def _find_sources(hr, scales, lr=()):
             pairs, only_hr, only_lr = pair_names(hr_images, lr_images)
             if only_hr or only_lr:
                 unpaired = [hr_images[name] for name in only_hr] + [lr_images[name] for name in only_lr]
-                raise InputError(f"'{hr_folder}' and '{lr_folder}' do not pair up. Without partner: {_named(unpaired)}")
+                raise InputError(f"'{hr_folder}' and '{lr_folder}' do not pair up (0001.png and 0001.png or 0001x4.png "
+                                 f'would). Without partner: {_named(unpaired)}')
             lr_of = {name: (*lr_of[name], lr_images[pairs[name]]) for name in hr_images}
         for name, path in hr_images.items():
             if name in sources:
@@ -149,13 +163,13 @@ def _find_sources(hr, scales, lr=()):
     return list(sources.values())
 
 
-def _named(paths):
-    more = f' and {len(paths) - NAMED} more' if len(paths) > NAMED else ''
-    return ', '.join(map(str, paths[:NAMED])) + more
+def _named(paths, most=10):
+    more = f' and {len(paths) - most} more' if len(paths) > most else ''
+    return ', '.join(map(str, paths[:most])) + more
 
 
-def _prepare(make, sources, parent, pairs, *, keep_grey=False, border='clamp', skip_bad=False, force=False, workers=0,
-             track=untracked):
+def _prepare(make, sources, parent, pairs, *, kept=(), keep_grey=False, border='clamp', skip_bad=False, force=False,
+             workers=0, track=untracked):
     """Makes all sources, checks what was written, and moves it to its place.
 
     Args:
@@ -163,6 +177,7 @@ def _prepare(make, sources, parent, pairs, *, keep_grey=False, border='clamp', s
         sources (list[Source]): What to make.
         parent (Path): Where the folders go.
         pairs (list[tuple]): Name of the HR folder, of the LR folder, and the scale.
+        kept (Sequence[str]): Those of the folders that are there already, and are compared instead of written.
     """
     if border not in BORDERS:
         raise InputError(f'border {border} must be one of {", ".join(BORDERS)}.')
@@ -172,13 +187,14 @@ def _prepare(make, sources, parent, pairs, *, keep_grey=False, border='clamp', s
         for source in sources:
             lmdb_key(f'{source.name}_s000')  # now, not when half is done
     alpha, small, skipped = [], [], []
-    with whole_folders(parent, targets, force) as unfinished:
+    with whole_folders(parent, [target for target in targets if target not in kept], force) as unfinished:
         with contextlib.ExitStack() as stack:
-            writers = {target: stack.enter_context(writer(unfinished / target)) for target in targets}
+            writers = {target: stack.enter_context(LmdbComparer(parent / target) if target in kept else
+                                                   writer(unfinished / target)) for target in targets}
             results = stack.enter_context(in_order(make, sources, workers))
             for made, source in zip(track(results, len(sources), 'preparing'), sources):
                 if made.problem and not skip_bad:
-                    raise InputError(made.problem)
+                    raise InputError(f'{made.problem} (--skip-bad, in Python skip_bad=True, leaves such images out.)')
                 for target, *record in made.records:
                     writers[target].put(*record)
                 alpha += made.alpha
@@ -186,16 +202,18 @@ def _prepare(make, sources, parent, pairs, *, keep_grey=False, border='clamp', s
                 skipped += [made.problem] * bool(made.problem)
         if len(skipped) == len(sources):
             raise InputError(f'no image is left, {len(skipped)} were bad. The first: {skipped[0]}')
-        counts = _verify(unfinished, targets, pairs, workers, track)
-    return Prepared({parent / target: count for target, count in counts.items()}, alpha, small, skipped)
+        counts = _verify(unfinished, [target for target in targets if target not in kept], pairs, workers, track)
+    return Prepared({parent / target: count for target, count in counts.items()}, len(sources) - len(skipped), alpha,
+                    small, skipped)
 
 
 def _verify(unfinished, targets, pairs, workers, track):
     """Checks the written folders as `udl-prepare check` does; returns how many images each holds."""
-    checked = dict(zip(targets, check_images([unfinished / target for target in targets], workers, track)))
+    checked = {target: check_images(unfinished / target, workers, track) for target in targets}
     problems = [f'{target}: {problem}' for target in targets for problem in checked[target].problems]
     for hr, lr, scale in pairs:
-        problems += check_pair(checked[hr].shapes, checked[lr].shapes, scale)[1]
+        if hr in checked:
+            problems += check_pair(checked[hr].shapes, checked[lr].shapes, scale)[1]
     if problems:
         raise InputError(f'what was written does not read back: {_named(problems)}. Disk or memory may be damaged; '
                          'nothing was kept.')

@@ -8,7 +8,9 @@ from urllib.parse import quote
 
 import cv2
 import lmdb
+import numpy as np
 
+from udl_plugin.data.image_files import decode
 from udl_plugin.errors import InputError
 from udl_plugin.files import write_whole
 
@@ -92,8 +94,9 @@ class LmdbWriter:
         try:
             yield
         except lmdb.Error as err:  # of a full disk, it says no more than Input/output error
-            free = shutil.disk_usage(self.path).free / 1e6
-            raise InputError(f"'{self.path}' cannot be written: {err}. {free:.0f} MB are free on that disk.") from err
+            free = shutil.disk_usage(self.path).free
+            reason = 'the disk is full' if free < BATCH_BYTES else str(err)
+            raise InputError(f"'{self.path}' cannot be written: {reason} ({free / 1e6:.0f} MB are free).") from err
 
     def __enter__(self):
         return self
@@ -104,6 +107,33 @@ class LmdbWriter:
                 self._commit()
         if error is None:
             write_whole(self.path / 'meta_info.txt', ''.join(self.lines.values()).encode())
+
+
+class LmdbComparer:
+    """Stands for an LmdbWriter where the LMDB is there already: takes what it holds, and nothing else."""
+
+    def __init__(self, path):
+        self.path, self.env, self.count = path, open_lmdb(path), 0
+
+    def put(self, name, png, shape):
+        with self.env.begin() as txn:
+            there = txn.get(lmdb_key(name).encode())
+        # another OpenCV may pack the same pixels otherwise
+        if there is None or (there != png and not np.array_equal(decode(there), decode(png))):
+            self._refuse(f"'{name}' is {'another one' if there else 'not'} there")
+        self.count += 1
+
+    def _refuse(self, difference):
+        raise InputError(f"'{self.path}' exists already, and holds other images: {difference}. Choose another place, "
+                         'or give all scales and --force (in Python: force=True) to have everything written anew.')
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, error, *_):
+        with contextlib.closing(self.env):
+            if error is None and self.count != self.env.stat()['entries']:
+                self._refuse(f'{self.env.stat()["entries"]} and not {self.count}')
 
 
 class FolderWriter:
@@ -125,7 +155,7 @@ class FolderWriter:
 
 def is_lmdb(path):
     """Whether `path` is meant as an LMDB: upstream goes by the suffix as well."""
-    return str(path).endswith('.lmdb')
+    return Path(path).suffix == '.lmdb'
 
 
 def writer(path):
@@ -134,21 +164,35 @@ def writer(path):
 
 
 def open_lmdb(path):
-    """Opens an LMDB for reading from beginning to end. Raises lmdb.Error where its data.mdb is none."""
-    return lmdb.open(str(path), readonly=True, lock=False, create=False)
+    """Opens an LMDB for reading from beginning to end.
+
+    Raises:
+        InputError: `path` is missing, no LMDB, or truncated. Whoever reads beyond the end of a truncated one crashes.
+    """
+    data = Path(path, 'data.mdb')
+    if not data.is_file():
+        raise InputError(f"there is no LMDB '{path}' (seen from {Path.cwd()})." if not Path(path).exists() else
+                         f"'{path}' is not an LMDB: it has no data.mdb.")
+    try:
+        env = lmdb.open(str(path), readonly=True, lock=False, create=False)
+    except lmdb.Error as err:
+        raise InputError(f"'{data}' is truncated, damaged or not of an LMDB: {err}") from err
+    there, needed = data.stat().st_size, (env.info()['last_pgno'] + 1) * env.stat()['psize']
+    if there < needed:
+        env.close()
+        raise InputError(f"'{data}' is truncated: {there} of {needed} bytes are there.")
+    return env
 
 
 def read_meta_info(path):
     """Key to `(height, width, channels)`, from the list that BasicSR's LMDBs carry.
 
     Raises:
-        InputError: `path` is not a complete LMDB of BasicSR's kind, or an empty one.
+        InputError: `path` is not a whole LMDB of BasicSR's kind, or an empty one.
     """
-    if not is_lmdb(path):
-        raise InputError(f"'{path}' does not end in .lmdb, which io_backend: lmdb asks for.")
-    for name in ('data.mdb', 'meta_info.txt'):
-        if not Path(path, name).is_file():
-            raise InputError(f"'{path}' has no {name}; it is not a complete LMDB of BasicSR's kind.")
+    open_lmdb(path).close()
+    if not Path(path, 'meta_info.txt').is_file():
+        raise InputError(f"'{path}' has no meta_info.txt; it is not a complete LMDB of BasicSR's kind.")
     shapes = {}
     for number, line in enumerate(Path(path, 'meta_info.txt').read_text(encoding='utf-8').splitlines(), 1):
         match = META_LINE.fullmatch(line)
