@@ -114,3 +114,16 @@ def test_broken_image(tmp_path):
 
 def test_missing_scale(tmp_path):
     refused(options(tmp_path, 'disk', {'a': (16, 16)}, {'a': (8, 8)}, scale=None), 'scale')
+
+
+def test_truncated_lmdb(tmp_path):
+    """Upstream's workers would die of a bus error."""
+    opt = options(tmp_path, 'lmdb', {'a': (64, 64)}, {'a': (32, 32)})
+    data = tmp_path / 'gt.lmdb' / 'data.mdb'
+    data.write_bytes(data.read_bytes()[:-4096])
+    refused(opt, 'dataroot_gt', data, 'is truncated')
+
+
+def test_lmdb_as_folder(tmp_path):
+    opt = options(tmp_path, 'lmdb', {'a': (8, 8)}, {'a': (4, 4)})
+    refused({**opt, 'io_backend': {'type': 'disk'}}, 'dataroot_gt', 'is an LMDB; write type: lmdb')
