@@ -1,5 +1,7 @@
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -149,3 +151,74 @@ def test_kill_with_force(tmp_path, moment):
         make(tmp_path, 'next')
     whole = moment[1] in ('rename', 'rmtree')
     assert content(tmp_path) == dict.fromkeys('ab', 'new' if whole else 'old')
+
+
+def test_folder_that_came_up_after_a_kill_is_not_replaced(tmp_path):
+    subprocess.run([sys.executable, '-c', KILL, tmp_path, 'new', 'Path', 'rename', '1'], check=False)
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'a' / 'file').write_text('precious')
+    for _ in range(2):
+        with pytest.raises(InputError, match="a' came up after a run was killed .*Remove one of them"):
+            make(tmp_path, 'next', ['c'])
+    assert finished(tmp_path) == {'a': 'precious'}
+    shutil.rmtree(tmp_path / 'a')
+    make(tmp_path, 'next', ['c'])
+    assert content(tmp_path) == {'a': 'new', 'b': 'new', 'c': 'next'}
+
+
+def test_interrupt_while_moving_loses_nothing(tmp_path, monkeypatch):
+    make(tmp_path, 'old')
+    rename, calls = Path.rename, []
+
+    def interrupted(self, target):
+        calls.append(1)
+        if len(calls) == 3:  # `a` has moved, `b` has not
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, 'rename', interrupted)
+        make(tmp_path, 'new', force=True)
+    with pytest.raises(InputError, match='exists already'):
+        make(tmp_path, 'next')
+    assert content(tmp_path) == {'a': 'new', 'b': 'new'}
+
+
+def test_half_removed_is_not_taken_for_whole(tmp_path, monkeypatch):
+    """An interrupt just as all is complete, and a kill in the midst of cleaning up after it."""
+    make(tmp_path, 'old')
+
+    def write_and_interrupt(path, data):
+        write_whole(path, data)
+        raise KeyboardInterrupt
+
+    def killed(folder):
+        (folder / 'a' / 'file').unlink()
+        raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr('udl_plugin.files.write_whole', write_and_interrupt)
+        patch.setattr(shutil, 'rmtree', killed)
+        make(tmp_path, 'new', force=True)
+    make(tmp_path, 'next', ['c'])
+    assert content(tmp_path) == {'a': 'old', 'b': 'old', 'c': 'next'}
+
+
+def test_strange_names(tmp_path):
+    make(tmp_path, 'one', ['a\nb', 'ä', '\udce4'])
+    assert set(content(tmp_path)) == {'a\nb', 'ä', '\udce4'}
+
+
+def test_dangling_link_counts_as_existing(tmp_path):
+    (tmp_path / 'a').symlink_to('nowhere')
+    with pytest.raises(InputError, match='a: exists already'):
+        make(tmp_path, 'one')
+    with whole_folders(tmp_path, ['a'], force=True) as unfinished:
+        (unfinished / 'a').mkdir()
+    assert not (tmp_path / 'a').is_symlink()
+
+
+def test_something_in_the_way(tmp_path):
+    (tmp_path / '.unfinished').symlink_to(tmp_path)
+    with pytest.raises(InputError, match=r"\.unfinished' is in the way"):
+        make(tmp_path, 'one')

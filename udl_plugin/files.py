@@ -1,5 +1,6 @@
 """The one writer of files: nothing half-written ever stands under a final name."""
 import contextlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ except ImportError:  # Windows
     fcntl = None
 
 UNFINISHED = '.unfinished'  # the folder in which whole_folders has folders made
-COMPLETE = 'complete'  # in it: the list of folders, written when all of them are whole
+COMPLETE = 'complete.json'  # in it: which folders, and whether they replace others; written when all are whole
 REPLACED = 'replaced'  # in it: what stood under their names before
 
 
@@ -20,7 +21,7 @@ def write_whole(path, data):
     """Writes the bytes `data` to `path`: temporary name beside it, sync, rename. Makes the folder where needed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    temporary = path.with_name(f'.{path.name[:40]}.{os.getpid()}.tmp')
     try:
         with open(temporary, 'wb') as file:
             file.write(data)
@@ -54,19 +55,20 @@ def whole_folders(parent, names, force=False):
     is_new = not parent.exists()
     parent.mkdir(parents=True, exist_ok=True)
     unfinished = parent / UNFINISHED
+    if os.path.lexists(unfinished) and (unfinished.is_symlink() or not unfinished.is_dir()):
+        raise InputError(f"'{unfinished}' is in the way: new folders are made in one of this name. Remove it.")
     with _alone(parent):
         _move_into_place(unfinished)
         if unfinished.exists():
             shutil.rmtree(unfinished)
-        if not force:
-            _refuse_existing(parent, names)
+        _refuse_existing(parent, names, force)
         unfinished.mkdir()
         try:
             yield unfinished
-            if not force:
-                _refuse_existing(parent, names)  # of the time since then
-            write_whole(unfinished / COMPLETE, os.fsencode('\n'.join(names)))
+            _refuse_existing(parent, names, force)  # of the time since then
+            write_whole(unfinished / COMPLETE, json.dumps({'names': names, 'force': force}).encode())
         except BaseException:
+            (unfinished / COMPLETE).unlink(missing_ok=True)  # first: what is half removed is not complete
             shutil.rmtree(unfinished)
             if is_new:
                 with contextlib.suppress(OSError):  # not empty any more
@@ -76,23 +78,29 @@ def whole_folders(parent, names, force=False):
         shutil.rmtree(unfinished)
 
 
-def _refuse_existing(parent, names):
-    existing = [str(parent / name) for name in names if os.path.lexists(parent / name)]
-    if existing:
-        raise InputError(f"{', '.join(existing)}: exists already. Choose another place, or give --force (in Python: "
-                         'force=True) to have all of it written anew.')
+def _refuse_existing(parent, names, force):
+    existing = [parent / name for name in names if os.path.lexists(parent / name)]
+    if existing and not force:
+        raise InputError(f"{', '.join(map(str, existing))}: exists already. Choose another place, or give --force (in "
+                         'Python: force=True) to have all of it written anew.')
+    for path in filter(os.path.ismount, existing):
+        raise InputError(f"'{path}' is where a disk is mounted, and cannot be replaced.")
 
 
 def _move_into_place(unfinished):
     if not (unfinished / COMPLETE).exists():
         return
+    complete = json.loads((unfinished / COMPLETE).read_bytes())
     (unfinished / REPLACED).mkdir(exist_ok=True)
     # each step can be done again after a kill
-    for name in os.fsdecode((unfinished / COMPLETE).read_bytes()).split('\n'):
-        whole, target = unfinished / name, unfinished.parent / name
+    for name in complete['names']:
+        whole, target, replaced = unfinished / name, unfinished.parent / name, unfinished / REPLACED / name
         if whole.exists():
             if os.path.lexists(target):
-                target.rename(unfinished / REPLACED / name)
+                if not complete['force'] or os.path.lexists(replaced):
+                    raise InputError(f"'{target}' came up after a run was killed that had finished '{whole}'. Remove "
+                                     'one of them.')
+                target.rename(replaced)
             whole.rename(target)
 
 

@@ -69,8 +69,8 @@ def test_check_lists_bad_records(tmp_path, hr, capsys):
     assert main(['check', *paths, '--quiet']) == 1
     out, err = capsys.readouterr()
     assert out == ''
-    assert err.splitlines() == ['udl-prepare: problems: 2', f'  {paths[1]}: image_2_s004: truncated, damaged or not an '
-                                'image.', '  image_2_s004: only in HR']
+    assert err.splitlines() == ['udl-prepare: problems: 1',
+                                f'  {paths[1]}: image_2_s004: truncated, damaged or not an image.']
     assert main(['check', paths[0] + '/', '--quiet']) == 0  # as the shell completes it
     assert main(['check', *paths, '--quiet', '--scale', '3']) == 1
 
@@ -177,8 +177,11 @@ def many(tmp_path_factory):
 
 
 def start(hr, out, **options):
+    def hear_ctrl_c():  # which a shell has its background jobs ignore
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
     return subprocess.Popen([*COMMAND, *train(hr, out, '--workers', 2, crop=120)], stderr=subprocess.PIPE, text=True,
-                            start_new_session=True, **options)
+                            start_new_session=True, preexec_fn=hear_ctrl_c, **options)
 
 
 def wait_for(condition, seconds=30):
@@ -206,22 +209,39 @@ def growing(out):
 
 
 @linux
-@pytest.mark.parametrize('moment', [0, 0.1, 0.3, 2])
-@pytest.mark.parametrize('send, number', [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)])
-def test_interrupt(tmp_path, many, send, number, moment):
-    """Ctrl-C, which the workers hear too, and what `kill` sends."""
+@pytest.mark.parametrize('moment', [0, 0.3, 2])
+@pytest.mark.parametrize('send, numbers', [
+    (os.killpg, [signal.SIGINT]), (os.killpg, [signal.SIGTERM]), (os.killpg, [signal.SIGHUP]),
+    (os.kill, [signal.SIGTERM]), (os.killpg, [signal.SIGINT] * 3)])
+def test_interrupt(tmp_path, many, send, numbers, moment):
+    """Ctrl-C, which the workers hear too, a terminal that closes, what `kill` and batch systems send, impatience."""
     out = tmp_path / 'SET'
     process = start(many, out)
     wait_for(lambda: growing(out))
     time.sleep(moment)
     workers = children(process)
-    send(process.pid, number)
+    for number in numbers:
+        send(process.pid, number)
+        time.sleep(0.02)
     err = process.communicate(timeout=30)[1]
     assert process.returncode == 130
     assert 'Traceback' not in err, err
     assert err.splitlines()[-1] == 'udl-prepare: interrupted; nothing was changed'
-    assert left(out) == []
+    assert [name for name in left(out) if name != '.unfinished'] == []
+    if len(numbers) == 1:
+        assert left(out) == []
     wait_for(lambda: not any(map(is_running, workers)))
+
+
+@linux
+def test_nohup(tmp_path, many):
+    out = tmp_path / 'SET'
+    process = subprocess.Popen(['nohup', *COMMAND, *train(many, out, '--workers', 2, crop=120)], start_new_session=True,
+                               stderr=subprocess.DEVNULL)
+    wait_for(lambda: growing(out))
+    os.killpg(process.pid, signal.SIGHUP)
+    assert process.wait(timeout=60) == 0
+    assert left(out) == NAMES
 
 
 @linux

@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import lmdb
 import numpy as np
 import pytest
@@ -28,6 +31,33 @@ def test_all_is_well(tmp_path, name, workers):
     found = check_images(tmp_path / name, workers)
     assert found.problems == []
     assert found.shapes == dict.fromkeys(IMAGES, (12, 12, 3))
+
+
+def test_count_that_leaves_a_rest(tmp_path):
+    assert len(check_images(write_images(tmp_path / 'x.lmdb', random_images(17))).shapes) == 17
+
+
+def test_png_that_claims_to_be_huge(tmp_path):
+    path = write_images(tmp_path / 'x.lmdb', IMAGES)
+    huge = bytearray(encode(IMAGES['image_0']))
+    huge[16:24] = struct.pack('>II', 60000, 60000)
+    huge[29:33] = struct.pack('>I', zlib.crc32(huge[12:29]))
+    change(path, 'image_1', bytes(huge))
+    (problem,) = problems(path)
+    assert problem.startswith('image_1: ')
+
+
+def test_meta_info_that_is_not_utf8(tmp_path):
+    path = write_images(tmp_path / 'x.lmdb', IMAGES)
+    with open(path / 'meta_info.txt', 'ab') as file:
+        file.write(b'\xe4.png (12,12,3) 1\n')
+    (problem,) = problems(path)
+    assert 'not in data.mdb' in problem
+
+
+def test_keys_of_lmdbs_must_be_the_same():
+    assert check_pair({'a': (4, 4, 3)}, {'ax2': (2, 2, 3)}) == (2, [])
+    assert check_pair({'a': (4, 4, 3)}, {'ax2': (2, 2, 3)}, same_names=True)[1]
 
 
 def test_grey_has_one_channel(tmp_path):

@@ -46,6 +46,26 @@ def test_grey_with_alpha(tmp_path):
     assert has_alpha
 
 
+def test_grey_with_alpha_may_stay_grey(tmp_path):
+    Image.fromarray(IMG[..., :2].copy(), 'LA').save(tmp_path / 'a.png')
+    np.testing.assert_array_equal(read_image(tmp_path / 'a.png', keep_grey=True)[0], IMG[..., 0])
+
+
+def test_is_turned_as_exif_says(tmp_path):
+    """As upstream does where it reads the file itself."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.fromarray(IMG).save(tmp_path / 'a.jpg', exif=exif)
+    assert read_image(tmp_path / 'a.jpg')[0].shape == (30, 20, 3)
+
+
+def test_other_formats_are_refused_whatever_their_suffix(tmp_path):
+    Image.fromarray(IMG).save(tmp_path / 'a.gif')
+    (tmp_path / 'a.gif').rename(tmp_path / 'a.png')
+    with pytest.raises(InputError, match=r"a\.png' cannot be read: it is no image"):
+        read_image(tmp_path / 'a.png')
+
+
 def test_palette_with_transparency(tmp_path):
     picture = Image.fromarray(IMG // 64 * 64).quantize(64)
     picture.save(tmp_path / 'a.png', transparency=0)
@@ -88,14 +108,16 @@ def test_missing(tmp_path):
 
 
 def test_list(tmp_path):
-    for name in ('b.png', 'a.JPG', 'C.Png', '10.bmp', '9.png', '._b.png', '.hidden.png', 'Thumbs.db', 'a.txt'):
+    for name in ('b.png', 'a.JPG', 'C.Png', '10.bmp', '9.png', 'd.webp', 'e.jpeg', '._b.png', '.hidden.png',
+                 'Thumbs.db', 'a.txt'):
         (tmp_path / name).touch()
-    assert list(list_images(tmp_path)) == ['10', '9', 'C', 'a', 'b']
+    assert list(list_images(tmp_path)) == ['10', '9', 'C', 'a', 'b', 'd', 'e']
 
 
 def test_names_are_composed(tmp_path):
     (tmp_path / 'a\u0308.png').touch()  # as macOS unpacks ä
-    assert list(list_images(tmp_path)) == ['ä']
+    (tmp_path / 'ﬁ.webp').touch()
+    assert list(list_images(tmp_path)) == ['ä', 'ﬁ']
 
 
 def test_list_refuses(tmp_path):
@@ -132,6 +154,7 @@ def test_no_image_at_all(tmp_path, data, words):
     (['1', '2'], ['2x4', '3x4'], {'2': '2x4'}, ['1'], ['3x4']),
     (['1'], ['1', '1x4'], {'1': '1'}, [], ['1x4']),
     (['1x2', '1'], ['1x2', '1x2x4'], {'1x2': '1x2'}, ['1'], ['1x2x4']),
+    (['1', '1x2'], ['1x2', '1x2x2'], {'1': '1x2', '1x2': '1x2x2'}, [], []),
     (['box2'], ['box2'], {'box2': 'box2'}, [], []),
     (['box2'], ['box2x3'], {'box2': 'box2x3'}, [], []),
 ])

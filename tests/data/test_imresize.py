@@ -53,6 +53,12 @@ def test_equals_the_slow_formula(shape, scale, border):
     np.testing.assert_array_equal(imresize(img, scale, border), slow(img, scale, border))
 
 
+def test_many_columns():
+    """More than are computed at a time, several times over."""
+    img = noise(6, 1300)
+    np.testing.assert_array_equal(imresize(img, 1 / 2), slow(img, 1 / 2, 'clamp'))
+
+
 def test_edges_and_overshoot():
     """Black and white bars: the kernel overshoots, and 8 bit must not wrap around."""
     img = np.kron(noise(6, 6) % 2 * 255, np.ones((4, 4), np.uint8)).astype(np.uint8)

@@ -1,5 +1,8 @@
+import collections
 import os
+import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -23,6 +26,12 @@ def fail_at_three(number):
 
 def die(number):
     os._exit(1)
+
+
+def die_while_answering(number):
+    """As the system ends a process where memory is short: at any time, also in the midst of a large result."""
+    threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGKILL]).start()
+    return bytes(100 << 20)
 
 
 def process_id(_):
@@ -62,9 +71,10 @@ def test_error_comes_through(workers):
             next(results)
 
 
-def test_dead_worker():
-    with in_order(die, range(3), 2) as results, pytest.raises(InputError, match='--workers'):
-        next(results)
+@pytest.mark.parametrize('function', [die, die_while_answering])
+def test_dead_worker(function):
+    with in_order(function, range(30), 2) as results, pytest.raises(InputError, match='--workers'):
+        collections.deque(results, maxlen=0)
 
 
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='looks into /proc')

@@ -90,6 +90,8 @@ def test_small_image_stays_whole(tmp_path):
     hr = folder(tmp_path / 'hr', a=image(20, 61))
     prepared = prepare_train([hr], [2], tmp_path / 'SET', **SMALL)
     assert prepared.small == [hr / 'a.png']
+    narrow = folder(tmp_path / 'narrow', a=image(61, 20), b=image(24, 24))
+    assert prepare_train(narrow, [2], tmp_path / 'NARROW', **SMALL).small == [narrow / 'a.png']
     pairs = read_pairs(*prepared.folders)
     assert {(gt.shape, lq.shape) for gt, lq in pairs.values()} == {((20, 24, 3), (10, 12, 3))}
 
@@ -142,6 +144,8 @@ def test_options_name_what_is_written(tmp_path):
 def test_alpha_is_dropped_with_a_note(tmp_path):
     hr = folder(tmp_path / 'hr', a=random_images(1, 24, 32)['image_0'].reshape(24, 24, 4), b=image(24, 24))
     assert prepare_benchmark(hr, [2], tmp_path, 'SET').alpha == [hr / 'a.png']
+    lr = folder(tmp_path / 'lr', a=image(12, 12), b=image(12, 12))
+    assert prepare_train(hr, [2], tmp_path / 'SET', lr, **SMALL).alpha == [hr / 'a.png']
 
 
 @pytest.fixture
@@ -198,9 +202,11 @@ def test_many_unpaired_names(tmp_path):
 
 
 def test_lr_of_another_scale(tmp_path):
-    hr, lr = folder(tmp_path / 'hr', a=image(24, 24)), folder(tmp_path / 'lr', a=image(6, 6))
-    with pytest.raises(InputError, match=r"lr/a\.png' is 6 x 6 .*hr/a\.png', 24 x 24, at a scale of 2 needs 12 x 12"):
-        prepare_train([hr], [2], tmp_path / 'SET', [lr], **SMALL)
+    hr = folder(tmp_path / 'hr', a=image(24, 24))
+    for size in ((6, 6), (12, 13), (13, 12), (11, 12)):
+        lr = folder(tmp_path / 'x'.join(map(str, size)), a=image(*size))
+        with pytest.raises(InputError, match=rf"a\.png' is {size[1]} x {size[0]} .*hr/a\.png', 24 x 24, at a scale"):
+            prepare_train([hr], [2], tmp_path / 'SET', [lr], **SMALL)
 
 
 def test_smaller_than_the_scale(tmp_path):
@@ -210,7 +216,8 @@ def test_smaller_than_the_scale(tmp_path):
 
 
 @pytest.mark.parametrize('changes, message', [
-    ({'crop': 50}, 'crop 50 must be a multiple of every scale, so of 12'), ({'step': 0}, 'step 0'),
+    ({'crop': 50}, 'crop 50 must be a multiple of every scale, so of 12'),
+    ({'step': 0}, 'step 0'), ({'step': 10}, 'step 10'),
     ({'name': 'a/b'}, "name 'a/b'"), ({'name': ''}, "name ''"), ({'name': '..'}, "name '..'"),
     ({'scales': [1]}, 'scales 1'), ({'scales': [2, 2]}, 'scales 2 2'), ({'scales': []}, 'scales'),
     ({'border': 'zero'}, 'border zero must be one of clamp, symmetric')])
@@ -309,6 +316,21 @@ def test_what_does_not_read_back_is_not_kept(tmp_path, monkeypatch):
     with pytest.raises(InputError, match='does not read back: SET_train_HR_sub.lmdb: a_s001'):
         prepare_train([hr], [2], tmp_path / 'SET', **SMALL)
     assert not (tmp_path / 'SET').exists()
+
+
+def test_sides_that_do_not_pair_are_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, 'imresize', lambda img, scale, border: imresize(img, 1 / 3, border))
+    with pytest.raises(InputError, match='does not read back: a_s001: HR is 24 x 24 and LR .* not a scale of 2'):
+        prepare_train(folder(tmp_path / 'hr', a=image(24, 24)), [2], tmp_path / 'SET', **SMALL)
+    assert not (tmp_path / 'SET').exists()
+
+
+def test_source_is_not_replaced(tmp_path):
+    hr = folder(tmp_path / 'S' / 'LRbicx2', a=image(24, 24))
+    before = content(hr)
+    with pytest.raises(InputError, match=r"LRbicx2' is to be written and to be read"):
+        prepare_benchmark(hr, [2], tmp_path, 'S', force=True)
+    assert content(hr) == before
 
 
 def test_file_too_large(tmp_path):

@@ -61,6 +61,17 @@ def test_map_grows(tmp_path, monkeypatch, batch_bytes):
         np.testing.assert_array_equal(read[name][0], img)
 
 
+def test_memory_is_bounded(tmp_path, monkeypatch):
+    """What was committed is let go, and a batch starts anew."""
+    monkeypatch.setattr('udl_plugin.data.records.BATCH_BYTES', 1000)
+    with LmdbWriter(tmp_path / 'x.lmdb') as records:
+        waiting = []
+        for number in range(50):
+            records.put(f'{number}', bytes(300), (10, 10, 3))
+            waiting.append(len(records.batch))
+    assert waiting[:9] == [1, 2, 3, 0, 1, 2, 3, 0, 1]
+
+
 def test_folder(tmp_path):
     (img,) = random_images(1).values()
     with writer(tmp_path / 'x') as folder:

@@ -8,8 +8,9 @@ from tqdm import tqdm
 
 from udl_plugin.data.check import Checked, check_images, check_pair
 from udl_plugin.data.imresize import BORDERS
-from udl_plugin.data.parallel import available_cores
+from udl_plugin.data.parallel import INTERRUPTS, available_cores
 from udl_plugin.data.prepare import prepare_benchmark, prepare_train
+from udl_plugin.data.records import is_lmdb
 from udl_plugin.errors import InputError
 
 TRAIN = """\
@@ -51,17 +52,19 @@ def main(argv=None):
     args = parse(argv)
     if hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(errors='backslashreplace')  # for names of files that the terminal cannot show
-    for name in ('SIGTERM', 'SIGHUP'):  # end as with Ctrl-C: cleanly
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _interrupt)
+    for number in INTERRUPTS:  # all end as with Ctrl-C, cleanly; but not what nohup has ignored
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     args.track = Progress(args.quiet)
     try:
         return args.run(args)
     except InputError as err:
         message, status = err, 2
     except OSError as err:
-        message, status = f"'{err.filename}': {err.strerror}", 2
+        message, status = f"'{err.filename}': {err.strerror}" if err.filename else str(err), 2
     except KeyboardInterrupt:
+        for number in INTERRUPTS:
+            signal.signal(number, signal.SIG_IGN)  # once is enough
         message, status = 'interrupted; nothing was changed', 130
     args.track.close()
     print(f'udl-prepare: {message}', file=sys.stderr)
@@ -163,7 +166,9 @@ def run_check(args):
     lines = [f'{path}: {len(found.shapes)} images, {sizes(found.shapes)}, {size_of(path)}'
              for path, found in zip(args.paths, checked)]
     if len(checked) == 2 and all(found.shapes for found in checked):
-        scale, differences = check_pair(checked[0].shapes, checked[1].shapes, args.scale)
+        unreadable = {problem.partition(':')[0] for found in checked for problem in found.problems}
+        hr, lr = ({name: shape for name, shape in found.shapes.items() if name not in unreadable} for found in checked)
+        scale, differences = check_pair(hr, lr, args.scale, same_names=all(map(is_lmdb, args.paths)))
         problems += differences
         lines += [f'All images can be decoded; names and sizes fit a scale of {scale}.'] * (not problems)
     elif not problems:

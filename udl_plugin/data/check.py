@@ -97,18 +97,22 @@ def _check_record(env, name, entry):
     return shape_of(img), ''
 
 
-def check_pair(hr, lr, scale=None):
+def check_pair(hr, lr, scale=None, same_names=False):
     """Whether each HR image has its LR image, `scale` times smaller.
 
     Args:
         hr (dict[str, tuple]): Name to `(H, W, C)`, as `check_images` gives it.
         lr (dict[str, tuple]): As well; DIV2K's names, `0001x4`, are understood.
         scale (int | None): None takes the scale that most pairs have.
+        same_names (bool): Whether names must be the same, as upstream wants the keys of two LMDBs.
 
     Returns:
         tuple[int, list[str]]: The scale, 0 where there is none, and the problems, a line each.
     """
     pairs, only_hr, only_lr = pair_names(hr, lr)
+    if same_names:
+        pairs = {name: name for name in hr if name in lr}
+        only_hr, only_lr = sorted(hr.keys() - lr.keys()), sorted(lr.keys() - hr.keys())
     if not pairs:
         return 0, ['HR and LR have no image in common']
     if scale is None:

@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from udl_plugin.errors import InputError
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
+FORMATS = ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP')
 UNCHANGED = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH  # but without alpha, and turned as EXIF says
 
 
@@ -53,7 +54,10 @@ def pair_names(hr, lr):
     Returns:
         tuple[dict[str, str], list[str], list[str]]: HR name to LR name; HR names left over; LR names left over.
     """
-    hr, pairs, left = set(hr), {}, []
+    hr, lr, pairs, left = set(hr), set(lr), {}, []
+    for suffix in {re.search(r'(x\d+)?$', name)[0] for name in lr}:
+        if {name + suffix for name in hr} == lr:
+            return {name: name + suffix for name in sorted(hr)}, [], []
     for name in sorted(lr):  # 0001 before 0001x4
         short = name if name in hr else re.sub(r'x\d+$', '', name)
         if short in hr and short not in pairs:
@@ -78,23 +82,30 @@ def read_image(path, keep_grey=False):
     """
     try:
         data = Path(path).read_bytes()
-        with Image.open(io.BytesIO(data)) as image:
-            has_alpha = 'A' in image.getbands() or 'transparency' in image.info
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            bands, has_alpha = image.getbands(), 'A' in image.getbands() or 'transparency' in image.info
             if image.format != 'PNG':
                 image.load()  # refuses a truncated file; OpenCV 4 fills a JPEG up. PNG has checksums, which both read
         img = decode(data)
     except UnidentifiedImageError as err:
         raise InputError(f"'{path}' cannot be read: it is {'no image' if data else 'empty'}.") from err
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, cv2.error) as err:
+    except MemoryError:
+        raise
+    except Exception as err:  # decoders raise anything
         raise InputError(f"'{path}' cannot be read: {' '.join(str(err).split())}") from err
     if img.dtype != np.uint8:
         raise InputError(f"'{path}' has {8 * img.itemsize} bits a channel, and 8 are needed; convert it.")
-    return (cv2.cvtColor(img, cv2.COLOR_GRAY2BGR) if img.ndim == 2 and not keep_grey else img), has_alpha
+    if keep_grey:
+        return (img[..., 0].copy() if bands == ('L', 'A') and img.ndim == 3 else img), has_alpha
+    return (cv2.cvtColor(img, cv2.COLOR_GRAY2BGR) if img.ndim == 2 else img), has_alpha
 
 
 def decode(data):
     """Bytes of an image file to `(H, W, 3)`, BGR, or `(H, W)`, of the file's depth. ValueError where damaged."""
-    img = cv2.imdecode(np.frombuffer(data, np.uint8), UNCHANGED) if data else None
+    try:
+        img = cv2.imdecode(np.frombuffer(data, np.uint8), UNCHANGED) if data else None
+    except cv2.error as err:  # a size beyond all bounds
+        raise ValueError(str(err)) from err
     if img is None:
         raise ValueError('truncated, damaged or not an image.')
     return img

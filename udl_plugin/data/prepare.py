@@ -183,6 +183,10 @@ def _prepare(make, sources, parent, pairs, *, kept=(), keep_grey=False, border='
         raise InputError(f'border {border} must be one of {", ".join(BORDERS)}.')
     make = functools.partial(_make, make, keep_grey, border)
     targets = list(dict.fromkeys(name for pair in pairs for name in pair[:2]))
+    read = {path.parent.resolve() for source in sources for path in (source.hr, *source.lr)}
+    for target in targets:
+        if any((parent / target).resolve() in (folder, *folder.parents) for folder in read):
+            raise InputError(f"'{parent / target}' is to be written and to be read; choose another place.")
     if is_lmdb(targets[0]):
         for source in sources:
             lmdb_key(f'{source.name}_s000')  # now, not when half is done
@@ -213,7 +217,7 @@ def _verify(unfinished, targets, pairs, workers, track):
     problems = [f'{target}: {problem}' for target in targets for problem in checked[target].problems]
     for hr, lr, scale in pairs:
         if hr in checked:
-            problems += check_pair(checked[hr].shapes, checked[lr].shapes, scale)[1]
+            problems += check_pair(checked[hr].shapes, checked[lr].shapes, scale, same_names=True)[1]
     if problems:
         raise InputError(f'what was written does not read back: {_named(problems)}. Disk or memory may be damaged; '
                          'nothing was kept.')

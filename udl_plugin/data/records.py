@@ -1,6 +1,7 @@
 """Sets of PNG images as BasicSR reads them: an LMDB with its meta_info.txt, or a folder of files. Both are written with
 `put(name, png, shape)`."""
 import contextlib
+import os
 import re
 import shutil
 from pathlib import Path
@@ -54,7 +55,7 @@ class LmdbWriter:
         self.path = Path(path)
         self.path.mkdir(parents=True)
         with self._explained():
-            self.env = lmdb.open(str(path), map_size=MAP_BYTES, lock=False)
+            self.env = lmdb.open(os.fsencode(path), map_size=MAP_BYTES, lock=False)
         self.batch, self.batch_bytes = [], 0
         self.lines = {}
 
@@ -174,7 +175,7 @@ def open_lmdb(path):
         raise InputError(f"there is no LMDB '{path}' (seen from {Path.cwd()})." if not Path(path).exists() else
                          f"'{path}' is not an LMDB: it has no data.mdb.")
     try:
-        env = lmdb.open(str(path), readonly=True, lock=False, create=False)
+        env = lmdb.open(os.fsencode(path), readonly=True, lock=False, create=False)
     except lmdb.Error as err:
         raise InputError(f"'{data}' is truncated, damaged or not of an LMDB: {err}") from err
     there, needed = data.stat().st_size, (env.info()['last_pgno'] + 1) * env.stat()['psize']
@@ -193,8 +194,9 @@ def read_meta_info(path):
     open_lmdb(path).close()
     if not Path(path, 'meta_info.txt').is_file():
         raise InputError(f"'{path}' has no meta_info.txt; it is not a complete LMDB of BasicSR's kind.")
+    lines = Path(path, 'meta_info.txt').read_text(encoding='utf-8', errors='replace').splitlines()
     shapes = {}
-    for number, line in enumerate(Path(path, 'meta_info.txt').read_text(encoding='utf-8').splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         match = META_LINE.fullmatch(line)
         if not match:
             raise InputError(f"'{path}/meta_info.txt', line {number}: '{line[:80]}' is not like "
