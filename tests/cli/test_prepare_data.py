@@ -177,11 +177,12 @@ def many(tmp_path_factory):
 
 
 def start(hr, out, **options):
-    def hear_ctrl_c():  # which a shell has its background jobs ignore
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def hear_everything():  # shells have background jobs ignore Ctrl-C, and nohup the end of the terminal
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
 
     return subprocess.Popen([*COMMAND, *train(hr, out, '--workers', 2, crop=120)], stderr=subprocess.PIPE, text=True,
-                            start_new_session=True, preexec_fn=hear_ctrl_c, **options)
+                            start_new_session=True, preexec_fn=hear_everything, **options)
 
 
 def wait_for(condition, seconds=30):
