@@ -48,6 +48,31 @@ def read_pairs(gt, lq, scale=2):
             for pair in (pairs[number] for number in range(len(pairs)))}
 
 
+# kills the process at the n-th call of a function of a module, or of a class in it
+KILLER = """
+import importlib, os, signal, sys
+owner, name, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
+del sys.argv[1:4]
+module, _, cls = owner.partition(':')
+owner = importlib.import_module(module)
+owner = getattr(owner, cls) if cls else owner
+function, calls = getattr(owner, name), []
+def killer(*args, **kwargs):
+    calls.append(1)
+    if len(calls) == n:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return function(*args, **kwargs)
+setattr(owner, name, killer)
+"""
+
+
+def run_killed(moment, script, *arguments):
+    """Runs `script` in a process of its own, up to a moment such as `pathlib:Path rename 2`, where it is killed."""
+    killed = subprocess.run([sys.executable, '-c', KILLER + script, *moment.split(), *map(str, arguments)],
+                            capture_output=True, check=False)
+    assert killed.returncode == -9
+
+
 @pytest.fixture
 def seed():
     torch.manual_seed(0)
@@ -55,7 +80,7 @@ def seed():
 
 @pytest.fixture(scope='session')
 def demo_data(tmp_path_factory):
-    """The folder with the demo's four LMDBs, written once."""
+    """The folder with the demo's data sets, written once."""
     root = tmp_path_factory.mktemp('demo_data')
     write_demo_data(root)
     return root

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import run_killed
 
 from udl_plugin.errors import InputError
 from udl_plugin.files import whole_folders, write_whole
@@ -101,37 +102,23 @@ def test_one_process_at_a_time(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['a']
 
 
-# kills the process at the n-th call of a function
-KILL = """
-import os, pathlib, shutil, signal, sys
+MAKE_NEW = """
+import pathlib
 from udl_plugin import files
-
-def kill_at(owner, name, n):
-    function, calls = getattr(owner, name), []
-    def killer(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == n:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args, **kwargs)
-    setattr(owner, name, killer)
-
-parent, force = pathlib.Path(sys.argv[1]), sys.argv[2] == 'force'
-kill_at({'os': os, 'Path': pathlib.Path, 'shutil': shutil}[sys.argv[3]], sys.argv[4], int(sys.argv[5]))
-with files.whole_folders(parent, ['a', 'b'], force) as unfinished:
+with files.whole_folders(pathlib.Path(sys.argv[1]), ['a', 'b'], sys.argv[2] == 'force') as unfinished:
     for name in ('a', 'b'):
         (unfinished / name).mkdir()
         (unfinished / name / 'file').write_text('new')
 """
-MOMENTS = [('Path', 'write_text', 1), ('Path', 'write_text', 2), ('os', 'fsync', 1), ('Path', 'replace', 1),
-           ('Path', 'rename', 1), ('Path', 'rename', 2), ('shutil', 'rmtree', 1)]
+MOMENTS = ['pathlib:Path write_text 1', 'pathlib:Path write_text 2', 'os fsync 1', 'pathlib:Path replace 1',
+           'pathlib:Path rename 1', 'pathlib:Path rename 2', 'shutil rmtree 1']
 
 
-@pytest.mark.parametrize('moment', MOMENTS, ids=str)
+@pytest.mark.parametrize('moment', MOMENTS)
 def test_kill(tmp_path, moment):
-    killed = subprocess.run([sys.executable, '-c', KILL, tmp_path, 'new', *map(str, moment)], check=False)
-    assert killed.returncode == -9
+    run_killed(moment, MAKE_NEW, tmp_path, 'new')
     assert set(finished(tmp_path).values()) <= {'new'}
-    whole = MOMENTS.index(moment) > MOMENTS.index(('Path', 'replace', 1))
+    whole = MOMENTS.index(moment) > MOMENTS.index('pathlib:Path replace 1')
     if whole:  # the next run moves what the killed one had finished
         with pytest.raises(InputError, match='a, .*b: exists already'):
             make(tmp_path, 'next')
@@ -140,21 +127,19 @@ def test_kill(tmp_path, moment):
     assert content(tmp_path) == dict.fromkeys('ab', 'new' if whole else 'next')
 
 
-@pytest.mark.parametrize('moment', [*MOMENTS, ('Path', 'rename', 3), ('Path', 'rename', 4)],
-                         ids=str)
+@pytest.mark.parametrize('moment', [*MOMENTS, 'pathlib:Path rename 3', 'pathlib:Path rename 4'])
 def test_kill_with_force(tmp_path, moment):
     make(tmp_path, 'old')
-    killed = subprocess.run([sys.executable, '-c', KILL, tmp_path, 'force', *map(str, moment)], check=False)
-    assert killed.returncode == -9
+    run_killed(moment, MAKE_NEW, tmp_path, 'force')
     assert set(finished(tmp_path).values()) <= {'old', 'new'}
     with pytest.raises(InputError, match='a, .*b: exists already'):
         make(tmp_path, 'next')
-    whole = moment[1] in ('rename', 'rmtree')
+    whole = 'rename' in moment or 'rmtree' in moment
     assert content(tmp_path) == dict.fromkeys('ab', 'new' if whole else 'old')
 
 
 def test_folder_that_came_up_after_a_kill_is_not_replaced(tmp_path):
-    subprocess.run([sys.executable, '-c', KILL, tmp_path, 'new', 'Path', 'rename', '1'], check=False)
+    run_killed('pathlib:Path rename 1', MAKE_NEW, tmp_path, 'new')
     (tmp_path / 'a').mkdir()
     (tmp_path / 'a' / 'file').write_text('precious')
     for _ in range(2):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import lmdb
 import pytest
-from conftest import ROOT, random_images, read_pairs, write_images
+from conftest import ROOT, random_images, read_pairs, run_killed, write_images
 
 from udl_plugin.cli.prepare_data import main, parse
 from udl_plugin.data.check import check_images
@@ -266,25 +266,6 @@ def test_kill_at_any_time(tmp_path, many):
     assert left(out) == NAMES
 
 
-# kills the process at the n-th call of a function, then runs the command with the rest of the arguments
-KILL = """
-import importlib, os, signal, sys
-owner, name, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
-module, _, cls = owner.partition(':')
-owner = importlib.import_module(module)
-owner = getattr(owner, cls) if cls else owner
-function, calls = getattr(owner, name), []
-def killer(*args, **kwargs):
-    calls.append(1)
-    if len(calls) == n:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return function(*args, **kwargs)
-setattr(owner, name, killer)
-from udl_plugin.cli.prepare_data import main, parse
-sys.exit(main(sys.argv[4:]))
-"""
-
-
 @pytest.mark.parametrize('moment', [
     'udl_plugin.data.records:LmdbWriter put 1', 'udl_plugin.data.records:LmdbWriter put 70',
     'udl_plugin.data.records:LmdbWriter _commit 1', 'udl_plugin.data.records:LmdbWriter _commit 2',
@@ -292,9 +273,7 @@ sys.exit(main(sys.argv[4:]))
     'udl_plugin.data.prepare _verify 1', 'pathlib:Path rename 1', 'pathlib:Path rename 2'])
 def test_kill_at_a_moment(tmp_path, hr, moment):
     out = tmp_path / 'SET'
-    killed = subprocess.run([sys.executable, '-c', KILL, *moment.split(), *train(hr, out)], check=False,
-                            capture_output=True)
-    assert killed.returncode == -9
+    run_killed(moment, 'from udl_plugin.cli.prepare_data import main; main()', *train(hr, out))
     for name in set(left(out)) & set(NAMES):
         found = check_images(out / name, workers=1)
         assert len(found.shapes) == 54 and not found.problems

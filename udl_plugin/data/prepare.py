@@ -191,7 +191,8 @@ def _prepare(make, sources, parent, pairs, *, kept=(), keep_grey=False, border='
         for source in sources:
             lmdb_key(f'{source.name}_s000')  # now, not when half is done
     alpha, small, skipped = [], [], []
-    with whole_folders(parent, [target for target in targets if target not in kept], force) as unfinished:
+    written = [target for target in targets if target not in kept]
+    with whole_folders(parent, written, force) as unfinished:
         with contextlib.ExitStack() as stack:
             writers = {target: stack.enter_context(LmdbComparer(parent / target) if target in kept else
                                                    writer(unfinished / target)) for target in targets}
@@ -206,7 +207,7 @@ def _prepare(make, sources, parent, pairs, *, kept=(), keep_grey=False, border='
                 skipped += [made.problem] * bool(made.problem)
         if len(skipped) == len(sources):
             raise InputError(f'no image is left, {len(skipped)} were bad. The first: {skipped[0]}')
-        counts = _verify(unfinished, [target for target in targets if target not in kept], pairs, workers, track)
+        counts = _verify(unfinished, written, pairs, workers, track)
     return Prepared({parent / target: count for target, count in counts.items()}, len(sources) - len(skipped), alpha,
                     small, skipped)
 
