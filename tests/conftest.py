@@ -86,6 +86,22 @@ def demo_data(tmp_path_factory):
     return root
 
 
+def model_options(step, folder, model_type='UDLModel', **train):
+    """What parse_options makes of a yml of that step, without data sets."""
+    network, loss = ('EDSRVar', 'ESU') if step == 1 else ('EDSRTwo', 'UDL')
+    return {
+        'name': 'test', 'model_type': model_type, 'scale': 2, 'num_gpu': 0, 'dist': False, 'rank': 0, 'world_size': 1,
+        'is_train': True, 'datasets': {}, 'network_g': {'type': network, **TINY},
+        'path': {'pretrain_network_g': None, 'models': str(folder), 'training_states': str(folder),
+                 'visualization': str(folder / 'visualization')},
+        'train': {'optim_g': {'type': 'Adam', 'lr': 1e-2}, 'total_iter': 10,
+                  'scheduler': {'type': 'MultiStepLR', 'milestones': [5], 'gamma': 0.5},
+                  'pixel_opt': {'type': loss}, **train},
+        'val': {'save_img': False, 'suffix': None,
+                'metrics': {'psnr': {'type': 'calculate_psnr', 'crop_border': 2, 'test_y_channel': True}}},
+    }
+
+
 class Runner:
     """A folder in which entry points run on shrunken versions of the demo's ymls."""
 

@@ -164,3 +164,19 @@ def test_loss_without_reduction():
         check_options(minimal(train={'pixel_opt': {'type': 'ESU', 'reduction': 'none'}}))
 
 
+
+
+@pytest.mark.parametrize(('network', 'message'), [
+    ({'type': 'RCAN', 'num_feats': 8}, "network_g: backbone: 'num_feats' is not an option of type: RCAN"),
+    ({'type': 'RCANN'}, "network_g: backbone: type: there is no 'RCANN'"),
+    ({'type': 'RCAN', 'num_in_ch': 3}, 'network_g: backbone: num_out_ch: is missing'),
+    ({'type': 'RCAN', 'num_in_ch': 3, 'num_out_ch': 3, 'upscale': 3}, 'agree with network_g: backbone: upscale: 3'),
+    ({'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3}, 'agree with network_g: backbone: scale: 4'),
+])
+@pytest.mark.parametrize('arch', ['WithVariance', 'TwoStep'])
+def test_options_of_a_backbone(arch, network, message):
+    changes = {'path': {'pretrain_network_g': 'x.pth'}, 'scale': 2}
+    check_options(minimal(**changes, network_g={'type': arch, 'backbone': {
+        'type': 'RCAN', 'num_in_ch': 3, 'num_out_ch': 3, 'upscale': 2}}))
+    with pytest.raises(InputError, match=message):
+        check_options(minimal(**changes, network_g={'type': arch, 'backbone': network}))

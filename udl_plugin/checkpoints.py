@@ -82,10 +82,10 @@ def read_fitting(net, path, param_key='params', strict=True):
     nothing_fits = not any(name in own and own[name].shape == value.shape for name, value in state_dict.items())
     if strict or two_step or nothing_fits:
         if not two_step and any(name.startswith('sr_net.') for name in state_dict):
-            advice = ('It is of step 2: write type: EDSRTwo, or take its plain network out of it with '
-                      'udl_plugin.checkpoints.export_sr_net.')
+            advice = ('It is of step 2: write the type of step 2, such as EDSRTwo, or take its plain network out of it '
+                      'with udl-convert.')
         elif two_step and not any('var_conv.' in name for name in state_dict):
-            advice = 'It has no variance head: name a checkpoint of step 1 (EDSRVar trained with ESU).'
+            advice = 'It has no variance head: name a checkpoint of step 1 (such as EDSRVar trained with ESU).'
         elif two_step:
             advice = 'Step 2 needs the network_g of step 1.'
         else:
@@ -122,12 +122,16 @@ def _some(names):
     return ', '.join(map(str, names[:3])) + (', ...' if len(names) > 3 else '')
 
 
+def branch(state_dict, name):
+    """The tensors of one of a `TwoStep`'s networks, `sr_net` or `var_net`; none where there is no such branch."""
+    prefix = f'{name}.'
+    return {key[len(prefix):]: value for key, value in state_dict.items() if key.startswith(prefix)}
+
+
 def sr_state_dict(state_dict):
     """The tensors of the plain SR network inside a checkpoint of either step: what upstream's own arch loads."""
-    prefix = 'sr_net.'
-    if any(name.startswith(prefix) for name in state_dict):
-        return {name[len(prefix):]: value for name, value in state_dict.items() if name.startswith(prefix)}
-    return {name: value for name, value in state_dict.items() if not name.startswith('var_conv.')}
+    return branch(state_dict, 'sr_net') or {name: value for name, value in state_dict.items()
+                                            if not name.startswith('var_conv.')}
 
 
 def export_sr_net(source, target, param_key='params'):

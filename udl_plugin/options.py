@@ -13,6 +13,7 @@ KEYS = {
     'val': ('val_freq', 'save_img', 'pbar', 'suffix', 'metrics', 'save_uncertainty'),
     'path': ('pretrain_network_g', 'param_key_g', 'strict_load_g', 'resume_state', 'ignore_resume_networks'),
 }
+GIVES = 'EDSRVar, DPDNNVar and WithVariance do in step 1, EDSRTwo, DPDNNTwo and TwoStep in step 2'
 MADE_PATHS = ('experiments_root', 'models', 'training_states', 'log', 'visualization', 'results_root')  # parse_options
 
 
@@ -80,6 +81,8 @@ def _check_built(registry, section, where):
         if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty \
                 and name not in given:
             raise InputError(f'{where}{name}: is missing; type: {cls.__name__} needs it.')
+    if isinstance(section.get('backbone'), dict) and 'backbone' in inspect.signature(cls).parameters:
+        _check_built(registry, section['backbone'], f'{where}backbone: ')
     if section.get('reduction') == 'none':
         raise InputError(f'{where}reduction: none gives a map, and training needs a number; write mean.')
     return cls
@@ -99,14 +102,13 @@ def _check_start(opt, network):
 def _check_log_var(opt, network, loss):
     """Refuses uses of a log-variance that the network does not give, or gives for the other step."""
     if (opt.get('val') or {}).get('save_uncertainty') and not _gives_log_var(network):
-        raise InputError(f'val: save_uncertainty: network_g: {network.__name__} gives no log-variance; EDSRVar and '
-                         'EDSRTwo do.')
+        raise InputError(f'val: save_uncertainty: network_g: {network.__name__} gives no log-variance; {GIVES}.')
     if not getattr(loss, 'needs_log_var', False):
         return
     if not _gives_log_var(network):
         raise InputError(f'train: pixel_opt: {loss.__name__} needs a log-variance, and network_g: {network.__name__} '
-                         'gives none. Use EDSRVar in step 1, EDSRTwo in step 2.')
-    steps = 'Step 1 is EDSRVar with ESU, step 2 EDSRTwo with UDL.'
+                         f'gives none; {GIVES}.')
+    steps = 'Step 1 is a network such as EDSRVar with ESU, step 2 one such as EDSRTwo with UDL.'
     loss_trains, network_trains = (getattr(part, 'trains_log_var', None) for part in (loss, network))
     if loss_trains is True and network_trains is False:
         raise InputError(f'train: pixel_opt: {loss.__name__} trains the log-variance, and that of network_g: '
@@ -132,11 +134,18 @@ def _find(registry, section, key, where):
 
 
 def _check_scale(scale, network, network_opt):
-    parameter = inspect.signature(network).parameters.get('upscale')
-    upscale = network_opt.get('upscale', parameter.default if parameter else inspect.Parameter.empty)
-    if upscale is inspect.Parameter.empty or scale == upscale:
+    where = 'network_g: '
+    while isinstance(network_opt.get('backbone'), dict):
+        from basicsr.utils.registry import ARCH_REGISTRY
+        network_opt, where = network_opt['backbone'], f'{where}backbone: '
+        network = _find(ARCH_REGISTRY, network_opt, 'type', where)
+    parameters = inspect.signature(network).parameters
+    key = 'upscale' if 'upscale' in parameters else 'scale'
+    if key not in parameters:
+        return
+    upscale = network_opt.get(key, parameters[key].default)
+    if scale == upscale:
         return
     if scale is None:
-        raise InputError(f'scale: is missing; network_g has upscale: {upscale}, so write scale: {upscale}.')
-    raise InputError(f'scale: {scale} does not agree with network_g: upscale: {upscale}; '
-                     'make both the scale of the data.')
+        raise InputError(f'scale: is missing; {where.removesuffix(": ")} has {key}: {upscale}, so write scale: {upscale}.')
+    raise InputError(f'scale: {scale} does not agree with {where}{key}: {upscale}; make both the scale of the data.')

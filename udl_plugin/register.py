@@ -13,6 +13,11 @@ NAMES = {
     'ARCH_REGISTRY': {
         'EDSRVar': 'udl_plugin.archs.edsr_arch',
         'EDSRTwo': 'udl_plugin.archs.edsr_arch',
+        'DPDNN': 'udl_plugin.archs.dpdnn_arch',
+        'DPDNNVar': 'udl_plugin.archs.dpdnn_arch',
+        'DPDNNTwo': 'udl_plugin.archs.dpdnn_arch',
+        'WithVariance': 'udl_plugin.archs.with_variance',
+        'TwoStep': 'udl_plugin.archs.two_step',
     },
     'LOSS_REGISTRY': {
         'GaussianNLL': 'udl_plugin.losses.uncertainty_loss',

@@ -75,7 +75,7 @@ def test_forward_computes_nothing_of_the_variance():
     net = EDSRVar(**TINY, upscale=2)
     ran = calls(net)
     net(torch.rand(1, 3, 4, 4))
-    assert 'conv_last' in ran
+    assert 'backbone.conv_last' in ran
     assert not any(name.startswith('var_conv') for name in ran)
     net = EDSRTwo(**TINY, upscale=2)
     ran = calls(net)
@@ -88,8 +88,8 @@ def test_log_var_needs_no_tail_of_the_frozen_branch():
     ran = calls(net)
     net(torch.rand(1, 3, 4, 4), return_log_var=True)
     assert 'var_net.var_conv' in ran
-    assert 'var_net.conv_last' not in ran
-    assert 'var_net.upsample' not in ran
+    assert 'var_net.backbone.conv_last' not in ran
+    assert 'var_net.backbone.upsample.0' not in ran
 
 
 def test_frozen_branch_is_out_of_reach():
@@ -110,7 +110,7 @@ def test_frozen_branch_is_saved_moved_and_copied():
     names = set(net.state_dict())
     assert {name for name in names if name.startswith('var_net.')} == \
         {f'var_net.{name}' for name in EDSRVar(**TINY, upscale=2).state_dict()}
-    assert copy.deepcopy(net).double().var_net.conv_first.weight.dtype == torch.float64
+    assert copy.deepcopy(net).double().var_net.backbone.conv_first.weight.dtype == torch.float64
     assert set(pickle.loads(pickle.dumps(net)).state_dict()) == names
 
 

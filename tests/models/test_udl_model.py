@@ -7,7 +7,7 @@ import pytest
 import torch
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.models import build_model
-from conftest import TINY
+from conftest import TINY, model_options
 from torch.utils.data import DataLoader, Dataset
 
 from udl_plugin.archs import EDSRTwo, EDSRVar
@@ -15,22 +15,6 @@ from udl_plugin.errors import InputError
 from udl_plugin.pictures import uncertainty_picture
 
 pytestmark = pytest.mark.usefixtures('seed')
-
-
-def options(step, folder, model_type='UDLModel', **train):
-    """What parse_options makes of a yml, without data sets."""
-    network, loss = ('EDSRVar', 'ESU') if step == 1 else ('EDSRTwo', 'UDL')
-    return {
-        'name': 'test', 'model_type': model_type, 'scale': 2, 'num_gpu': 0, 'dist': False, 'rank': 0, 'world_size': 1,
-        'is_train': True, 'datasets': {}, 'network_g': {'type': network, **TINY},
-        'path': {'pretrain_network_g': None, 'models': str(folder), 'training_states': str(folder),
-                 'visualization': str(folder / 'visualization')},
-        'train': {'optim_g': {'type': 'Adam', 'lr': 1e-2}, 'total_iter': 10,
-                  'scheduler': {'type': 'MultiStepLR', 'milestones': [5], 'gamma': 0.5},
-                  'pixel_opt': {'type': loss}, **train},
-        'val': {'save_img': False, 'suffix': None,
-                'metrics': {'psnr': {'type': 'calculate_psnr', 'crop_border': 2, 'test_y_channel': True}}},
-    }
 
 
 def save_step1(folder, ema=False, **changes):
@@ -43,7 +27,7 @@ def save_step1(folder, ema=False, **changes):
 
 
 def step2_options(folder, ema=False, **train):
-    opt = options(2, folder, **train)
+    opt = model_options(2, folder, **train)
     opt['path']['pretrain_network_g'] = save_step1(folder, ema)
     return opt
 
@@ -64,7 +48,7 @@ def same(one, other, prefix=''):
 
 
 def test_step_1_trains_everything(tmp_path):
-    model = build_model(options(1, tmp_path))
+    model = build_model(model_options(1, tmp_path))
     before = snapshot(model.net_g)
     iterate(model)
     assert not any(torch.equal(value, before[name]) for name, value in model.net_g.state_dict().items())
@@ -108,14 +92,14 @@ def test_saved_network_is_a_plain_edsr(tmp_path):
 def test_nothing_is_warned_of(tmp_path, step, caplog, monkeypatch):
     import logging
     monkeypatch.setattr(logging.getLogger('basicsr'), 'propagate', True)
-    build_model(options(1, tmp_path) if step == 1 else step2_options(tmp_path))
+    build_model(model_options(1, tmp_path) if step == 1 else step2_options(tmp_path))
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 @pytest.mark.parametrize('step', [1, 2])
 def test_ema(tmp_path, step):
     """The average follows the trained tensors by upstream's rule and keeps the frozen ones."""
-    model = build_model(options(1, tmp_path, ema_decay=0.5) if step == 1 else step2_options(tmp_path, ema_decay=0.5))
+    model = build_model(model_options(1, tmp_path, ema_decay=0.5) if step == 1 else step2_options(tmp_path, ema_decay=0.5))
     expected = snapshot(model.net_g_ema)
     for _ in range(3):
         iterate(model, 1)
@@ -142,7 +126,7 @@ def test_step_2_takes_the_weights_that_are_asked_for(tmp_path, key):
 def test_step_2_goes_on_from_step_2(tmp_path):
     model = iterate(build_model(step2_options(tmp_path)))
     model.save(epoch=0, current_iter=3)
-    opt = options(2, tmp_path)
+    opt = model_options(2, tmp_path)
     opt['path']['pretrain_network_g'] = str(tmp_path / 'net_g_3.pth')
     assert same(model.net_g.state_dict(), build_model(opt).net_g.state_dict())
 
@@ -164,7 +148,7 @@ def test_other_losses_beside(tmp_path):
 
 @pytest.mark.parametrize('step', [1, 2])
 def test_upstream_model_takes_the_networks_as_plain_ones(tmp_path, step):
-    opt = options(1, tmp_path) if step == 1 else step2_options(tmp_path)
+    opt = model_options(1, tmp_path) if step == 1 else step2_options(tmp_path)
     opt.update(model_type='SRModel')
     opt['train'].update(pixel_opt={'type': 'L1Loss'}, ema_decay=0.9)
     model = build_model(opt)
@@ -194,7 +178,7 @@ class OnePair(Dataset):
 def test_validation_saves_the_map_beside_the_image(tmp_path, step, is_train, suffix, folder, stem):
     opt = step2_options(tmp_path)
     if step == 1:
-        opt = options(1, tmp_path)
+        opt = model_options(1, tmp_path)
         opt['path']['pretrain_network_g'] = save_step1(tmp_path)
     opt['is_train'] = is_train
     opt['val'].update(save_uncertainty=True, save_img=True, suffix=suffix)
@@ -256,7 +240,7 @@ def test_validation_is_of_the_moving_average(tmp_path):
 
 def test_validation_without_map_never_runs_the_frozen_branch(tmp_path):
     model = build_model(step2_options(tmp_path))
-    model.net_g.var_net.conv_first.register_forward_hook(lambda *_: pytest.fail('var_net ran'))
+    model.net_g.var_net.backbone.conv_first.register_forward_hook(lambda *_: pytest.fail('var_net ran'))
     model.validation(DataLoader(OnePair()), 1, None, save_img=False)
 
 
@@ -268,11 +252,11 @@ def refused(opt, *parts):
 
 
 def test_step_2_without_step_1(tmp_path):
-    refused(options(2, tmp_path), 'path: pretrain_network_g', 'is missing', 'step 1')
+    refused(model_options(2, tmp_path), 'path: pretrain_network_g', 'is missing', 'step 1')
 
 
 def test_step_2_with_missing_file(tmp_path):
-    opt = options(2, tmp_path)
+    opt = model_options(2, tmp_path)
     opt['path']['pretrain_network_g'] = str(tmp_path / 'nowhere.pth')
     refused(opt, 'path: pretrain_network_g', 'nowhere.pth', 'there is no file')
 
@@ -284,21 +268,21 @@ def test_step_2_with_missing_file(tmp_path):
     ({'upscale': 3}, 'upscale: 3 (network_g: 2)'),
 ])
 def test_step_2_with_step_1_of_another_size(tmp_path, changes, part):
-    opt = options(2, tmp_path)
+    opt = model_options(2, tmp_path)
     opt['path'].update(pretrain_network_g=save_step1(tmp_path, **changes), strict_load_g=False)
     refused(opt, 'path: pretrain_network_g', 'step1.pth', part)
 
 
 def test_step_2_with_a_network_without_variance(tmp_path):
     torch.save({'params': EDSR(**TINY).state_dict()}, tmp_path / 'edsr.pth')
-    opt = options(2, tmp_path)
+    opt = model_options(2, tmp_path)
     opt['path']['pretrain_network_g'] = str(tmp_path / 'edsr.pth')
     refused(opt, 'edsr.pth', 'no variance head', 'step 1')
 
 
 def test_step_1_may_start_from_plain_edsr_if_asked(tmp_path):
     torch.save({'params': EDSR(**TINY).state_dict()}, tmp_path / 'edsr.pth')
-    opt = options(1, tmp_path)
+    opt = model_options(1, tmp_path)
     opt['path']['pretrain_network_g'] = str(tmp_path / 'edsr.pth')
     refused(opt, 'edsr.pth', 'missing: 6', 'strict_load_g: false')
     opt['path']['strict_load_g'] = False
@@ -307,18 +291,18 @@ def test_step_1_may_start_from_plain_edsr_if_asked(tmp_path):
 
 
 def test_strict_load_false_loads_what_fits_and_something_must(tmp_path):
-    opt = options(1, tmp_path)
+    opt = model_options(1, tmp_path)
     opt['path'].update(pretrain_network_g=save_step1(tmp_path, upscale=4), strict_load_g=False)
     model, given = build_model(opt), torch.load(tmp_path / 'step1.pth')['params']
     loaded = model.net_g.state_dict()
     assert all(torch.equal(given[name], value) for name, value in loaded.items() if name in given)
     torch.save({'params': EDSRTwo(**TINY).state_dict()}, tmp_path / 'step2.pth')
     opt['path']['pretrain_network_g'] = str(tmp_path / 'step2.pth')
-    refused(opt, 'step2.pth', 'of step 2', 'EDSRTwo', 'export_sr_net')
+    refused(opt, 'step2.pth', 'of step 2', 'EDSRTwo', 'udl-convert')
 
 
 def test_state_dict_without_key(tmp_path):
-    opt = options(2, tmp_path, ema_decay=0.9)
+    opt = model_options(2, tmp_path, ema_decay=0.9)
     torch.save(EDSRVar(**TINY).state_dict(), tmp_path / 'raw.pth')
     opt['path'].update(pretrain_network_g=str(tmp_path / 'raw.pth'), param_key_g=None)
     model = build_model(opt)
@@ -326,20 +310,20 @@ def test_state_dict_without_key(tmp_path):
 
 
 def test_test_without_checkpoint(tmp_path):
-    opt = options(1, tmp_path)
+    opt = model_options(1, tmp_path)
     opt['is_train'] = False
     refused(opt, 'path: pretrain_network_g', 'is missing')
 
 
 @pytest.mark.parametrize(('step', 'loss', 'network'), [(2, 'ESU', 'EDSRTwo'), (1, 'UDL', 'EDSRVar')])
 def test_loss_of_the_other_step(tmp_path, step, loss, network):
-    opt = options(1, tmp_path) if step == 1 else step2_options(tmp_path)
+    opt = model_options(1, tmp_path) if step == 1 else step2_options(tmp_path)
     opt['train']['pixel_opt'] = {'type': loss}
     refused(opt, f'pixel_opt: {loss}', network, 'EDSRVar with ESU')
 
 
 def test_network_without_log_var(tmp_path):
-    opt = options(1, tmp_path)
+    opt = model_options(1, tmp_path)
     opt['network_g']['type'] = 'EDSR'
     refused(opt, 'pixel_opt: ESU', 'EDSR gives none', 'EDSRVar')
     opt['train']['pixel_opt'] = {'type': 'L1Loss'}
@@ -348,10 +332,10 @@ def test_network_without_log_var(tmp_path):
 
 
 def test_misspelt_option(tmp_path):
-    opt = options(1, tmp_path)
+    opt = model_options(1, tmp_path)
     opt['val']['save_uncertanty'] = True
     refused(opt, "val: 'save_uncertanty'", "did you mean 'save_uncertainty'")
-    opt = options(1, tmp_path)
+    opt = model_options(1, tmp_path)
     opt['train']['pixel_opt']['img_rnage'] = 1
     refused(opt, "'img_rnage'", 'type: ESU', "did you mean 'img_range'")
 
@@ -364,7 +348,7 @@ def test_frozen_branch_of_random_networks_differs(tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
 @pytest.mark.parametrize('step', [1, 2])
 def test_on_a_gpu(tmp_path, step):
-    opt = options(1, tmp_path) if step == 1 else step2_options(tmp_path)
+    opt = model_options(1, tmp_path) if step == 1 else step2_options(tmp_path)
     opt['num_gpu'] = 1
     model = iterate(build_model(opt))
     assert next(model.net_g.parameters()).is_cuda

@@ -2,25 +2,31 @@
 import torch
 from torch import nn
 
+from udl_plugin.archs.with_variance import WithVariance, build_backbone
+from udl_plugin.errors import refuse_unknown_options
 
+
+@refuse_unknown_options
 class TwoStep(nn.Module):
-    """A trained SR network beside the frozen step-1 network that gives its log-variance.
+    """A trained SR network, `sr_net`, beside the frozen one of step 1, `var_net`, that gives its log-variance.
 
-    The tensors of `var_net` are buffers, not parameters: they are saved, loaded and moved with the rest, but no
+    `sr_net` ships after step 2: a plain network of BasicSR, of the backbone's class. `var_net` is a `WithVariance` of
+    the same backbone. Its tensors are buffers, not parameters: they are saved, loaded and moved with the rest, but no
     optimizer, EMA or parameter count finds them, whoever trains the network.
 
     Args:
-        sr_net (nn.Module): `(N, C, H, W)` to the SR image. Ships after step 2.
-        var_net (nn.Module): Step 1's network: `sr_net`'s parameters under the same names, plus a variance head, and a
-            method `log_var(x)`.
+        backbone, features: As in `WithVariance`, and the same as in step 1.
+
+    Raises:
+        InputError: see `WithVariance`.
     """
 
     trains_log_var = False
 
-    def __init__(self, sr_net, var_net):
+    def __init__(self, backbone, features=None):
         super().__init__()
-        self.sr_net = sr_net
-        self.var_net = freeze(var_net)
+        self.sr_net = build_backbone(backbone)
+        self.var_net = freeze(WithVariance(backbone, features))
         # DistributedDataParallel would send these from rank 0 in every iteration; they never change
         self._ddp_params_and_buffers_to_ignore = [f'var_net.{name}' for name, _ in self.var_net.named_buffers()]
 

@@ -11,7 +11,7 @@ class VarianceHead(nn.Sequential):
     Args:
         num_feat (int): Channels of the features.
         num_out_ch (int): Channels of the image.
-        upscale (int): Size of the image over the size of the features.
+        upscale (int): Size of the image over the size of the features; 1 where the network works at that size.
     """
 
     def __init__(self, num_feat, num_out_ch, upscale):
@@ -24,4 +24,6 @@ class VarianceHead(nn.Sequential):
 
     def forward(self, feat):
         """`(N, num_feat, H, W)` to `(N, num_out_ch, upscale * H, upscale * W)`."""
-        return super().forward(F.interpolate(feat, scale_factor=self.upscale, mode='nearest'))
+        if self.upscale != 1:
+            feat = F.interpolate(feat, scale_factor=self.upscale, mode='nearest')
+        return super().forward(feat)

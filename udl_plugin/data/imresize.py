@@ -50,7 +50,7 @@ def _weights(length, scale, border):
     centers = (np.arange(math.ceil(scale * length)) + 0.5) / scale - 0.5
     taps = math.ceil(4 / shrink) + 2
     sources = np.floor(centers - 2 / shrink).astype(int)[:, None] + np.arange(taps)
-    weights = _cubic(shrink * (centers[:, None] - sources))
+    weights = cubic(shrink * (centers[:, None] - sources))
     weights /= weights.sum(axis=1, keepdims=True)
     if border == 'symmetric':
         sources = sources % (2 * length)
@@ -60,7 +60,7 @@ def _weights(length, scale, border):
     return sparse.csr_matrix((weights.ravel(), place), (len(centers), length))
 
 
-def _cubic(x):
+def cubic(x):
     """Keys' cubic kernel, a = -0.5."""
     x = np.abs(x)
     return np.where(x <= 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x <= 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0))

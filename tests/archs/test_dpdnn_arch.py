@@ -1,0 +1,198 @@
+import numpy as np
+import pytest
+import torch
+from basicsr.archs import build_network
+from torch.nn import functional as F
+
+from udl_plugin.archs import DPDNN, DPDNNTwo, DPDNNVar
+from udl_plugin.archs.dpdnn_arch import BicubicDown, BicubicUp, UNet, dpdnn_options
+from udl_plugin.archs.edsr_arch import edsr_options
+from udl_plugin.checkpoints import sr_state_dict
+from udl_plugin.data.imresize import imresize
+from udl_plugin.errors import InputError
+
+VARIANTS = [
+    {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_step': 2, 'upscale': 2},
+    {'num_in_ch': 1, 'num_out_ch': 1, 'num_feat': 6, 'num_step': 3, 'upscale': 3},
+    {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_step': 1, 'upscale': 4},
+]
+pytestmark = pytest.mark.usefixtures('seed')
+
+
+@pytest.mark.parametrize('options', VARIANTS)
+@pytest.mark.parametrize('size', [(1, 1), (5, 7), (16, 9)])
+def test_shapes(options, size):
+    x = torch.rand(2, options['num_in_ch'], *size)
+    shape = (2, options['num_in_ch'], *(options['upscale'] * length for length in size))
+    assert DPDNN(**options)(x).shape == shape
+    for arch in (DPDNNVar, DPDNNTwo):
+        sr, log_var = arch(**options)(x, return_log_var=True)
+        assert sr.shape == log_var.shape == shape
+        assert torch.is_tensor(arch(**options)(x))
+
+
+@pytest.mark.parametrize('options', VARIANTS)
+def test_equations(options):
+    """Written out again, with MATLAB's kernels from `imresize`'s own matrix of weights."""
+    from udl_plugin.data.imresize import _weights
+
+    def resize(x, scale):
+        rows, columns = (torch.tensor(_weights(length, scale, 'clamp').toarray()) for length in x.shape[2:])
+        return rows @ x @ columns.T
+
+    net = DPDNN(**options).double()
+    with torch.no_grad():
+        net.delta.uniform_(0, 1)
+        net.eta.uniform_(0, 1)
+    scale, y = options['upscale'], torch.rand(1, options['num_in_ch'], 6, 5, dtype=torch.float64) * 255
+    x = resize(y, scale)
+    for step in range(options['num_step']):
+        v = x + net.denoiser(x)
+        x = x - net.delta[step] * (resize(resize(x, 1 / scale) - y, scale) + net.eta[step] * (x - v))
+    assert (net(y / 255) * 255 - x).abs().max() < 1e-4  # kernels are kept in float32
+
+
+def test_initial_steps():
+    net = DPDNN(3, 3, num_feat=4)
+    assert net.delta.tolist() == pytest.approx([0.1] * 6)
+    assert net.eta.tolist() == pytest.approx([0.9] * 6)
+
+
+@pytest.mark.parametrize('scale', [2, 3, 4])
+def test_bicubic_is_matlabs(scale):
+    """But for its rounding, which stays within half a level in each direction."""
+    img = np.random.default_rng(0).integers(100, 156, (12 * scale, 11 * scale, 3)).astype(np.uint8)
+    x = torch.tensor(img.transpose(2, 0, 1)[None], dtype=torch.float32)
+    for resize, factor in ((BicubicUp(scale), scale), (BicubicDown(scale), 1 / scale)):
+        expected = imresize(img, factor).transpose(2, 0, 1)
+        assert np.abs(resize(x)[0].numpy() - expected).max() < 1.2
+    assert torch.allclose(BicubicDown(scale)(BicubicUp(scale)(torch.full((1, 1, 4, 4), 7.))), torch.tensor(7.))
+
+
+def test_each_decoder_stage_sees_the_encoder_stage_of_its_size():
+    net, seen = UNet(1, 4), []
+    for join in net.join:
+        join.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    stages = []
+    for encoder in net.encoder:
+        encoder.register_forward_hook(lambda *args: stages.append(args[2]))
+    net(torch.rand(1, 1, 32, 48))
+    assert [x.shape[2:] for x in seen] == [(4, 6), (8, 12), (16, 24), (32, 48)]
+    for joined, stage in zip(seen, reversed(stages)):
+        assert torch.equal(joined[:, 4:], stage)
+
+
+def test_every_weight_is_used():
+    net = DPDNNVar(**VARIANTS[0])
+    sr, log_var = net(torch.rand(1, 3, 16, 16), return_log_var=True)
+    (sr.sum() + log_var.sum()).backward()
+    assert all(parameter.grad is not None and torch.isfinite(parameter.grad).all() for parameter in net.parameters())
+
+
+def receptive_radius(net):
+    """How far, in HR pixels, the output of one denoising reaches."""
+    with torch.no_grad():
+        x = torch.zeros(1, 1, 512, 512)
+        x[..., 256, 256] = float('nan')
+        rows = torch.isnan(net.denoiser(x))[0, 0].any(1).nonzero()
+    return max(256 - rows.min().item(), rows.max().item() - 256)
+
+
+def test_sizes_that_are_no_multiples_of_16_have_no_seam():
+    """The result is that of a larger image, away from the border by as far as the network sees; so nothing was
+    stretched or shifted. And near the border it is no worse than with a size that fits."""
+    net = DPDNN(1, 1, num_feat=4, num_step=1, upscale=2)
+    reach = receptive_radius(net) // 2 + 4
+    image = torch.rand(1, 1, reach + 40, reach + 40)
+    with torch.no_grad():
+        whole = net(image)
+        for less in (1, 3, 7):
+            part = net(image[..., :-less, :-less])
+            inner = 2 * (40 - less)
+            assert torch.allclose(part[..., :inner, :inner], whole[..., :inner, :inner], atol=1e-5)
+
+
+def test_constant_image_stays_even_where_it_is_odd():
+    """The crop of the decoder is on one side only; a constant image shows what it does at the border."""
+    net = DPDNN(1, 1, num_feat=4, num_step=2, upscale=3)
+    x = torch.full((1, 1, 7, 11), 0.5)
+    with torch.no_grad():
+        odd, even = net(x), net(torch.full((1, 1, 16, 16), 0.5))
+    assert (odd - 0.5).abs().max() < 2 * (even - 0.5).abs().max() + 1e-3
+
+
+@pytest.mark.parametrize('arch', [DPDNN, DPDNNVar])
+def test_checkpointing_changes_no_figure(arch):
+    options = {**VARIANTS[0], 'num_step': 3}
+    plain, saving = arch(**options), arch(**options, checkpointing=True)
+    saving.load_state_dict(plain.state_dict())
+    x, outputs = torch.rand(1, 3, 12, 12), []
+    for net in (plain, saving):
+        output = net(x) if arch is DPDNN else torch.cat(net(x, return_log_var=True))
+        output.square().sum().backward()
+        outputs.append(output)
+    assert torch.equal(*outputs)
+    for one, other in zip(plain.parameters(), saving.parameters()):
+        assert torch.equal(one.grad, other.grad)
+
+
+def saved_bytes(net, x):
+    """What autograd keeps for the backward pass."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = net(x)
+    return sum(kept.values()), output
+
+
+def test_checkpointing_keeps_less():
+    plain, saving = (DPDNN(**{**VARIANTS[0], 'num_step': 3}, checkpointing=on) for on in (False, True))
+    x = torch.rand(1, 3, 24, 24)
+    before, _ = saved_bytes(plain, x)
+    after, _ = saved_bytes(saving, x)
+    assert after < before / 4
+
+
+@pytest.mark.parametrize('options', VARIANTS)
+def test_options_are_read_from_weights(options):
+    for arch in (DPDNN, DPDNNVar, DPDNNTwo):
+        assert dpdnn_options(arch(**options).state_dict()) == options
+        assert edsr_options(arch(**options).state_dict()) is None
+    assert dpdnn_options({'delta': torch.zeros(6)}) is None
+
+
+def test_result_loads_into_the_plain_network():
+    x = torch.rand(1, 3, 9, 9)
+    for arch in (DPDNNVar, DPDNNTwo):
+        net, plain = arch(**VARIANTS[0]), DPDNN(**VARIANTS[0])
+        plain.load_state_dict(sr_state_dict(net.state_dict()), strict=True)
+        assert torch.equal(plain(x), net(x))
+
+
+def test_weights_of_another_scale_do_not_fit():
+    with pytest.raises(RuntimeError, match=r'up\.kernel'):
+        DPDNN(3, 3, num_feat=4, upscale=2).load_state_dict(DPDNN(3, 3, num_feat=4, upscale=4).state_dict())
+
+
+def test_smaller_range_inside():
+    net, x = DPDNN(**VARIANTS[0], img_range=1), torch.rand(1, 3, 4, 4)
+    wide = DPDNN(**VARIANTS[0])
+    wide.load_state_dict(net.state_dict())
+    assert not torch.allclose(net(x), wide(x), atol=1e-5)
+    for one in (net, wide):
+        assert F.mse_loss(one(x), one.up(x)) < 0.1
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({'num_in_ch': 1}, 'num_in_ch: 1 and num_out_ch: 3'),
+    ({'upscale': 1}, 'upscale: 1 is not'),
+    ({'num_steps': 2}, "'num_steps' is not an option of type: DPDNN.* .did you mean 'num_step'"),
+])
+@pytest.mark.parametrize('arch', ['DPDNN', 'DPDNNVar', 'DPDNNTwo'])
+def test_bad_options(arch, changes, message):
+    with pytest.raises(InputError, match=message):
+        build_network({'type': arch, 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, **changes})

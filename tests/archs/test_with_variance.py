@@ -1,0 +1,296 @@
+"""A variance head on every super-resolution network of BasicSR, and the pair of step 2 for it."""
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+from basicsr.models import build_model
+from basicsr.utils.registry import ARCH_REGISTRY
+from conftest import model_options
+from torch import nn
+
+from udl_plugin.archs import TwoStep, VarianceHead, WithVariance
+from udl_plugin.archs.with_variance import find_features
+from udl_plugin.checkpoints import sr_state_dict
+from udl_plugin.errors import InputError
+
+RGB = {'num_in_ch': 3, 'num_out_ch': 3}
+SWINIR = {'type': 'SwinIR', 'img_size': 8, 'window_size': 8, 'depths': [2], 'embed_dim': 12, 'num_heads': [2],
+          'mlp_ratio': 2}
+ECBSR = {'type': 'ECBSR', **RGB, 'num_block': 2, 'num_channel': 8, 'with_idt': False, 'act_type': 'prelu'}
+# each backbone, and where its features are: the module that they enter, their channels, how often they are smaller
+BACKBONES = [
+    *[({'type': 'EDSR', **RGB, 'num_feat': 8, 'num_block': 2, 'upscale': s}, ('upsample.0', 8, s)) for s in (2, 3, 4)],
+    *[({'type': 'RCAN', **RGB, 'num_feat': 16, 'num_group': 1, 'num_block': 1, 'upscale': s}, ('upsample.0', 16, s))
+      for s in (2, 3, 4)],
+    *[({'type': 'MSRResNet', 'num_feat': 8, 'num_block': 2, 'upscale': s}, ('upconv1', 8, s)) for s in (2, 3, 4)],
+    *[({'type': 'RRDBNet', **RGB, 'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4, 'scale': s}, ('conv_up1', 8, 2))
+      for s in (2, 4)],
+    ({**SWINIR, 'upsampler': 'pixelshuffle', 'upscale': 4}, ('upsample.0', 64, 4)),
+    ({**SWINIR, 'upsampler': 'pixelshuffledirect', 'upscale': 3}, ('upsample.0', 12, 3)),
+    ({**SWINIR, 'upsampler': 'nearest+conv', 'upscale': 4}, ('conv_up1', 64, 2)),
+    ({**SWINIR, 'img_size': 7, 'window_size': 7, 'upsampler': 'pixelshuffle', 'upscale': 2}, ('upsample.0', 64, 2)),
+    *[({'type': 'SRVGGNetCompact', 'num_feat': 8, 'num_conv': 2, 'upscale': s}, ('body.6', 8, s)) for s in (2, 3, 4)],
+    *[({**ECBSR, 'scale': s}, ('backbone.3', 8, s)) for s in (2, 3, 4)],
+    ({**ECBSR, 'num_in_ch': 1, 'num_out_ch': 1, 'with_idt': True, 'scale': 2}, ('backbone.3', 8, 2)),
+]
+IDS = [f'{backbone["type"]}-x{backbone.get("upscale", backbone.get("scale"))}' for backbone, _ in BACKBONES]
+pytestmark = [pytest.mark.usefixtures('seed'), pytest.mark.filterwarnings('ignore:torch.meshgrid')]
+
+
+def side(backbone):
+    """Of an image that the backbone takes; SwinIR's windows must fit."""
+    return 2 * backbone.get('window_size', 4)
+
+
+def lq_for(backbone):
+    return torch.rand(2, backbone.get('num_in_ch', 3), side(backbone), 2 * side(backbone))
+
+
+@pytest.mark.parametrize(('backbone', 'place'), BACKBONES, ids=IDS)
+def test_features_and_head(backbone, place):
+    net, plain = WithVariance(backbone), ARCH_REGISTRY.get(type_of(backbone))(**without_type(backbone))
+    assert type(net.backbone) is type(plain)
+    found = find_features(net.backbone)
+    assert (found.module, found.num_feat, found.upscale) == place
+    entered = []
+    net.backbone.get_submodule(place[0]).register_forward_pre_hook(lambda _, args: entered.append(args[0].clone()))
+    net.eval()
+    x = lq_for(backbone)
+    sr, log_var = net(x, return_log_var=True)
+    scale = backbone.get('upscale', backbone.get('scale'))
+    assert sr.shape == log_var.shape == (2, x.shape[1], scale * x.shape[2], scale * x.shape[3])
+    assert torch.equal(log_var, net.var_conv(entered[0]))
+    assert torch.equal(net.log_var(x), log_var)
+    assert torch.equal(net(x), sr)
+    assert torch.is_tensor(net(x))
+
+
+@pytest.mark.parametrize(('backbone', 'place'), BACKBONES, ids=IDS)
+def test_names_are_the_backbones(backbone, place):
+    net, plain = WithVariance(backbone), ARCH_REGISTRY.get(type_of(backbone))(**without_type(backbone)).eval()
+    step1 = net.state_dict()
+    assert [name for name in step1 if not name.startswith('var_conv.')] == list(plain.state_dict())
+    plain.load_state_dict(sr_state_dict(step1), strict=True)
+    x = lq_for(backbone)
+    assert torch.equal(plain(x), net.eval()(x))
+    two = TwoStep(backbone).eval()
+    two.load_state_dict(step1, strict=True)
+    assert type(two.sr_net) is type(plain)
+    assert torch.equal(two(x), plain(x))
+    assert torch.equal(two.var_net.log_var(x), net.log_var(x))
+    fresh = WithVariance(backbone)
+    fresh.load_state_dict(step1, strict=True)
+    assert all(torch.equal(value, step1[name]) for name, value in fresh.state_dict().items())
+    # a pretrained plain network is a start for step 1
+    missing, unexpected = WithVariance(backbone).load_state_dict(plain.state_dict(), strict=False)
+    assert unexpected == []
+    assert {name.split('.')[0] for name in missing} == {'var_conv'}
+
+
+@pytest.mark.parametrize(('backbone', 'place'), BACKBONES, ids=IDS)
+def test_two_iterations_of_both_steps(tmp_path, backbone, place):
+    """As BasicSR trains them; the whole network moves in step 1, only `sr_net` in step 2."""
+    scale = backbone.get('upscale', backbone.get('scale'))
+    opt = model_options(1, tmp_path)
+    opt.update(scale=scale, network_g={'type': 'WithVariance', 'backbone': backbone})
+    step1 = build_model(opt)
+    before = copy.deepcopy(step1.net_g.state_dict())
+    batch = {'lq': lq_for(backbone)}
+    batch['gt'] = torch.rand(*batch['lq'].shape[:2], *(scale * size for size in batch['lq'].shape[2:]))
+    iterate(step1, batch)
+    assert step1.net_g.training
+    for name, parameter in step1.net_g.named_parameters():
+        if parameter.requires_grad and parameter.grad is not None:
+            assert torch.isfinite(parameter.grad).all(), name
+    moved = {name.split('.')[0] for name, value in step1.net_g.state_dict().items()
+             if not torch.equal(value, before[name])}
+    assert 'var_conv' in moved
+    assert len(moved) > 1
+
+    torch.save({'params': step1.net_g.state_dict()}, tmp_path / 'step1.pth')
+    opt = model_options(2, tmp_path)
+    opt.update(scale=scale, network_g={'type': 'TwoStep', 'backbone': backbone})
+    opt['path']['pretrain_network_g'] = str(tmp_path / 'step1.pth')
+    step2 = build_model(opt)
+    before = copy.deepcopy(step2.net_g.state_dict())
+    iterate(step2, batch)
+    moved = {name.split('.')[0] for name, value in step2.net_g.state_dict().items()
+             if not torch.equal(value, before[name])}
+    assert moved == {'sr_net'}
+
+
+def iterate(model, batch):
+    for iteration in (1, 2):
+        model.update_learning_rate(iteration)
+        model.feed_data(batch)
+        model.optimize_parameters(iteration)
+
+
+def type_of(backbone):
+    return backbone['type'] if backbone['type'] in ARCH_REGISTRY else f'{backbone["type"]}_basicsr'
+
+
+def without_type(backbone):
+    return {key: value for key, value in backbone.items() if key != 'type'}
+
+
+def test_gradients_reach_head_and_features():
+    net = WithVariance(BACKBONES[0][0])
+    net(torch.rand(1, 3, 8, 8), return_log_var=True)[1].sum().backward()
+    grads = {name: parameter.grad for name, parameter in net.named_parameters()}
+    assert grads['var_conv.0.weight'].abs().sum() > 0
+    assert grads['backbone.conv_first.weight'].abs().sum() > 0
+    assert grads['backbone.conv_last.weight'] is None
+
+
+def test_named_features():
+    backbone = BACKBONES[0][0]
+    net = WithVariance(backbone, features='conv_last').eval()
+    assert net.var_conv.upscale == 1
+    x = torch.rand(1, 3, 8, 8)
+    feat = []
+    net.backbone.conv_last.register_forward_pre_hook(lambda _, args: feat.append(args[0]))
+    assert torch.equal(net(x, return_log_var=True)[1], net.var_conv(feat[0]))
+    assert TwoStep(backbone, features='conv_last').var_net.var_conv.upscale == 1
+
+
+def test_wrong_name_lists_candidates():
+    with pytest.raises(InputError, match=r"EDSR: features: there is no 'upsmple' .did you mean 'upsample'.*"
+                                         r'conv_after_body \(8\), upsample \(8\), upsample.0 \(8\),.* conv_last \(8\)'):
+        WithVariance(BACKBONES[0][0], features='upsmple')
+
+
+class Functional(nn.Module):
+    """A backbone without modules but for one that no map enters."""
+
+    def __init__(self, upscale=2):
+        super().__init__()
+        self.weight = nn.Linear(1, 1)
+
+    def forward(self, x):
+        return nn.functional.interpolate(x, scale_factor=2) * self.weight(torch.ones(1))
+
+
+class PreUpsampled(nn.Module):
+    """The image is enlarged first, by a module, as in VDSR."""
+
+    def __init__(self, upscale=2):
+        super().__init__()
+        self.upsample = nn.Upsample(scale_factor=upscale)
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 3, 3, 1, 1))
+
+    def forward(self, x):
+        x = self.upsample(x)
+        return x + self.body(x)
+
+
+class Transposed(nn.Module):
+    """Enlarges with a transposed convolution, as FSRCNN does."""
+
+    def __init__(self, upscale=2):
+        super().__init__()
+        self.body = nn.Conv2d(3, 8, 3, 1, 1)
+        self.enlarge = nn.ConvTranspose2d(8, 3, 4, 2, 1)
+
+    def forward(self, x):
+        return self.enlarge(self.body(x))
+
+
+class Broken(nn.Module):
+    def forward(self, x):
+        raise RuntimeError('never runs')
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    for cls in (Functional, PreUpsampled, Transposed, Broken):
+        monkeypatch.setitem(ARCH_REGISTRY._obj_map, cls.__name__, cls)
+
+
+def test_other_ways_to_enlarge(registered):
+    assert find_features(PreUpsampled()) == ('body.2', 1, 8, 1, 3)
+    assert find_features(Transposed()) == ('enlarge', 1, 8, 2, 3)
+    net = WithVariance({'type': 'Transposed'})
+    assert net(torch.rand(1, 3, 5, 5), return_log_var=True)[1].shape == (1, 3, 10, 10)
+
+
+def test_features_that_cannot_be_found(registered):
+    with pytest.raises(InputError, match='Functional: features: the place cannot be found by itself; name the module'):
+        WithVariance({'type': 'Functional'})
+    with pytest.raises(InputError, match=r'Broken cannot be run on a small image .*RuntimeError: never runs'):
+        WithVariance({'type': 'Broken'})
+
+
+@pytest.mark.parametrize(('backbone', 'message'), [
+    ({'type': 'RCANN'}, "backbone: type: there is no 'RCANN' .did you mean 'RCAN'"),
+    ('EDSR', 'backbone: is a section such as'),
+    ({'num_feat': 8}, 'backbone: is a section such as'),
+    ({'type': 'EDSRVar', **RGB}, 'EDSRVar has a variance head already'),
+])
+def test_bad_backbone(backbone, message):
+    for arch in (WithVariance, TwoStep):
+        with pytest.raises(InputError, match=message):
+            arch(backbone)
+
+
+def test_watching_changes_nothing():
+    torch.manual_seed(0)
+    net = ARCH_REGISTRY.get('RCAN')(**without_type(BACKBONES[3][0]))
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    net = ARCH_REGISTRY.get('RCAN')(**without_type(BACKBONES[3][0]))
+    before = copy.deepcopy(net.state_dict())
+    find_features(net)
+    assert torch.equal(torch.rand(1), expected)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(module.training for module in net.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+def test_copy_and_pickle():
+    net, x = WithVariance(BACKBONES[0][0]), torch.rand(1, 3, 8, 8)
+    expected = net.log_var(x)
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert torch.equal(other.log_var(x), expected)
+        with torch.no_grad():
+            other.var_conv[4].bias += 1
+    assert torch.equal(net.log_var(x), expected)
+
+
+def test_many_threads_at_once():
+    """DataParallel runs replicas that share their hooks."""
+    net, images = WithVariance(BACKBONES[0][0]).eval(), torch.rand(8, 1, 3, 16, 16)
+    with torch.no_grad():
+        expected = [net(x, return_log_var=True)[1] for x in images]
+        for _ in range(5):
+            got = [None] * len(images)
+
+            def run(number, got=got):
+                with torch.no_grad():
+                    got[number] = net(images[number], return_log_var=True)[1]
+
+            threads = [threading.Thread(target=run, args=(number,)) for number in range(len(images))]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(got, expected))
+
+
+def test_error_in_the_backbone_leaves_nothing_behind():
+    net = WithVariance(BACKBONES[0][0])
+    with pytest.raises(RuntimeError):
+        net(torch.rand(1, 2, 8, 8), return_log_var=True)
+    with pytest.raises(RuntimeError):
+        net.log_var(torch.rand(1, 2, 8, 8))
+    x = torch.rand(1, 3, 8, 8)
+    assert torch.equal(net(x, return_log_var=True)[1], net.log_var(x))
+
+
+def test_one_head_and_one_pair():
+    for name in ('EDSR', 'DPDNN'):
+        assert issubclass(ARCH_REGISTRY.get(f'{name}Var'), WithVariance)
+        assert issubclass(ARCH_REGISTRY.get(f'{name}Two'), TwoStep)
+        assert isinstance(ARCH_REGISTRY.get(f'{name}Var')(3, 3, num_feat=4).var_conv, VarianceHead)
