@@ -147,5 +147,5 @@ def _check_scale(scale, network, network_opt):
     if scale == upscale:
         return
     if scale is None:
-        raise InputError(f'scale: is missing; {where.removesuffix(": ")} has {key}: {upscale}, so write scale: {upscale}.')
+        raise InputError(f'scale: is missing; write scale: {upscale}, for {where}{key}: {upscale}.')
     raise InputError(f'scale: {scale} does not agree with {where}{key}: {upscale}; make both the scale of the data.')

@@ -99,7 +99,8 @@ def test_nothing_is_warned_of(tmp_path, step, caplog, monkeypatch):
 @pytest.mark.parametrize('step', [1, 2])
 def test_ema(tmp_path, step):
     """The average follows the trained tensors by upstream's rule and keeps the frozen ones."""
-    model = build_model(model_options(1, tmp_path, ema_decay=0.5) if step == 1 else step2_options(tmp_path, ema_decay=0.5))
+    model = build_model(model_options(1, tmp_path, ema_decay=0.5) if step == 1 else
+                        step2_options(tmp_path, ema_decay=0.5))
     expected = snapshot(model.net_g_ema)
     for _ in range(3):
         iterate(model, 1)
