@@ -1,14 +1,12 @@
 """The command `udl-prepare`: training sets and benchmarks from folders of images. See udl_plugin/data/prepare.py."""
 import argparse
-import signal
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
+from udl_plugin.cli.command import a_count, a_path, run_command, show
 from udl_plugin.data.check import Checked, check_images, check_pair
 from udl_plugin.data.imresize import BORDERS
-from udl_plugin.data.parallel import INTERRUPTS, available_cores
+from udl_plugin.data.parallel import available_cores
 from udl_plugin.data.prepare import prepare_benchmark, prepare_train
 from udl_plugin.data.records import is_lmdb
 from udl_plugin.errors import InputError
@@ -50,25 +48,7 @@ NAMED = 10  # of many images, in a note
 def main(argv=None):
     """Runs the command. Returns the exit status: 0; 1 where a check failed; 2 for bad input; 130 after Ctrl-C."""
     args = parse(argv)
-    if hasattr(sys.stdout, 'reconfigure'):
-        sys.stdout.reconfigure(errors='backslashreplace')  # for names of files that the terminal cannot show
-    for number in INTERRUPTS:  # all end as with Ctrl-C, cleanly; but not what nohup has ignored
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _interrupt)
-    args.track = Progress(args.quiet)
-    try:
-        return args.run(args)
-    except InputError as err:
-        message, status = err, 2
-    except OSError as err:
-        message, status = f"'{err.filename}': {err.strerror}" if err.filename else str(err), 2
-    except KeyboardInterrupt:
-        for number in INTERRUPTS:
-            signal.signal(number, signal.SIG_IGN)  # once is enough
-        message, status = 'interrupted; nothing was changed', 130
-    args.track.close()
-    print(f'udl-prepare: {message}', file=sys.stderr)
-    return status
+    return run_command('udl-prepare', args, args.run, 'nothing was changed')
 
 
 def parse(argv):
@@ -78,27 +58,27 @@ def parse(argv):
 
     train = _add_command(commands, 'train', run_train, 'sub-images of HR and LR as LMDBs', TRAIN)
     add = train.add_argument
-    add('--hr', nargs='+', type=_path, required=True, metavar='DIR', help='folders of HR images')
-    add('--out', type=_path, required=True, metavar='DIR', help='where the LMDBs go')
+    add('--hr', nargs='+', type=a_path, required=True, metavar='DIR', help='folders of HR images')
+    add('--out', type=a_path, required=True, metavar='DIR', help='where the LMDBs go')
     _add_making_options(train)
-    add('--lr', nargs='+', type=_path, metavar='DIR', help='folders of LR images, one a scale, in their order; '
+    add('--lr', nargs='+', type=a_path, metavar='DIR', help='folders of LR images, one a scale, in their order; '
         'with several --hr, those of the first one first. Names as in HR, or like 0001x4.png (default: LR is made)')
     add('--name', help='what the names of the LMDBs begin with (default: the name of --out)')
-    add('--crop', type=_count, default=480, metavar='N', help='sides of the sub-images, in HR pixels (%(default)s)')
-    add('--step', type=_count, default=240, metavar='N', help='from one to the next, in HR pixels (%(default)s)')
+    add('--crop', type=a_count, default=480, metavar='N', help='sides of the sub-images, in HR pixels (%(default)s)')
+    add('--step', type=a_count, default=240, metavar='N', help='from one to the next, in HR pixels (%(default)s)')
 
     benchmark = _add_command(commands, 'benchmark', run_benchmark, 'HR and LR for validation and test', BENCHMARK)
     add = benchmark.add_argument
-    add('--hr', type=_path, required=True, metavar='DIR', help='folder of HR images')
+    add('--hr', type=a_path, required=True, metavar='DIR', help='folder of HR images')
     add('--name', required=True, help='of the set, such as Set5')
-    add('--out', type=_path, required=True, metavar='DIR', help='where the folder NAME goes')
+    add('--out', type=a_path, required=True, metavar='DIR', help='where the folder NAME goes')
     _add_making_options(benchmark)
     add('--lmdb', action='store_true', dest='as_lmdb', help='write GTmod4.lmdb and LRbicx4.lmdb, not PNG files')
 
     check = _add_command(commands, 'check', run_check, 'decode and compare what an LMDB or a folder holds', CHECK)
     add = check.add_argument
-    add('paths', nargs='+', type=_path, metavar='PATH', help='LMDB or folder; HR first, then LR')
-    add('--scale', type=_count, metavar='N', help='between the two (default: that of most pairs)')
+    add('paths', nargs='+', type=a_path, metavar='PATH', help='LMDB or folder; HR first, then LR')
+    add('--scale', type=a_count, metavar='N', help='between the two (default: that of most pairs)')
 
     args = parser.parse_args(argv)
     if len(getattr(args, 'paths', ())) > 2:
@@ -113,14 +93,14 @@ def _add_command(commands, name, run, summary, text):
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
     command.set_defaults(run=run)
     add = command.add_argument
-    add('--workers', type=_count, default=available_cores(), metavar='N', help='processes (%(default)s: one a core)')
+    add('--workers', type=a_count, default=available_cores(), metavar='N', help='processes (%(default)s: one a core)')
     add('--quiet', action='store_true', help='show errors only')
     return command
 
 
 def _add_making_options(command):
     add = command.add_argument
-    add('--scales', nargs='+', type=_count, required=True, metavar='N', help='such as 2 3 4')
+    add('--scales', nargs='+', type=a_count, required=True, metavar='N', help='such as 2 3 4')
     add('--keep-grey', action='store_true', help='leave grey images one channel, instead of three equal ones')
     add('--border', choices=BORDERS, default='clamp', help='what resizing sees beyond the border: the last pixel, as '
         'in the usual benchmarks, or the mirrored image (%(default)s)')
@@ -154,10 +134,6 @@ def report(args, prepared):
     if prepared.skipped:
         show(f'udl-prepare: images left out: {len(prepared.skipped)}', prepared.skipped, file=sys.stderr)
     return 0
-
-
-def show(title, lines, file=None):
-    print(title, *lines, sep='\n  ', file=file)
 
 
 def run_check(args):
@@ -201,45 +177,6 @@ def sizes(shapes):
 def size_of(folder):
     size = sum(path.stat().st_size for path in Path(folder).iterdir() if path.is_file())
     return f'{size / 1e9:.2f} GB' if size >= 1e9 else f'{size / 1e6:.1f} MB'
-
-
-class Progress:
-    """Shows a bar with rate and time left; unless quiet."""
-
-    def __init__(self, quiet):
-        self.quiet, self.bar = quiet, None
-
-    def __call__(self, iterable, total, what):
-        seconds = 0.1 if sys.stderr.isatty() else 10  # a log is not filled up
-        self.bar = tqdm(iterable, what, total, unit=' images', mininterval=seconds, disable=self.quiet)
-        return self.bar
-
-    def close(self):
-        if self.bar is not None:
-            self.bar.close()
-
-
-def _path(text):
-    if not text:
-        raise ValueError
-    return text
-
-
-_path.__name__ = 'path'  # argparse: invalid path value: ''
-
-
-def _count(text):
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
-_count.__name__ = 'whole number above 0'  # argparse: invalid ... value
-
-
-def _interrupt(*_):
-    raise KeyboardInterrupt
 
 
 if __name__ == '__main__':
