@@ -1,4 +1,6 @@
 """The shipped ymls build, belong together, and disagreeing options are refused before anything is made."""
+import importlib.util
+import re
 import sys
 
 import pytest
@@ -6,10 +8,12 @@ import torch
 import yaml
 from basicsr.models import build_model
 from basicsr.utils.options import parse_options
-from conftest import OPTIONS, TINY
+from conftest import OPTIONS, ROOT, TINY
 
 from udl_plugin.archs import EDSRVar
+from udl_plugin.archs.with_variance import build
 from udl_plugin.errors import InputError
+from udl_plugin.model_files import plain_section, section_of
 from udl_plugin.options import check_checkpoint, check_options
 
 YMLS = sorted(OPTIONS.rglob('*.yml'))
@@ -26,12 +30,12 @@ def test_yml_builds(path, monkeypatch, tmp_path):
     opt = parse(path, monkeypatch, tmp_path)
     opt['num_gpu'] = 0
     opt['datasets'] = {}  # not on this machine
+    if opt['network_g'].get('num_feat', 0) > 64:
+        opt['network_g']['num_feat'] = 8  # EDSR, but quickly
     if opt['path']['pretrain_network_g'] is not None:
-        network = {key: value for key, value in opt['network_g'].items() if key != 'type'}
-        state_dict = EDSRVar(**network).state_dict()
-        if opt['network_g']['type'] == 'EDSR':
-            state_dict = {key: value for key, value in state_dict.items() if not key.startswith('var_conv')}
-        torch.save({'params': state_dict}, tmp_path / 'before.pth')
+        plain = plain_section(opt['network_g'])
+        start = build(plain if opt['network_g'] == plain else section_of('step 1', plain))
+        torch.save({'params': start.state_dict()}, tmp_path / 'before.pth')
         opt['path']['pretrain_network_g'] = str(tmp_path / 'before.pth')
     model = build_model(opt)
     scale = opt['scale']
@@ -72,6 +76,75 @@ def test_the_two_steps_differ_only_in_what_must():
     assert differences('train_udl_step1.yml', 'train_udl_step2.yml') == {
         'name', 'network_g.type', 'path.pretrain_network_g', 'path.param_key_g', 'train.scheduler.milestones',
         'train.total_iter', 'train.pixel_opt.type', 'train.pixel_opt.offset'}
+
+
+FAMILY = [(network, scale) for network in ('EDSR_S', 'EDSR', 'DPDNN') for scale in (2, 3, 4)]
+SCALED = {'name', 'scale', 'network_g.upscale', 'datasets.train.gt_size', 'datasets.train.dataroot_lq',
+          'path.pretrain_network_g', 'val.metrics.psnr.crop_border', 'val.metrics.ssim.crop_border'}
+
+
+def member(network, scale, kind):
+    phase = 'test' if kind.startswith('test') else 'train'
+    return f'{phase}/{network}/{phase}_{network}_x{scale}_{kind.replace("test_", "")}.yml'
+
+
+@pytest.mark.parametrize(('network', 'scale'), FAMILY)
+def test_family(network, scale):
+    """Files of one network differ only in what must differ: between scales, and between the kinds of one scale."""
+    for kind in ('udl_step1', 'udl_step2', 'l1', 'test_udl', 'test_l1'):
+        other = 2 if scale == 4 else 4
+        changed = differences(member(network, scale, kind), member(network, other, kind))
+        roots = {key for key in changed if re.fullmatch(r'datasets\.(val|test)\w*\.dataroot_(gt|lq)', key)}
+        assert changed - roots <= SCALED
+        assert len(roots) == 8
+        options = flat(OPTIONS / member(network, scale, kind))
+        assert {options[key] for key in options if key.endswith('crop_border')} == {scale}
+        assert options['scale'] == options['network_g.upscale'] == scale
+        assert options.get('datasets.train.gt_size', 48 * scale) == 48 * scale
+        assert {options[key][-len(f'mod{scale}'):] for key in roots} == {f'mod{scale}', f'icx{scale}'}
+        assert options.get('datasets.train.dataroot_lq', f'X{scale}').count(f'X{scale}') == 1
+
+    step1, step2, l1 = (member(network, scale, kind) for kind in ('udl_step1', 'udl_step2', 'l1'))
+    schedule = {'name', 'network_g.type', 'train.scheduler.milestones', 'train.total_iter', 'train.pixel_opt.type'}
+    assert differences(step1, step2) == \
+        {*schedule, 'path.pretrain_network_g', 'path.param_key_g', 'train.pixel_opt.offset'}
+    assert differences(step1, l1) == {*schedule, 'train.pixel_opt.img_range', 'val.save_uncertainty'}
+    assert differences(*(member(network, scale, kind) for kind in ('test_udl', 'test_l1'))) == \
+        {'name', 'network_g.type', 'path.pretrain_network_g', 'val.save_uncertainty'}
+    step1, step2, l1 = (flat(OPTIONS / file) for file in (step1, step2, l1))
+    assert l1['train.total_iter'] == step1['train.total_iter'] + step2['train.total_iter']
+    assert step2['path.pretrain_network_g'] == f'experiments/{step1["name"]}/models/net_g_latest.pth'
+    for kind, trained in (('test_udl', step2), ('test_l1', l1)):
+        tested = flat(OPTIONS / member(network, scale, kind))
+        assert tested['path.pretrain_network_g'] == f'experiments/{trained["name"]}/models/net_g_latest.pth'
+        assert tested['network_g.type'] == trained['network_g.type']
+
+
+def test_networks_of_the_family_differ_only_in_the_network():
+    for kind in ('udl_step1', 'udl_step2', 'l1', 'test_udl', 'test_l1'):
+        for network in ('EDSR', 'DPDNN'):
+            changed = differences(member('EDSR_S', 4, kind), member(network, 4, kind))
+            assert {key for key in changed if not key.startswith('network_g.')} <= {'name', 'path.pretrain_network_g'}
+
+
+def test_family_has_the_canonical_files():
+    for canonical, kind in (('train_udl_step1', 'udl_step1'), ('train_udl_step2', 'udl_step2'), ('test_udl', 'test_udl')):
+        assert differences(f'{canonical}.yml', member('EDSR_S', 4, kind)) <= {'name', 'path.pretrain_network_g'}
+
+
+def test_family_is_what_the_script_writes():
+    spec = importlib.util.spec_from_file_location('make_options', ROOT / 'scripts' / 'make_options.py')
+    make_options = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_options)
+    made = dict(make_options.families())
+    assert {*OPTIONS.glob('train/**/*.yml'), *OPTIONS.glob('test/**/*.yml')} == made.keys()
+    for path, text in made.items():
+        assert path.read_text() == text, f'{path}: run python scripts/make_options.py'
+
+
+def test_names_of_experiments_are_unique():
+    names = [flat(path)['name'] for path in YMLS]
+    assert len(names) == len(set(names))
 
 
 def test_canonical_schedule_is_the_authors():

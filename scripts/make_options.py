@@ -1,0 +1,124 @@
+"""Writes options/train/ and options/test/ anew, from the three files in options/ itself: python scripts/make_options.py
+
+A change for all of them is made in options/train_udl_step1.yml, train_udl_step2.yml or test_udl.yml, or here, and then
+this is run. A test compares.
+"""
+import re
+import sys
+from pathlib import Path
+
+OPTIONS = Path(__file__).resolve().parents[1] / 'options'
+
+# what follows `type` in network_g, and the scales
+EDSR = """\
+  num_in_ch: 3
+  num_out_ch: 3
+  num_feat: {num_feat}
+  num_block: {num_block}
+  upscale: 4
+  res_scale: 0.1
+  img_range: 255.
+  rgb_mean: [0, 0, 0]  # as the authors; upstream's own EDSR options have [0.4488, 0.4371, 0.4040]
+"""
+DPDNN = """\
+  num_in_ch: 3
+  num_out_ch: 3
+  num_feat: 64
+  num_step: 6
+  upscale: 4
+  img_range: 255.
+  checkpointing: true  # a fraction of the memory for a third more time in training; the results are the same
+"""
+RCAN = """\
+  backbone:
+    type: RCAN
+    num_in_ch: 3
+    num_out_ch: 3
+    num_feat: 64
+    num_group: 10
+    num_block: 20
+    squeeze_factor: 16
+    upscale: 4
+    res_scale: 1
+    img_range: 255.
+    rgb_mean: [0.4488, 0.4371, 0.4040]
+"""
+NETWORKS = {
+    'EDSR_S': ('EDSR', EDSR.format(num_feat=64, num_block=16), (2, 3, 4)),
+    'EDSR': ('EDSR', EDSR.format(num_feat=256, num_block=32), (2, 3, 4)),
+    'DPDNN': ('DPDNN', DPDNN, (2, 3, 4)),
+    'RCAN': (None, RCAN, (4,)),  # any network of BasicSR goes so
+}
+TITLES = {
+    'udl_step1': '# UDL step 1, {network} x{scale} on DIV2K: a variance head, trained with the ESU loss, on the authors\' '
+                 'schedule.\n# The PSNR of this step is lower than that of plain L1. It is step 2 that gains.\n',
+    'udl_step2': '# UDL step 2, {network} x{scale} on DIV2K: a copy of step 1\'s network goes on with an L1 weighted by the '
+                 'uncertainty of\n# the frozen original. At test time only the copy runs, a plain {plain}.\n',
+    'l1': '# The baseline of UDL, {network} x{scale} on DIV2K: plain L1, for as many iterations as both steps together.\n',
+    'test_udl': '# Tests step 2 of {network} x{scale} on the benchmarks and saves SR images and uncertainty maps below '
+                'results/.\n',
+    'test_l1': '# Tests the L1 baseline of {network} x{scale} on the benchmarks and saves SR images below results/.\n',
+}
+STEP_1, STEP_2, TEST = ('train_udl_step1', 'train_udl_step2', 'test_udl')
+
+
+def main():
+    for path, text in families():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def families():
+    """Path and text of each file."""
+    for network, (arch, options, scales) in NETWORKS.items():
+        for scale in scales:
+            stem = f'{network}_x{scale}'
+            files = [('train', 'udl_step1', STEP_1, 'Var'), ('train', 'udl_step2', STEP_2, 'Two'),
+                     ('test', 'udl', TEST, 'Two')]
+            if arch:
+                files += [('train', 'l1', STEP_1, ''), ('test', 'l1', TEST, '')]
+            for phase, kind, source, step in files:
+                path = OPTIONS / phase / network / f'{phase}_{stem}_{kind}.yml'
+                title = TITLES[kind if phase == 'train' else f'test_{kind}']
+                network_type = arch + step if arch else {'Var': 'WithVariance', 'Two': 'TwoStep'}[step]
+                text = (OPTIONS / f'{source}.yml').read_text()
+                text = text[text.index('\nname:') + 1:]
+                text = set_network(text, network_type, options)
+                text = set_names(text, phase, f'{stem}_{kind}')
+                if kind == 'l1':
+                    text = set_l1(text)
+                text = set_scale(text, scale)
+                yield path, title.format(network=network.replace('_', '-'), scale=scale, plain=arch or network) + text
+
+
+def set_network(text, network_type, options):
+    note = '  # as in step 1\n' if '  # as in step 1' in text else ''
+    return re.sub(r'^network_g:\n(?:  .*\n)+', lambda _: f'network_g:\n  type: {network_type}\n{note}{options}', text,
+                  flags=re.MULTILINE)
+
+
+def set_names(text, phase, name):
+    """The experiment's, and that of the run whose result it starts from."""
+    before = {'udl_step2': 'udl_step1', 'udl': 'udl_step2', 'l1': 'l1'}
+    text = re.sub(r'^name: \w+', f'name: {"test_" if phase == "test" else ""}{name}', text, flags=re.MULTILINE)
+    network, kind = re.fullmatch(r'(\w+_x\d)_(\w+)', name).groups()
+    return re.sub(r'experiments/\w+/', lambda _: f'experiments/{network}_{before[kind]}/', text)
+
+
+def set_l1(text):
+    text = re.sub(r'(?<=^  pixel_opt:\n).*?(?=\n\n)', '    type: L1Loss\n    loss_weight: 1.0\n    reduction: mean', text,
+                  flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r'milestones: .*', 'milestones: [65000]', text)
+    text = re.sub(r'total_iter: .*', 'total_iter: 130000', text)
+    text = text.replace('where step 2 ran', 'where it ran')
+    return re.sub(r'^  save_uncertainty: .*\n', '', text, flags=re.MULTILINE)
+
+
+def set_scale(text, scale):
+    text = re.sub(r'^scale: .*', 'scale: 4', text, flags=re.MULTILINE)
+    text = text.replace('gt_size: 192', f'gt_size: {48 * scale}')
+    return re.sub(r'(_X|GTmod|LRbicx|^scale: |upscale: |crop_border: )4', rf'\g<1>{scale}', text, flags=re.MULTILINE)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
