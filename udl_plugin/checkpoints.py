@@ -1,5 +1,6 @@
-"""Reads network checkpoints safely, says why one does not fit, and turns a step-2 one into a plain network's."""
+"""Reads network checkpoints safely, says why one does not fit, and writes them whole."""
 import io
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -32,9 +33,16 @@ def read_checkpoint(path, param_key='params'):
             raise InputError(f"'{path}' has no '{param_key}' (it has: {_some(keys)}); name the right one as path: "
                              'param_key_g, or null where the file is a state dict itself.')
         content = content[param_key]
-    if not isinstance(content, dict) or not all(torch.is_tensor(value) for value in content.values()):
-        raise InputError(f"'{path}' holds no state dict, name to tensor, under '{param_key}'.")
-    return {name[7:] if name.startswith('module.') else name: value for name, value in content.items()}, param_key
+    return as_state_dict(content, path, param_key), param_key
+
+
+def as_state_dict(content, path, param_key):
+    """Checks that it is one, name to tensor, and returns it without DataParallel's `module.`; `path` is for the error.
+    """
+    if not isinstance(content, dict) or not content or not all(torch.is_tensor(value) for value in content.values()):
+        where = f", under '{param_key}'" if param_key else ''
+        raise InputError(f"'{path}' holds no state dict, name to tensor{where}.")
+    return {name[7:] if name.startswith('module.') else name: value for name, value in content.items()}
 
 
 def load_tensors(path):
@@ -134,18 +142,29 @@ def sr_state_dict(state_dict):
                                             if not name.startswith('var_conv.')}
 
 
-def export_sr_net(source, target, param_key='params'):
-    """Writes the plain SR network inside the checkpoint `source` to `target`, under `params`, for any BasicSR tool.
+def write_checkpoint(path, state_dicts, network_g):
+    """Writes a checkpoint that BasicSR reads, and that says what network it is of.
 
     Args:
-        source (str | Path): A checkpoint of `EDSRVar` or `EDSRTwo`.
-        target (str | Path): A `.pth` file that upstream's `EDSR` loads with `strict=True`.
-        param_key (str): `params_ema` for the moving average.
-
-    Raises:
-        InputError: see `read_checkpoint`.
+        path (str | Path): A `.pth` file; it is there when it is whole.
+        state_dicts (dict): Under which key, such as `params` and `params_ema`, which state dict.
+        network_g (dict): The section of the yml that builds the network. It goes under that name beside them, and into
+            the metadata that torch keeps with each state dict, for tools that hand on the state dict alone.
     """
-    state_dict, _ = read_checkpoint(source, param_key)
+    network_g = as_plain_data(network_g)
+    content = {'network_g': network_g}
+    for key, state_dict in state_dicts.items():
+        content[key] = OrderedDict((name, value.detach().cpu()) for name, value in state_dict.items())
+        content[key]._metadata = OrderedDict({'': {'version': 1, 'network_g': network_g}})
     buffer = io.BytesIO()
-    torch.save({'params': sr_state_dict(state_dict)}, buffer)
-    write_whole(Path(target), buffer.getvalue())
+    torch.save(content, buffer)
+    write_whole(Path(path), buffer.getbuffer())
+
+
+def as_plain_data(value):
+    """A section of a yml as dicts, lists, numbers and strings, whatever the reader of the yml made of it."""
+    if isinstance(value, dict):
+        return {str(key): as_plain_data(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_plain_data(item) for item in value]
+    return value

@@ -1,5 +1,7 @@
 """DPDNN, 'Denoising Prior Driven Deep Neural Network for Image Restoration' (Dong et al., TPAMI 2019), for
 super-resolution, with a variance head (step 1), and the pair of step 2."""
+import math
+
 import numpy as np
 import torch
 from torch import nn
@@ -13,6 +15,7 @@ from udl_plugin.data.imresize import cubic
 from udl_plugin.errors import InputError, refuse_unknown_options
 
 STAGES = 4  # of the U-Net
+UNET_REACH = 152  # how far it sees from a pixel, at the worst place among 16; a test looks
 
 
 @refuse_unknown_options
@@ -72,6 +75,11 @@ def dpdnn_options(state_dict):
     num_ch, num_feat = weights['denoiser.conv_last.weight'].shape[:2]
     return {'num_in_ch': num_ch, 'num_out_ch': num_ch, 'num_feat': num_feat, 'num_step': len(weights['delta']),
             'upscale': round(len(weights['up.kernel'])**0.5)}
+
+
+def dpdnn_reach(options):
+    """How far a DPDNN and its variance head see from a pixel, in LR pixels; `options` as `dpdnn_options` gives them."""
+    return math.ceil((options.get('num_step', 6) * UNET_REACH + 3) / options.get('upscale', 4)) + 3
 
 
 @with_options_of(DPDNN)

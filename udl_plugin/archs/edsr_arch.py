@@ -25,6 +25,12 @@ def edsr_options(state_dict):
             'num_block': len({number for _, number, *_ in body}), 'upscale': upscale}
 
 
+def edsr_reach(options):
+    """How far an EDSR and its variance head see from a pixel, in LR pixels: its 3x3 convolutions, those at larger sizes
+    rounded up. `options` as `edsr_options` gives them."""
+    return 2 * options.get('num_block', 16) + 4
+
+
 @with_options_of(EDSR)
 class EDSRVar(WithVariance):
     """BasicSR's EDSR plus a variance head, `var_conv`, on the features that enter its upsampler.

@@ -93,27 +93,41 @@ def with_options_of(backbone):
 
         cls.__init__ = __init__
         cls.__signature__ = signature
+        cls.backbone_type = backbone.__name__
         return cls
 
     return decorate
 
 
 def build_backbone(section):
-    """The network that a section of a yml, `{type: EDSR, ...}`, describes; logs nothing.
+    """The plain network that a section of a yml, `{type: EDSR, ...}`, describes.
 
     Raises:
         InputError: no such section or type, or one that has a variance head already.
     """
     if not isinstance(section, dict) or 'type' not in section:
         raise InputError(f'backbone: is a section such as {{type: EDSR, num_in_ch: 3, num_out_ch: 3}}, not {section}.')
-    name = section['type']
-    known = [known for known in (name, f'{name}_basicsr') if known in ARCH_REGISTRY]  # the registry's own second try
-    if not known:
-        raise InputError(f"backbone: type: there is no '{name}'{did_you_mean(name, ARCH_REGISTRY.keys())}.")
-    cls = ARCH_REGISTRY.get(known[0])
+    cls = arch_class(section['type'], 'backbone: ')
     if hasattr(cls, 'trains_log_var'):
-        raise InputError(f'backbone: type: {name} has a variance head already; name a plain network.')
-    return cls(**{key: value for key, value in section.items() if key != 'type'})
+        raise InputError(f'backbone: type: {section["type"]} has a variance head already; name a plain network.')
+    return build(section)
+
+
+def build(section):
+    """The network that a section of a yml describes, as BasicSR's `build_network` does it, without its log."""
+    return arch_class(section['type'])(**{key: value for key, value in section.items() if key != 'type'})
+
+
+def arch_class(name, where=''):
+    """The class that BasicSR's registry has under `name`.
+
+    Raises:
+        InputError: none.
+    """
+    for registered in (name, f'{name}_basicsr'):  # the registry's own second try
+        if registered in ARCH_REGISTRY:
+            return ARCH_REGISTRY.get(registered)
+    raise InputError(f"{where}type: there is no '{name}'{did_you_mean(name, ARCH_REGISTRY.keys())}.")
 
 
 # ---- where the features are

@@ -80,19 +80,7 @@ def read_image(path, keep_grey=False):
     Raises:
         InputError: the file is missing, truncated, damaged or no image, or has more than 8 bits a channel.
     """
-    try:
-        data = Path(path).read_bytes()
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            bands, has_alpha = image.getbands(), 'A' in image.getbands() or 'transparency' in image.info
-            if image.format != 'PNG':
-                image.load()  # refuses a truncated file; OpenCV 4 fills a JPEG up. PNG has checksums, which both read
-        img = decode(data)
-    except UnidentifiedImageError as err:
-        raise InputError(f"'{path}' cannot be read: it is {'no image' if data else 'empty'}.") from err
-    except MemoryError:
-        raise
-    except Exception as err:  # decoders raise anything
-        raise InputError(f"'{path}' cannot be read: {' '.join(str(err).split())}") from err
+    img, bands, has_alpha = _read(path)
     if img.dtype != np.uint8:
         raise InputError(f"'{path}' has {8 * img.itemsize} bits a channel, and 8 are needed; convert it.")
     if keep_grey:
@@ -100,10 +88,43 @@ def read_image(path, keep_grey=False):
     return (cv2.cvtColor(img, cv2.COLOR_GRAY2BGR) if img.ndim == 2 else img), has_alpha
 
 
-def decode(data):
+def read_full_image(path):
+    """Reads an image with its alpha channel and in its depth.
+
+    Args:
+        path (str | Path): File.
+
+    Returns:
+        ndarray: `(H, W)`, `(H, W, 3)`, BGR, or `(H, W, 4)`, BGR and alpha, which grey images with alpha are given as.
+
+    Raises:
+        InputError: the file is missing, truncated, damaged or no image.
+    """
+    return _read(path, with_alpha=True)[0]
+
+
+def _read(path, with_alpha=False):
+    """The image, the file's bands as Pillow names them, and whether alpha is among them."""
+    try:
+        data = Path(path).read_bytes()
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            bands, has_alpha = image.getbands(), 'A' in image.getbands() or 'transparency' in image.info
+            if image.format != 'PNG':
+                image.load()  # refuses a truncated file; OpenCV 4 fills a JPEG up. PNG has checksums, which both read
+        img = decode(data, cv2.IMREAD_UNCHANGED if with_alpha and has_alpha else UNCHANGED)
+    except UnidentifiedImageError as err:
+        raise InputError(f"'{path}' cannot be read: it is {'no image' if data else 'empty'}.") from err
+    except MemoryError:
+        raise
+    except Exception as err:  # decoders raise anything
+        raise InputError(f"'{path}' cannot be read: {' '.join(str(err).split())}") from err
+    return img, bands, has_alpha
+
+
+def decode(data, flags=UNCHANGED):
     """Bytes of an image file to `(H, W, 3)`, BGR, or `(H, W)`, of the file's depth. ValueError where damaged."""
     try:
-        img = cv2.imdecode(np.frombuffer(data, np.uint8), UNCHANGED) if data else None
+        img = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     except cv2.error as err:  # a size beyond all bounds
         raise ValueError(str(err)) from err
     if img is None:

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
+from basicsr.utils.dist_util import master_only
 
 from udl_plugin.archs.two_step import TwoStep
-from udl_plugin.checkpoints import read_fitting
+from udl_plugin.checkpoints import read_fitting, write_checkpoint
 from udl_plugin.files import write_whole
 from udl_plugin.options import check_options
 from udl_plugin.pictures import encode_png, uncertainty_picture
@@ -87,6 +88,18 @@ class UDLModel(SRModel):
         if mismatch:
             self._print_different_keys_loading(net, state_dict, strict)  # also drops what has another shape
         net.load_state_dict(state_dict, strict=strict)
+
+    @master_only
+    def save_network(self, net, net_label, current_iter, param_key='params'):
+        """As upstream's, but the file also says what network it is of, and is never torn: see `write_checkpoint`."""
+        nets, keys = (value if isinstance(value, list) else [value] for value in (net, param_key))
+        iteration = 'latest' if current_iter == -1 else current_iter
+        path = osp.join(self.opt['path']['models'], f'{net_label}_{iteration}.pth')
+        state_dicts = {key: self.get_bare_model(net).state_dict() for net, key in zip(nets, keys)}
+        try:
+            write_checkpoint(path, state_dicts, self.opt['network_g'])
+        except OSError as err:  # a full disk ends no training upstream either
+            get_root_logger().error(f"'{path}' cannot be written: {err}. Training goes on.")
 
     def feed_data(self, data):
         super().feed_data(data)

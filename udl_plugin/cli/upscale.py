@@ -1,0 +1,142 @@
+"""The command `udl-upscale`: images through a network's file. See udl_plugin/upscale.py."""
+import argparse
+import collections
+import io
+import math
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from udl_plugin.cli.command import a_count, a_path, run_command, show
+from udl_plugin.cli.convert_checkpoint import add_reading_options, read
+from udl_plugin.data.image_files import list_images, read_full_image
+from udl_plugin.errors import InputError
+from udl_plugin.files import write_whole
+from udl_plugin.pictures import encode_png, uncertainty_picture
+
+ABOUT = """\
+Upscales an image, or the images in a folder, with a network from a file; its kind and scale are read from there.
+
+  udl-upscale photo.png photo_x4.png --model edsr_s.pth
+  udl-upscale photos/ results/ --model experiments/train_udl_step2/models/net_g_latest.pth --uncertainty
+
+The second writes results/NAME.png, NAME_uncertainty.png (the map as a picture: blue sure, red not) and NAME_log_var.npy
+(the map, float32 (C, H, W): log of the error's scale in 8-bit levels). Grey stays grey, 16 bits stay 16, alpha is kept.
+"""
+
+
+def main(argv=None):
+    """Runs the command. Returns the exit status: 0; 1 where images were left out; 2 for bad input; 130 after Ctrl-C."""
+    args = parse(argv)
+    return run_command('udl-upscale', args, run, 'what was written is whole')
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(prog='udl-upscale', description=ABOUT, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add('input', type=a_path, metavar='INPUT', help='an image, or a folder of images')
+    add('output', type=a_path, metavar='OUTPUT', help='a .png file for an image, otherwise a folder')
+    add('--model', type=a_path, required=True, metavar='FILE', help='.pth, .pt or .safetensors')
+    add_reading_options(parser)
+    add('--uncertainty', action='store_true', help='write the map too; wants the checkpoint of step 1 or 2 itself')
+    add('--tile', type=a_count, metavar='N', help='show the network N x N pixels at once: less memory (default: all)')
+    add('--self-ensemble', action='store_true', help='mean over eight flips and rotations: eight times as long')
+    add('--device', metavar='NAME', help='such as cpu or cuda:1 (default: the GPU where there is one)')
+    add('--force', action='store_true', help='replace results that exist')
+    add('--quiet', action='store_true', help='show warnings and errors only')
+    return parser.parse_args(argv)
+
+
+def run(args):
+    images = find(args)
+    import torch  # from here on it takes seconds
+
+    from udl_plugin.upscale import Upscaler
+    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    model = read(args.model, args)
+    try:
+        upscaler = Upscaler(model, device, args.tile, args.self_ensemble, args.uncertainty)
+    except InputError as err:
+        raise InputError(f"'{args.model}': {err}") from err
+    except (RuntimeError, AssertionError) as err:
+        raise InputError(f'--device {device}: {str(err).splitlines()[0]}') from err
+    tell_margin(upscaler)
+    failed = []
+    pairs = images.items() if len(images) == 1 else args.track(images.items(), len(images), 'Upscaling')
+    for source, target in pairs:
+        try:
+            track = None if len(images) > 1 else \
+                lambda pieces, number: args.track(pieces, number, 'Upscaling', 'pieces')
+            write(target, upscaler(read_full_image(source), track))
+        except (InputError, MemoryError) as err:
+            message = str(err)
+            failed.append(message if str(source) in message else f"'{source}': {message}")
+            if len(images) == 1:
+                raise InputError(failed[0]) from err
+    if failed:
+        show(f'udl-upscale: images left out: {len(failed)} of {len(images)}', failed, file=sys.stderr)
+    return 1 if failed else 0
+
+
+def find(args):
+    """Each image, and where its result goes."""
+    source, target = Path(args.input), Path(args.output)
+    if source.is_dir():
+        if target.is_file():
+            raise InputError(f"'{target}' is a file; a folder is needed for the images in '{source}'.")
+        images = {path: target / f'{name}.png' for name, path in list_images(source).items()}
+    elif not source.exists():
+        raise InputError(f"there is no '{source}' (seen from {Path.cwd()}).")
+    elif target.suffix and not target.is_dir():
+        if target.suffix.lower() != '.png':
+            raise InputError(f"'{target}': results are .png files, which keep every value; or name a folder.")
+        images = {source: target}
+    else:
+        images = {source: target / f'{source.stem}.png'}
+    written = [path for target in images.values() for path in targets(target, args.uncertainty)]
+    sources = {path.resolve() for path in images}
+    for path, times in collections.Counter(written).items():
+        if times > 1:
+            raise InputError(f"two results would be '{path}'; rename an image.")
+        if path.resolve() in sources:
+            raise InputError(f"'{path}' is one of the images to be upscaled; choose another OUTPUT.")
+    existing = [path for path in written if os.path.lexists(path)]
+    if existing and not args.force:
+        raise InputError(f"'{existing[0]}' exists already" + (f', and {len(existing) - 1} more' * (len(existing) > 1))
+                         + '; choose another OUTPUT or give --force.')
+    return images
+
+
+def targets(image, uncertainty=True):
+    """The files of one result: the image, the map's picture, the map."""
+    return [image] + [image.with_name(image.stem + end) for end in ('_uncertainty.png', '_log_var.npy')] * uncertainty
+
+
+def write(target, upscaled):
+    image, picture, log_var = targets(target)
+    write_whole(image, encode_png(upscaled.image))
+    if upscaled.log_var is not None:
+        raw = io.BytesIO()
+        np.save(raw, upscaled.log_var)
+        write_whole(log_var, raw.getbuffer())
+        write_whole(picture, encode_png(uncertainty_picture(upscaled.log_var)))
+
+
+def tell_margin(upscaler):
+    """Says so where tiles may be seen in the result."""
+    from udl_plugin.upscale import ALIGN
+    if upscaler.tile is None or upscaler.margin >= (upscaler.reach or math.inf):
+        return
+    note = f'Note: tiles overlap by {upscaler.margin} pixels on each side, and how far the network sees '
+    note += 'is not known' if upscaler.reach is None else f'is {upscaler.reach}'
+    note += ': the result differs slightly from that without --tile.'
+    if upscaler.reach is not None:
+        note += f' --tile {4 * -(-upscaler.reach // ALIGN) * ALIGN} gives the same.'
+    print(note, file=sys.stderr)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,279 @@
+"""Networks in files, whoever wrote them: what network it is, and the same one in another form.
+
+A file of ours says what network it holds. Of others, the weights tell the kind and the shape of an EDSR or DPDNN; what
+they cannot tell is said to be assumed.
+"""
+import contextlib
+import importlib
+import inspect
+import io
+import json
+import math
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from udl_plugin.archs.dpdnn_arch import dpdnn_options
+from udl_plugin.archs.edsr_arch import edsr_options
+from udl_plugin.archs.with_variance import arch_class, build
+from udl_plugin.authors import AUTHORS, from_authors, is_authors, to_authors
+from udl_plugin.checkpoints import (
+    as_plain_data,
+    as_state_dict,
+    branch,
+    explain_mismatch,
+    load_tensors,
+    sr_state_dict,
+    write_checkpoint,
+)
+from udl_plugin.errors import InputError, check_option_names
+from udl_plugin.files import write_whole
+
+RANGE = 'RGB in [0, 1], float32'
+CHECKED_SIZES = ((17, 40), (33, 16))  # of LR images; another than the exporter sees
+SUFFIXES = ('.pth', '.pt', '.safetensors', '.onnx')
+KEYS = ('params_ema', 'params', 'state_dict', 'model')  # where a state dict may be, the first that is there
+# plain networks that a file may name as what it holds; none of them reads other files
+NETWORKS = ('EDSR', 'DPDNN', 'RCAN', 'MSRResNet', 'RRDBNet', 'SwinIR', 'SRVGGNetCompact', 'ECBSR')
+SHAPES = {'EDSR': edsr_options, 'DPDNN': dpdnn_options}  # what weights tell
+
+
+@dataclass
+class Model:
+    """A network in memory, as a file holds it.
+
+    Attributes:
+        state_dict (dict): Name to tensor, under our names.
+        network_g (dict): The section of a yml that builds it.
+        notes (list[str]): What a user should know: what was assumed, what was left out.
+    """
+
+    state_dict: dict
+    network_g: dict
+    notes: list = field(default_factory=list)
+
+    @property
+    def kind(self):
+        """`plain`, `step 1` or `step 2`."""
+        return kind_of(self.state_dict)
+
+    def build(self):
+        """Returns the network with its weights, in eval mode on the CPU.
+
+        Raises:
+            InputError: the weights are not of `network_g`.
+        """
+        net = build(self.network_g)
+        mismatch = explain_mismatch(net, self.state_dict)
+        if mismatch:
+            raise InputError(f'the weights do not fit network_g: {self.network_g}: {mismatch}.')
+        net.load_state_dict(self.state_dict)
+        return net.eval()
+
+    def plain(self):
+        """The plain SR network in it."""
+        return Model(sr_state_dict(self.state_dict), plain_section(self.network_g), self.notes)
+
+
+def kind_of(state_dict):
+    if branch(state_dict, 'sr_net'):
+        return 'step 2'
+    return 'step 1' if branch(state_dict, 'var_conv') else 'plain'
+
+
+# ---- sections of a yml
+
+def plain_section(network_g):
+    """`network_g` of the plain network in a network of either step."""
+    if 'backbone' in network_g:
+        return network_g['backbone']
+    for name in SHAPES:
+        if network_g.get('type') in (f'{name}Var', f'{name}Two'):
+            return {**network_g, 'type': name}
+    return network_g
+
+
+def section_of(kind, plain, features=None):
+    """`network_g` of that kind of network around the plain one; `features` as in `WithVariance`."""
+    if kind == 'plain':
+        return plain
+    step = ('step 1', 'step 2').index(kind)
+    if plain['type'] in SHAPES and features is None:
+        return {**plain, 'type': plain['type'] + ('Var', 'Two')[step]}
+    section = {'type': ('WithVariance', 'TwoStep')[step], 'backbone': plain}
+    return section if features is None else {**section, 'features': features}
+
+
+# ---- in
+
+def read_model(path, param_key=None, network_g=None):
+    """Reads the network in a file: one of ours, of BasicSR's, of the authors', or safetensors.
+
+    Args:
+        path (str | Path): Nothing in it is executed.
+        param_key (str): The key of the state dict in it; without it the first of `KEYS` that is there, or the file
+            itself.
+        network_g (dict): The section of a yml that says what the weights do not; for files that do not either.
+
+    Returns:
+        Model: of the kind that is in the file.
+
+    Raises:
+        InputError: not a file of tensors, no state dict, or no network that can be told.
+    """
+    content, said = _load(path)
+    if param_key is None:
+        keys = [key for key in KEYS if isinstance(content, dict) and isinstance(content.get(key), dict)]
+        param_key = keys[0] if keys else None
+    elif param_key not in content:
+        raise InputError(f"'{path}' has no '{param_key}'; it has: {', '.join(map(str, content))}.")
+    state_dict = as_state_dict(content if param_key is None else content[param_key], path, param_key)
+    notes = [f"'{path}': params_ema is taken, the moving average; --param-key params takes the other."] \
+        if param_key == 'params_ema' and 'params' in content else []
+    if is_authors(state_dict):
+        state_dict, left_out = from_authors(state_dict, path)
+        said, notes = AUTHORS, notes + left_out
+    try:
+        section = _section(state_dict, network_g or said, notes)
+        model = Model(state_dict, section, notes)
+        model.build()
+    except InputError as err:
+        raise InputError(f"'{path}': {err}") from err
+    return model
+
+
+def _load(path):
+    """The content of a file, and what it says about its network: a dict, or None."""
+    if Path(path).suffix != '.safetensors':
+        content = load_tensors(path)
+        return content, content.get('network_g') if isinstance(content, dict) else None
+    safe_open = _package('safetensors').safe_open
+    try:
+        with safe_open(path, 'pt') as file:
+            said = (file.metadata() or {}).get('network_g')
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(said) if said else None  # noqa: SIM118
+    except FileNotFoundError:
+        raise InputError(f"there is no file '{path}'.") from None
+    except Exception as err:  # SafetensorError, JSONDecodeError and others
+        raise InputError(f"'{path}' cannot be read as safetensors ({type(err).__name__}: {err}).") from err
+
+
+def _section(state_dict, said, notes):
+    """The section of the yml for a state dict: its shape from the weights where they tell, the rest as `said`."""
+    read = {name: shape for name, shape in ((name, read(state_dict)) for name, read in SHAPES.items()) if shape}
+    if said is None:
+        if not read:
+            raise InputError('its weights are neither an EDSR nor a DPDNN, and it does not say what they are; name the '
+                             'yml that it was trained with: --opt FILE.yml.')
+        (name, shape), = read.items()
+        assumed = {key: parameter.default for key, parameter in inspect.signature(arch_class(name)).parameters.items()
+                   if key not in shape and key != 'checkpointing'}
+        notes.append(f'it does not say {", ".join(assumed)}, and weights cannot tell: taken for {name} are '
+                     + ', '.join(f'{key}: {as_plain_data(value)}' for key, value in assumed.items())
+                     + '. If it was trained otherwise, name its yml: --opt FILE.yml.')
+        return section_of(kind_of(state_dict), {'type': name, **shape})
+    plain = plain_section(said) if isinstance(said, dict) else None
+    if not isinstance(plain, dict) or plain.get('type') not in NETWORKS:
+        raise InputError(f'network_g: {said} is none of {", ".join(NETWORKS)}.')
+    cls = arch_class(plain['type'])
+    check_option_names(cls, plain.keys() - {'type'}, 'network_g: ')
+    shape = read.get(plain['type'], {})
+    wrong = [f'{key}: {value} (network_g: {plain[key]})' for key, value in shape.items()
+             if key in plain and plain[key] != value]
+    if wrong:
+        raise InputError(f'its weights have {", ".join(wrong)}.')
+    return section_of(kind_of(state_dict), {**plain, **shape}, said.get('features'))
+
+
+# ---- out
+
+def write_model(path, model, layout='plain'):
+    """Writes a network in the form that the suffix of `path` says; it is there when it is whole.
+
+    Args:
+        path (str | Path): `.pth` or `.pt` for BasicSR, `.safetensors`, `.onnx`.
+        model (Model): What to write.
+        layout (str): `plain`, the SR network alone; `udl`, all of it under our names; `authors`, all of it under the
+            authors' names, not under a key. Only a `.pth` or `.pt` takes others than `plain`.
+
+    Returns:
+        list[str]: What was checked, to tell the user.
+
+    Raises:
+        InputError: another suffix, a layout that it does not take, a missing package.
+    """
+    suffix = Path(path).suffix
+    if suffix not in SUFFIXES:
+        raise InputError(f"'{path}': the suffix is none of {', '.join(SUFFIXES)}.")
+    if layout != 'plain' and suffix in ('.safetensors', '.onnx'):
+        raise InputError(f"'{path}': {suffix} holds the plain network; --layout {layout} wants .pth or .pt.")
+    if layout == 'authors':
+        return _write_authors(path, model)
+    if layout == 'plain':
+        model = model.plain()
+    if suffix == '.safetensors':
+        return _write_safetensors(path, model)
+    if suffix == '.onnx':
+        return _write_onnx(path, model)
+    write_checkpoint(path, {'params': model.state_dict}, model.network_g)
+    return []
+
+
+def _write_authors(path, model):
+    buffer = io.BytesIO()
+    torch.save(to_authors(model.state_dict), buffer)
+    write_whole(path, buffer.getbuffer())
+    return []
+
+
+def _write_safetensors(path, model):
+    tensors = {name: value.clone().contiguous() for name, value in model.state_dict.items()}  # none may share memory
+    metadata = {'format': 'pt', 'network_g': json.dumps(as_plain_data(model.network_g))}
+    write_whole(path, _package('safetensors.torch').save(tensors, metadata))
+    return []
+
+
+def _write_onnx(path, model):
+    """For any height and width, `lq` to `sr`, `(1, C, H, W)` in [0, 1] both. Compared before it is written."""
+    _package('onnxscript')
+    runtime = _package('onnxruntime')
+    net, channels = model.build(), _channels(model)
+    sizes = torch.export.Dim.DYNAMIC
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(None):
+            warnings.simplefilter('ignore')
+            program = torch.onnx.export(net, (torch.rand(1, channels, 24, 32),), dynamo=True, input_names=['lq'],
+                                        output_names=['sr'], dynamic_shapes=({2: sizes, 3: sizes},), verbose=False)
+    except Exception as err:  # from a network with windows, say, torch's exporter raises nearly anything
+        raise InputError(f"'{path}': torch cannot export {type(net).__name__} with free height and width "
+                         f'({type(err).__name__}).') from err
+    for key, value in (('network_g', json.dumps(as_plain_data(model.network_g))), ('input', RANGE), ('output', RANGE)):
+        program.model_proto.metadata_props.add(key=key, value=value)
+    content = program.model_proto.SerializeToString()
+    session, worst = runtime.InferenceSession(content, providers=['CPUExecutionProvider']), 0
+    for size in CHECKED_SIZES:
+        lq = torch.rand(1, channels, *size)
+        with torch.no_grad():
+            sr = net(lq)
+        found = torch.from_numpy(session.run(None, {'lq': lq.numpy()})[0])
+        worst = max(worst, (sr - found).abs().max().item() if sr.shape == found.shape else math.inf)
+    if not worst < 1e-4:
+        raise InputError(f"'{path}' is not written: in onnxruntime the network gives other images (by {worst:.2g}).")
+    write_whole(path, content)
+    return [f'In onnxruntime, on images of {" and ".join(f"{w} x {h}" for h, w in CHECKED_SIZES)}, it differs by up to '
+            f'{worst:.1g} from the network here; 1/255 is one 8-bit level.']
+
+
+def _channels(model):
+    """Of the LR image."""
+    return model.network_g.get('num_in_ch', model.network_g.get('in_chans', 3))
+
+
+def _package(name):
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise InputError(f"this needs the package {name.split('.')[0]}: pip install 'udl_plugin[convert]', or, in a "
+                         "checkout, pip install '.[convert]'.") from None

@@ -1,0 +1,74 @@
+"""EDSR and DPDNN for spandrel, which has neither: `install()`, then its own `ModelLoader` loads our files.
+
+    from spandrel import ModelLoader
+    from udl_plugin import spandrel_archs
+
+    spandrel_archs.install()
+    model = ModelLoader().load_from_file('edsr_s.pth')
+    sr = model(lq)  # (1, 3, H, W) in [0, 1] to (1, 3, scale * H, scale * W)
+
+Files of plain networks and of both steps. Shape and scale are read from the weights. What they cannot tell
+(`res_scale`, `img_range`, `rgb_mean`) comes from the metadata that our `.pth` files keep with the weights; where there
+is none, the values of options/ are taken, with a warning. Of a `.safetensors` file spandrel reads no metadata; `load`
+does.
+"""
+import inspect
+import warnings
+from collections import OrderedDict
+
+from udl_plugin.archs.with_variance import arch_class
+from udl_plugin.checkpoints import sr_state_dict
+from udl_plugin.errors import InputError
+from udl_plugin.model_files import SHAPES, plain_section, read_model
+
+try:
+    from spandrel import MAIN_REGISTRY, Architecture, ArchSupport, ImageModelDescriptor
+except ImportError as err:
+    raise InputError("spandrel is not installed: pip install 'udl_plugin[spandrel]'.") from err
+
+ASSUMED = {'EDSR': {'res_scale': 0.1, 'img_range': 255.0, 'rgb_mean': [0, 0, 0]}, 'DPDNN': {'img_range': 255.0}}
+
+
+class OurArchitecture(Architecture):
+    """One of `SHAPES`, by its name."""
+
+    def __init__(self, name):
+        super().__init__(id=name, detect=lambda state_dict: SHAPES[name](state_dict) is not None)
+
+    def load(self, state_dict):
+        """The descriptor of the plain network in a state dict of any step."""
+        shape = SHAPES[self.name](state_dict)
+        said = getattr(state_dict, '_metadata', {}).get('', {}).get('network_g')
+        cls = arch_class(self.name)
+        if said is None:
+            said = ASSUMED[self.name]
+            warnings.warn(f'The file does not say {", ".join(said)}; taken for {self.name}: {said}, as in the options '
+                          'of udl_plugin.', stacklevel=2)
+        options = {key: value for key, value in plain_section(said).items()
+                   if key in inspect.signature(cls).parameters and key != 'checkpointing'}
+        options.update(shape)
+        return ImageModelDescriptor(
+            cls(**options), sr_state_dict(state_dict), self, 'SR', tags=[f'{shape["num_feat"]}nf'], supports_half=False,
+            supports_bfloat16=True, scale=shape['upscale'], input_channels=shape['num_in_ch'],
+            output_channels=shape['num_out_ch'])
+
+
+def load(path):
+    """As `ModelLoader().load_from_file(path)`, for EDSR and DPDNN, with what the file says in any form.
+
+    Raises:
+        InputError: see `read_model`; or the file holds another network.
+    """
+    model = read_model(path).plain()
+    name = model.network_g['type']
+    if name not in SHAPES:
+        raise InputError(f"'{path}' holds {name}, not one of {', '.join(SHAPES)}.")
+    state_dict = OrderedDict(model.state_dict)
+    state_dict._metadata = {'': {'network_g': model.network_g}}
+    return OurArchitecture(name).load(state_dict)
+
+
+def install(registry=None):
+    """Adds our architectures to spandrel's main registry, or to another; again does nothing."""
+    supports = [ArchSupport.from_architecture(OurArchitecture(name)) for name in SHAPES]
+    (MAIN_REGISTRY if registry is None else registry).add(*supports, ignore_duplicates=True)
