@@ -50,14 +50,23 @@ NETWORKS = {
     'RCAN': (None, RCAN, (4,)),  # any network of BasicSR goes so
 }
 TITLES = {
-    'udl_step1': '# UDL step 1, {network} x{scale} on DIV2K: a variance head, trained with the ESU loss, on the authors\' '
-                 'schedule.\n# The PSNR of this step is lower than that of plain L1. It is step 2 that gains.\n',
-    'udl_step2': '# UDL step 2, {network} x{scale} on DIV2K: a copy of step 1\'s network goes on with an L1 weighted by the '
-                 'uncertainty of\n# the frozen original. At test time only the copy runs, a plain {plain}.\n',
-    'l1': '# The baseline of UDL, {network} x{scale} on DIV2K: plain L1, for as many iterations as both steps together.\n',
-    'test_udl': '# Tests step 2 of {network} x{scale} on the benchmarks and saves SR images and uncertainty maps below '
-                'results/.\n',
-    'test_l1': '# Tests the L1 baseline of {network} x{scale} on the benchmarks and saves SR images below results/.\n',
+    'udl_step1': """\
+# UDL step 1, {network} x{scale} on DIV2K: a variance head, trained with the ESU loss, on the authors' schedule.
+# The PSNR of this step is lower than that of plain L1. It is step 2 that gains.
+""",
+    'udl_step2': """\
+# UDL step 2, {network} x{scale} on DIV2K: a copy of step 1's network goes on with an L1 weighted by the uncertainty of
+# the frozen original. At test time only the copy runs, a plain {plain}.
+""",
+    'l1': """\
+# The baseline of UDL, {network} x{scale} on DIV2K: plain L1, for as many iterations as both steps together.
+""",
+    'test_udl': """\
+# Tests step 2 of {network} x{scale} on the benchmarks and saves SR images and uncertainty maps below results/.
+""",
+    'test_l1': """\
+# Tests the L1 baseline of {network} x{scale} on the benchmarks and saves SR images below results/.
+""",
 }
 STEP_1, STEP_2, TEST = ('train_udl_step1', 'train_udl_step2', 'test_udl')
 
@@ -106,8 +115,8 @@ def set_names(text, phase, name):
 
 
 def set_l1(text):
-    text = re.sub(r'(?<=^  pixel_opt:\n).*?(?=\n\n)', '    type: L1Loss\n    loss_weight: 1.0\n    reduction: mean', text,
-                  flags=re.MULTILINE | re.DOTALL)
+    loss = '    type: L1Loss\n    loss_weight: 1.0\n    reduction: mean'
+    text = re.sub(r'(?<=^  pixel_opt:\n).*?(?=\n\n)', loss, text, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r'milestones: .*', 'milestones: [65000]', text)
     text = re.sub(r'total_iter: .*', 'total_iter: 130000', text)
     text = text.replace('where step 2 ran', 'where it ran')

@@ -1,4 +1,5 @@
 import pickle
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from basicsr.archs.srresnet_arch import MSRResNet
 from conftest import TINY
 
 from udl_plugin.archs import EDSRTwo, EDSRVar
-from udl_plugin.checkpoints import explain_mismatch, export_sr_net, read_checkpoint, sr_state_dict
+from udl_plugin.checkpoints import explain_mismatch, read_checkpoint, sr_state_dict, write_checkpoint
 from udl_plugin.errors import InputError
 
 
@@ -79,12 +80,20 @@ def test_explain_mismatch():
 
 
 @pytest.mark.parametrize('arch', [EDSRVar, EDSRTwo])
-def test_export(tmp_path, arch):
-    torch.manual_seed(0)
+def test_plain_network_in_it(arch):
     net, plain = arch(**TINY), EDSR(**TINY)
-    save(tmp_path / 'net.pth', params=arch(**TINY).state_dict(), params_ema=net.state_dict())
-    export_sr_net(tmp_path / 'net.pth', tmp_path / 'new' / 'plain.pth', 'params_ema')
-    plain.load_state_dict(torch.load(tmp_path / 'new' / 'plain.pth')['params'], strict=True)
+    plain.load_state_dict(sr_state_dict(net.state_dict()), strict=True)
     x = torch.rand(1, 3, 8, 8)
     assert torch.equal(plain(x), net(x))
     assert sr_state_dict(plain.state_dict()).keys() == plain.state_dict().keys()
+
+
+def test_written_checkpoint(tmp_path):
+    net = EDSRTwo(**TINY)
+    section = OrderedDict(type='EDSRTwo', **TINY, rgb_mean=(0, 0, 0))
+    write_checkpoint(tmp_path / 'new' / 'net.pth', {'params': net.state_dict()}, section)
+    content = torch.load(tmp_path / 'new' / 'net.pth', weights_only=True)
+    assert content['network_g'] == {'type': 'EDSRTwo', **TINY, 'rgb_mean': [0, 0, 0]}
+    assert list(content['params']) == list(net.state_dict())
+    assert read_checkpoint(tmp_path / 'new' / 'net.pth')[0].keys() == net.state_dict().keys()
+    EDSRTwo(**TINY).load_state_dict(content['params'], strict=True)

@@ -128,7 +128,8 @@ def test_networks_of_the_family_differ_only_in_the_network():
 
 
 def test_family_has_the_canonical_files():
-    for canonical, kind in (('train_udl_step1', 'udl_step1'), ('train_udl_step2', 'udl_step2'), ('test_udl', 'test_udl')):
+    for canonical, kind in (('train_udl_step1', 'udl_step1'), ('train_udl_step2', 'udl_step2'),
+                            ('test_udl', 'test_udl')):
         assert differences(f'{canonical}.yml', member('EDSR_S', 4, kind)) <= {'name', 'path.pretrain_network_g'}
 
 

@@ -240,30 +240,36 @@ def _write_onnx(path, model):
     _package('onnxscript')
     runtime = _package('onnxruntime')
     net, channels = model.build(), _channels(model)
-    sizes = torch.export.Dim.DYNAMIC
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(None):
-            warnings.simplefilter('ignore')
-            program = torch.onnx.export(net, (torch.rand(1, channels, 24, 32),), dynamo=True, input_names=['lq'],
-                                        output_names=['sr'], dynamic_shapes=({2: sizes, 3: sizes},), verbose=False)
-    except Exception as err:  # from a network with windows, say, torch's exporter raises nearly anything
-        raise InputError(f"'{path}': torch cannot export {type(net).__name__} with free height and width "
-                         f'({type(err).__name__}).') from err
-    for key, value in (('network_g', json.dumps(as_plain_data(model.network_g))), ('input', RANGE), ('output', RANGE)):
-        program.model_proto.metadata_props.add(key=key, value=value)
-    content = program.model_proto.SerializeToString()
-    session, worst = runtime.InferenceSession(content, providers=['CPUExecutionProvider']), 0
-    for size in CHECKED_SIZES:
-        lq = torch.rand(1, channels, *size)
-        with torch.no_grad():
-            sr = net(lq)
-        found = torch.from_numpy(session.run(None, {'lq': lq.numpy()})[0])
-        worst = max(worst, (sr - found).abs().max().item() if sr.shape == found.shape else math.inf)
+        content = _exported(net, channels, {'network_g': json.dumps(as_plain_data(model.network_g)), 'range': RANGE})
+        session, worst = runtime.InferenceSession(content, providers=['CPUExecutionProvider']), 0
+        for size in CHECKED_SIZES:
+            lq = torch.rand(1, channels, *size)
+            with torch.no_grad():
+                sr = net(lq)
+            found = torch.from_numpy(session.run(None, {'lq': lq.numpy()})[0])
+            worst = max(worst, (sr - found).abs().max().item() if sr.shape == found.shape else math.inf)
+    except Exception as err:  # with a network that needs certain sizes, say, all of it may raise anything
+        raise InputError(f"'{path}': {type(net).__name__} cannot be exported with free height and width "
+                         f'({type(err).__name__}: {str(err).strip().splitlines()[0]}).') from err
     if not worst < 1e-4:
         raise InputError(f"'{path}' is not written: in onnxruntime the network gives other images (by {worst:.2g}).")
     write_whole(path, content)
     return [f'In onnxruntime, on images of {" and ".join(f"{w} x {h}" for h, w in CHECKED_SIZES)}, it differs by up to '
             f'{worst:.1g} from the network here; 1/255 is one 8-bit level.']
+
+
+def _exported(net, channels, metadata):
+    """The bytes of the ONNX file."""
+    sizes = torch.export.Dim.DYNAMIC
+    with warnings.catch_warnings(), contextlib.redirect_stdout(None):
+        warnings.simplefilter('ignore')
+        program = torch.onnx.export(net, (torch.rand(1, channels, 24, 32),), dynamo=True, input_names=['lq'],
+                                    output_names=['sr'], dynamic_shapes=({2: sizes, 3: sizes},), verbose=False)
+    proto = program.model_proto
+    for key, value in metadata.items():
+        proto.metadata_props.add(key=key, value=value)
+    return proto.SerializeToString()
 
 
 def _channels(model):

@@ -11,10 +11,11 @@ import pytest
 import torch
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.metrics import calculate_psnr
-from conftest import TINY
+from conftest import ROOT, TINY
 
-from udl_plugin.checkpoints import export_sr_net
 from udl_plugin.data.demo import validation_photos
+
+SCRIPTS = ROOT / 'scripts'
 
 
 def ok(process):
@@ -77,13 +78,27 @@ def test_our_entry_points(runner):
     assert np.load(folder / 'astronaut_test_log_var.npy').shape == (3, 512, 512)
 
     # what ships is a plain EDSR, for upstream's model and arch
-    export_sr_net(models / 'net_g_latest.pth', runner.folder / 'edsr.pth')
+    log = ok(runner.run(SCRIPTS / 'convert_checkpoint.py', models / 'net_g_latest.pth', 'edsr.pth'))
+    assert 'type: EDSR\n' in log
+    assert 'Note' not in log
     plain = runner.write_yml('plain', 'demo/test_l1', path__pretrain_network_g='edsr.pth')
     assert f'# psnr: {psnr:.4f}' in ok(runner.test(plain))
 
+    # and without a yml; the images are those that were validated
+    lq = 'datasets/demo/val/LRbicx2'
+    ok(runner.run(SCRIPTS / 'upscale.py', lq, 'upscaled', '--model', models / 'net_g_latest.pth', '--uncertainty'))
+    ok(runner.run(SCRIPTS / 'upscale.py', f'{lq}/astronaut.png', 'sr.png', '--model', 'edsr.pth'))
+    assert (runner.folder / 'sr.png').read_bytes() == (runner.folder / 'upscaled/astronaut.png').read_bytes()
+    validated, upscaled = (cv2.imread(str(path)).astype(int) for path in (
+        folder / 'astronaut_test.png', runner.folder / 'upscaled/astronaut.png'))
+    assert np.abs(validated - upscaled).max() <= 1
+    np.testing.assert_allclose(np.load(folder / 'astronaut_test_log_var.npy'),
+                               np.load(runner.folder / 'upscaled/astronaut_log_var.npy'), atol=1e-4)
+
     # nothing elsewhere
     assert {path.name for path in runner.folder.iterdir()} == \
-        {'datasets', 'experiments', 'results', 'edsr.pth', 'step1.yml', 'step2.yml', 'test.yml', 'plain.yml'}
+        {'datasets', 'experiments', 'results', 'edsr.pth', 'upscaled', 'sr.png', 'step1.yml', 'step2.yml', 'test.yml',
+         'plain.yml'}
 
 
 @pytest.fixture

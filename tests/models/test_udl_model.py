@@ -1,5 +1,7 @@
 import copy
+import logging
 import shutil
+from collections import OrderedDict
 
 import cv2
 import numpy as np
@@ -11,7 +13,9 @@ from conftest import TINY, model_options
 from torch.utils.data import DataLoader, Dataset
 
 from udl_plugin.archs import EDSRTwo, EDSRVar
+from udl_plugin.checkpoints import sr_state_dict
 from udl_plugin.errors import InputError
+from udl_plugin.model_files import read_model
 from udl_plugin.pictures import uncertainty_picture
 
 pytestmark = pytest.mark.usefixtures('seed')
@@ -80,17 +84,48 @@ def test_step_2_loss_is_the_weighted_l1(tmp_path):
 def test_saved_network_is_a_plain_edsr(tmp_path):
     model = iterate(build_model(step2_options(tmp_path)))
     model.save(epoch=0, current_iter=3)
-    from udl_plugin.checkpoints import export_sr_net
-    export_sr_net(tmp_path / 'net_g_3.pth', tmp_path / 'plain.pth')
+    saved = torch.load(tmp_path / 'net_g_3.pth', weights_only=True)
     plain = EDSR(**TINY)
-    plain.load_state_dict(torch.load(tmp_path / 'plain.pth')['params'], strict=True)
+    plain.load_state_dict(sr_state_dict(saved['params']), strict=True)
     x = torch.rand(1, 3, 9, 7)
     assert torch.equal(plain(x), model.net_g(x))
 
 
+@pytest.mark.parametrize('ema', [False, True])
+def test_checkpoint_says_what_it_is_of(tmp_path, ema):
+    opt = step2_options(tmp_path, ema, **({'ema_decay': 0.9} if ema else {}))
+    opt['network_g'] = OrderedDict(opt['network_g'], rgb_mean=(0, 0, 0))  # as upstream's reader of ymls gives it
+    model = iterate(build_model(opt))
+    model.save(epoch=0, current_iter=-1)
+    saved = torch.load(tmp_path / 'net_g_latest.pth', weights_only=True)
+    assert saved['network_g'] == {'type': 'EDSRTwo', **TINY, 'rgb_mean': [0, 0, 0]}
+    assert saved.keys() == {'network_g', 'params', *['params_ema'] * ema}
+    for key in saved.keys() - {'network_g'}:
+        assert saved[key]._metadata['']['network_g'] == saved['network_g']
+    nets = {'params': model.net_g, 'params_ema': getattr(model, 'net_g_ema', None)}
+    for key in saved.keys() - {'network_g'}:
+        assert same(nets[key].state_dict(), saved[key])
+    found = read_model(tmp_path / 'net_g_latest.pth')
+    assert found.network_g == saved['network_g']
+
+
+def test_full_disk_ends_no_training(tmp_path, monkeypatch, caplog):
+    model = build_model(model_options(1, tmp_path))
+    (tmp_path / 'net_g_latest.pth').write_bytes(b'the one before')
+    monkeypatch.setattr(logging.getLogger('basicsr'), 'propagate', True)
+
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('os.fsync', full)
+    model.save_network(model.net_g, 'net_g', -1)
+    assert "net_g_latest.pth' cannot be written: [Errno 28] No space left" in caplog.text
+    assert (tmp_path / 'net_g_latest.pth').read_bytes() == b'the one before'
+    assert [path.name for path in tmp_path.iterdir()] == ['net_g_latest.pth']
+
+
 @pytest.mark.parametrize('step', [1, 2])
 def test_nothing_is_warned_of(tmp_path, step, caplog, monkeypatch):
-    import logging
     monkeypatch.setattr(logging.getLogger('basicsr'), 'propagate', True)
     build_model(model_options(1, tmp_path) if step == 1 else step2_options(tmp_path))
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []

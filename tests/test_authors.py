@@ -1,0 +1,115 @@
+"""The authors' files to ours and back, and what the networks in them compute."""
+import pytest
+import torch
+import yaml
+from authors_network import AuthorsEDSR, AuthorsTwo, authors_esu
+
+from udl_plugin.archs.with_variance import build
+from udl_plugin.authors import AUTHORS, from_authors, is_authors, to_authors
+from udl_plugin.cli.convert_checkpoint import main
+from udl_plugin.errors import InputError
+from udl_plugin.losses import ESU
+from udl_plugin.model_files import read_model
+
+TINY = {'channels': 8, 'blocks': 2}
+SHAPES = [{**TINY, 'scale': 2}, {**TINY, 'scale': 3}, {**TINY, 'scale': 4}]
+pytestmark = pytest.mark.usefixtures('seed')
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def moved(net):
+    """With other weights in the two branches, as after training."""
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if 'EDSR_U' in name and 'var_conv' not in name:
+                parameter *= 1.01
+    return net
+
+
+@pytest.mark.parametrize('shape', [*SHAPES, {}], ids=['x2', 'x3', 'x4', 'EDSR-S x4'])
+@pytest.mark.parametrize('authors', [AuthorsEDSR, AuthorsTwo])
+def test_round_trip_and_outputs(tmp_path, authors, shape):
+    theirs = moved(authors(**shape))
+    torch.save(theirs.state_dict(), tmp_path / 'theirs.pt')
+    assert main([str(tmp_path / 'theirs.pt'), str(tmp_path / 'ours.pth'), '--layout', 'udl']) == 0
+    assert main([str(tmp_path / 'ours.pth'), str(tmp_path / 'back.pt'), '--layout', 'authors']) == 0
+    back = torch.load(tmp_path / 'back.pt')
+    assert same(theirs.state_dict(), back)
+    assert list(theirs.state_dict()) == list(back)
+
+    model = read_model(tmp_path / 'ours.pth')
+    assert model.notes == []
+    assert model.network_g == {
+        'type': 'EDSRVar' if authors is AuthorsEDSR else 'EDSRTwo', 'num_in_ch': 3, 'num_out_ch': 3,
+        'num_feat': shape.get('channels', 64), 'num_block': shape.get('blocks', 16), 'upscale': shape.get('scale', 4),
+        'res_scale': 0.1, 'img_range': 255, 'rgb_mean': [0, 0, 0]}
+    net, lq = model.build(), torch.rand(2, 3, 7, 9)
+    with torch.no_grad():
+        sr, log_var = net(lq, return_log_var=True)
+        their_sr, their_log_var = theirs(255 * lq)
+        plain = model.plain().build()(lq)
+    assert (255 * sr - their_sr).abs().max() < 1e-5 * 255
+    assert (255 * plain - their_sr).abs().max() < 1e-5 * 255
+    assert (log_var - their_log_var).abs().max() < 1e-5
+
+
+def test_gradients_of_esu():
+    """Of every weight, ours against theirs, on trained-like values of the log-variance."""
+    theirs = AuthorsEDSR(channels=16, blocks=3, scale=2).double()
+    converted, _ = from_authors(theirs.state_dict(), 'x.pt')
+    ours = build({'type': 'EDSRVar', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 16, 'num_block': 3, 'upscale': 2,
+                  **{key: value for key, value in AUTHORS.items() if key != 'type'}}).double()
+    ours.load_state_dict(converted, strict=True)
+    lq, hr = (torch.rand(2, 3, size, size, dtype=torch.float64) for size in (12, 24))
+    loss = ESU()(*[ours(lq, return_log_var=True)[0], hr], ours(lq, return_log_var=True)[1])
+    sr, log_var = theirs(255 * lq)
+    their_loss = authors_esu(sr, 255 * hr, log_var)
+    loss.backward()
+    their_loss.backward()
+    assert (loss - their_loss).abs() < 1e-5 * 255
+    grads, _ = from_authors({name: parameter.grad for name, parameter in theirs.named_parameters()}, 'x.pt')
+    ours_by_name = {name.replace('backbone.', ''): parameter.grad for name, parameter in ours.named_parameters()}
+    assert grads.keys() == ours_by_name.keys()
+    for name, grad in grads.items():
+        assert (ours_by_name[name] - grad).abs().max() <= 1e-5 * grad.abs().max(), name
+        assert grad.abs().max() > 0, name
+
+
+def test_names_are_those_of_the_released_files():
+    names = list(AuthorsEDSR(**TINY).state_dict())
+    assert [name for name in names if name.endswith('weight')] == [
+        'head.0.weight', 'body.0.body.0.weight', 'body.0.body.2.weight', 'body.1.body.0.weight', 'body.1.body.2.weight',
+        'body.2.weight', 'tail.0.0.weight', 'tail.0.2.weight', 'tail.1.weight', 'var_conv.0.weight',
+        'var_conv.2.weight', 'var_conv.4.weight']
+
+
+def test_second_head_that_was_trained_is_told():
+    state_dict = AuthorsTwo(**TINY).state_dict()
+    assert from_authors(state_dict, 'x.pt')[1] == []
+    state_dict['EDSR_U.var_conv.0.bias'] = state_dict['EDSR_U.var_conv.0.bias'] + 1
+    assert 'EDSR_U.var_conv is left out' in from_authors(state_dict, 'x.pt')[1][0]
+
+
+def test_what_starts_step_2(tmp_path, runner):
+    """A file of the authors, converted, is a `path: pretrain_network_g`."""
+    torch.save(AuthorsEDSR(**TINY, scale=2).state_dict(), tmp_path / 'theirs.pt')
+    assert main([str(tmp_path / 'theirs.pt'), str(tmp_path / 'step1.pth'), '--layout', 'udl']) == 0
+    network = {**yaml.safe_load(yaml.safe_dump(read_model(tmp_path / 'step1.pth').network_g)), 'type': 'EDSRTwo'}
+    yml = runner.write_yml('step2', 'demo/train_udl_step2', network_g=network, train__total_iter=1, val=None,
+                           path__pretrain_network_g=str(tmp_path / 'step1.pth'))
+    process = runner.train(yml)
+    assert process.returncode == 0, process.stdout
+
+
+def test_what_is_not_theirs():
+    assert is_authors(AuthorsEDSR(**TINY).state_dict())
+    assert is_authors(AuthorsTwo(**TINY).state_dict())
+    assert not is_authors({'conv_first.weight': torch.zeros(1)})
+    for state_dict in (AuthorsEDSR(**TINY).state_dict(), AuthorsTwo(**TINY).state_dict()):
+        with pytest.raises(InputError, match=r"'x\.pt' looks like a file of the authors, but for: sub_mean\.weight"):
+            from_authors({**state_dict, 'sub_mean.weight': torch.zeros(3)}, 'x.pt')
+    with pytest.raises(InputError, match='EDSR only'):
+        to_authors(build({'type': 'DPDNN', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4}).state_dict())

@@ -1,0 +1,258 @@
+"""Networks in and out of files: what is told about them, what is refused, and that they stay the same network."""
+import json
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import torch
+from basicsr.archs.edsr_arch import EDSR
+from conftest import TINY
+
+from udl_plugin import model_files
+from udl_plugin.archs.with_variance import build
+from udl_plugin.checkpoints import write_checkpoint
+from udl_plugin.errors import InputError
+from udl_plugin.model_files import Model, plain_section, read_model, section_of, write_model
+
+AUTHORS_RANGE = {'res_scale': 0.1, 'img_range': 255.0, 'rgb_mean': [0, 0, 0]}
+DPDNN = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_step': 2, 'upscale': 3}
+RCAN = {'type': 'RCAN', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 16, 'num_group': 1, 'num_block': 1, 'upscale': 2}
+SECTIONS = [
+    {'type': 'EDSR', **TINY, **AUTHORS_RANGE},
+    {'type': 'EDSRVar', **TINY, **AUTHORS_RANGE},
+    {'type': 'EDSRTwo', **TINY, **AUTHORS_RANGE, 'upscale': 4},
+    {'type': 'DPDNN', **DPDNN},
+    {'type': 'DPDNNVar', **DPDNN, 'img_range': 1.0, 'upscale': 2},
+    {'type': 'DPDNNTwo', **DPDNN},
+    {'type': 'WithVariance', 'backbone': RCAN},
+    {'type': 'TwoStep', 'backbone': RCAN, 'features': 'conv_last'},
+]
+pytestmark = pytest.mark.usefixtures('seed')
+
+
+def name_of(section):
+    return section['type']
+
+
+def saved(tmp_path, section, said=True, key='params'):
+    """A file of a new network; with or without what it is."""
+    net = build(section).eval()
+    path = tmp_path / 'net.pth'
+    if said:
+        write_checkpoint(path, {key: net.state_dict()}, section)
+    else:
+        torch.save({key: net.state_dict()}, path)
+    return net, path
+
+
+def images(net_or_model):
+    net = net_or_model.build() if isinstance(net_or_model, Model) else net_or_model
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        return net(torch.rand(1, 3, 9, 8, generator=generator))
+
+
+@pytest.mark.parametrize('section', SECTIONS, ids=name_of)
+@pytest.mark.parametrize('suffix', ['.pth', '.pt', '.safetensors'])
+def test_plain_network_of_any(tmp_path, section, suffix):
+    net, path = saved(tmp_path, section)
+    write_model(tmp_path / f'plain{suffix}', read_model(path))
+    model = read_model(tmp_path / f'plain{suffix}')
+    assert model.kind == 'plain'
+    assert model.notes == []
+    assert model.network_g == plain_section(section)
+    assert torch.equal(images(model), images(net))
+
+
+@pytest.mark.parametrize('section', SECTIONS, ids=name_of)
+def test_whole_network_of_any(tmp_path, section):
+    net, path = saved(tmp_path, section)
+    write_model(tmp_path / 'same.pth', read_model(path), 'udl')
+    model = read_model(tmp_path / 'same.pth')
+    assert model.network_g == section
+    assert model.state_dict.keys() == net.state_dict().keys()
+    assert all(torch.equal(value, model.state_dict[name]) for name, value in net.state_dict().items())
+
+
+def test_plain_file_is_for_upstream(tmp_path):
+    """As BasicSR reads it: `params`, strictly; and safetensors with nothing else in it."""
+    from safetensors.torch import load_file
+    net, path = saved(tmp_path, SECTIONS[2])
+    options = {key: value for key, value in SECTIONS[2].items() if key != 'type'}
+    write_model(tmp_path / 'plain.pth', read_model(path))
+    write_model(tmp_path / 'plain.safetensors', read_model(path))
+    for state_dict in (torch.load(tmp_path / 'plain.pth', weights_only=True)['params'],
+                       load_file(tmp_path / 'plain.safetensors')):
+        plain = EDSR(**options)
+        plain.load_state_dict(state_dict, strict=True)
+        assert torch.equal(images(plain), images(net))
+
+
+@pytest.mark.parametrize('section', [SECTIONS[2], SECTIONS[4], SECTIONS[6]], ids=name_of)
+def test_onnx(tmp_path, section):
+    """Run by onnxruntime on sizes that it was not exported with."""
+    import onnxruntime
+    net, path = saved(tmp_path, section)
+    told = write_model(tmp_path / 'net.onnx', read_model(path))
+    assert 'In onnxruntime' in told[0]
+    session = onnxruntime.InferenceSession(tmp_path / 'net.onnx')
+    for height, width in ((1, 1), (7, 50), (31, 30), (24, 32)):
+        lq = torch.rand(1, 3, height, width)
+        found, = session.run(['sr'], {'lq': lq.numpy()})
+        with torch.no_grad():
+            assert np.abs(found - net(lq).numpy()).max() < 1e-5
+    said = session.get_modelmeta().custom_metadata_map
+    assert json.loads(said['network_g']) == plain_section(section)
+    assert said['range'] == 'RGB in [0, 1], float32'
+
+
+def test_onnx_that_differs_is_not_written(tmp_path, monkeypatch):
+    _, path = saved(tmp_path, SECTIONS[0])
+    model = read_model(path)
+    other = build(SECTIONS[0])
+    export = torch.onnx.export
+    monkeypatch.setattr(torch.onnx, 'export', lambda net, *args, **options: export(other, *args, **options))
+    with pytest.raises(InputError, match=r"net\.onnx' is not written: in onnxruntime the network gives other images"):
+        write_model(tmp_path / 'net.onnx', model)
+    assert not (tmp_path / 'net.onnx').exists()
+
+
+def test_network_that_cannot_be_exported(tmp_path):
+    section = {'type': 'SwinIR', 'img_size': 8, 'window_size': 8, 'depths': [2], 'embed_dim': 12, 'num_heads': [2],
+               'upscale': 2, 'upsampler': 'pixelshuffledirect'}
+    _, path = saved(tmp_path, section)
+    with pytest.raises(InputError, match=r"net\.onnx': SwinIR cannot be exported with free height and width"):
+        write_model(tmp_path / 'net.onnx', read_model(path))
+    assert not (tmp_path / 'net.onnx').exists()
+
+
+@pytest.mark.parametrize(('section', 'assumed'), [
+    (SECTIONS[1], 'res_scale: 1, img_range: 255.0, rgb_mean: [0.4488, 0.4371, 0.404]'),
+    (SECTIONS[5], 'img_range: 255.0')], ids=['EDSRVar', 'DPDNNTwo'])
+def test_file_that_does_not_say(tmp_path, section, assumed):
+    net, path = saved(tmp_path, section, said=False)
+    model = read_model(path)
+    assert assumed in model.notes[0]
+    assert '--opt' in model.notes[0]
+    shape = {key: value for key, value in section.items() if key not in AUTHORS_RANGE}
+    assert model.network_g == shape
+    told = read_model(path, network_g=section)
+    assert told.notes == []
+    assert torch.equal(images(told), images(net))
+
+
+def test_what_was_said_by_a_yml_of_another_step(tmp_path):
+    net, path = saved(tmp_path, SECTIONS[1], said=False)
+    assert read_model(path, network_g={**SECTIONS[0]}).network_g == SECTIONS[1]
+    assert torch.equal(images(read_model(path, network_g={**SECTIONS[0], 'type': 'EDSRTwo'})), images(net))
+
+
+def test_other_networks_must_say(tmp_path):
+    net, path = saved(tmp_path, SECTIONS[6], said=False)
+    with pytest.raises(InputError, match=r"net\.pth': its weights are neither an EDSR nor a DPDNN.*--opt"):
+        read_model(path)
+    assert torch.equal(images(read_model(path, network_g=SECTIONS[6])), images(net))
+
+
+def test_keys(tmp_path):
+    net, ema = build(SECTIONS[0]), build(SECTIONS[0])
+    path = tmp_path / 'net.pth'
+    write_checkpoint(path, {'params': net.state_dict(), 'params_ema': ema.state_dict()}, SECTIONS[0])
+    assert torch.equal(images(read_model(path)), images(ema))
+    assert 'params_ema is taken' in read_model(path).notes[0]
+    assert torch.equal(images(read_model(path, 'params')), images(net))
+    assert read_model(path, 'params').notes == []
+    with pytest.raises(InputError, match=r"has no 'parmas'; it has: network_g, params, params_ema"):
+        read_model(path, 'parmas')
+    torch.save(net.state_dict(), path)  # a state dict itself, as torch's own users write it
+    assert torch.equal(images(read_model(path, network_g=SECTIONS[0])), images(net))
+
+
+def test_weights_that_disagree_with_what_was_said(tmp_path):
+    net, path = saved(tmp_path, SECTIONS[0])
+    with pytest.raises(InputError, match=r"net\.pth': its weights have num_feat: 8 \(network_g: 16\)"):
+        read_model(path, network_g={**SECTIONS[0], 'num_feat': 16})
+    write_checkpoint(path, {'params': net.state_dict()}, {**SECTIONS[0], 'upscale': 3})
+    with pytest.raises(InputError, match=r'upscale: 2 \(network_g: 3\)'):
+        read_model(path)
+    with pytest.raises(InputError, match='do not fit network_g.*missing'):
+        read_model(path, network_g=RCAN)
+    with pytest.raises(InputError, match="network_g: 'res_scal' is not an option of type: EDSR"):
+        read_model(path, network_g={**SECTIONS[0], 'res_scal': 1})
+
+
+@pytest.mark.parametrize('said', ['EDSR', {'type': 'os.system'}, {'type': 'BasicVSR', 'spynet_path': 'x'}, {'a': 1},
+                                  {'type': 'WithVariance', 'backbone': 'EDSR'}, [1]])
+def test_strange_metadata(tmp_path, said):
+    content = {'params': build(SECTIONS[0]).state_dict(), 'network_g': said}
+    torch.save(content, tmp_path / 'net.pth')
+    with pytest.raises(InputError, match=r"net\.pth': network_g: .* is none of EDSR, DPDNN"):
+        read_model(tmp_path / 'net.pth')
+
+
+class Evil:
+    def __reduce__(self):
+        return exec, ('raise SystemExit("executed")',)
+
+
+def test_file_that_wants_more_than_tensors(tmp_path):
+    path = tmp_path / 'evil.pth'
+    for content in ({'params': {'x': Evil()}}, Evil()):
+        torch.save(content, path)
+        with pytest.raises(InputError, match=r"evil\.pth' cannot be read as a checkpoint of tensors"):
+            read_model(path)
+    path.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(InputError, match=r'evil\.pth'):
+        read_model(path)
+
+
+@pytest.mark.parametrize('name', ['x.pth', 'x.safetensors'])
+def test_files_that_cannot_be_read(tmp_path, name):
+    with pytest.raises(InputError, match='there is no file'):
+        read_model(tmp_path / name)
+    (tmp_path / name).write_bytes(b'nothing of the kind')
+    with pytest.raises(InputError, match=rf'{name}.* cannot be read as'):
+        read_model(tmp_path / name)
+    _, path = saved(tmp_path, SECTIONS[0])
+    if name == 'x.safetensors':
+        write_model(tmp_path / 'good.safetensors', read_model(path))
+        path = tmp_path / 'good.safetensors'
+    (tmp_path / name).write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=name):
+        read_model(tmp_path / name)
+
+
+@pytest.mark.parametrize('content', [{'params': {'x': 1}}, {'params': {}}, torch.zeros(1), [1], {'params': [1]}])
+def test_files_without_a_state_dict(tmp_path, content):
+    torch.save(content, tmp_path / 'x.pth')
+    with pytest.raises(InputError, match=r"x\.pth' holds no state dict"):
+        read_model(tmp_path / 'x.pth')
+
+
+def test_bad_targets(tmp_path):
+    model = read_model(saved(tmp_path, SECTIONS[5])[1])
+    with pytest.raises(InputError, match=r"x\.pkl': the suffix is none of \.pth"):
+        write_model(tmp_path / 'x.pkl', model)
+    for suffix in ('.onnx', '.safetensors'):
+        with pytest.raises(InputError, match='holds the plain network; --layout udl wants'):
+            write_model(tmp_path / f'x{suffix}', model, 'udl')
+    with pytest.raises(InputError, match='EDSR only'):
+        write_model(tmp_path / 'x.pt', model, 'authors')
+
+
+@pytest.mark.parametrize(('suffix', 'missing'), [('.safetensors', 'safetensors.torch'), ('.onnx', 'onnxruntime')])
+def test_missing_package(tmp_path, monkeypatch, suffix, missing):
+    model = read_model(saved(tmp_path, SECTIONS[0])[1])
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(InputError, match=rf"needs the package {missing.split('.')[0]}: pip install 'udl_plugin\[conv"):
+        write_model(tmp_path / f'x{suffix}', model)
+
+
+def test_sections():
+    assert section_of('step 1', RCAN) == {'type': 'WithVariance', 'backbone': RCAN}
+    assert section_of('step 2', {'type': 'EDSR', 'num_feat': 8}) == {'type': 'EDSRTwo', 'num_feat': 8}
+    assert section_of('step 2', {'type': 'EDSR'}, 'conv_last') == \
+        {'type': 'TwoStep', 'backbone': {'type': 'EDSR'}, 'features': 'conv_last'}
+    for section in SECTIONS:
+        assert plain_section(section)['type'] in model_files.NETWORKS
