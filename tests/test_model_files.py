@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from basicsr.archs.edsr_arch import EDSR
+from basicsr.utils.registry import ARCH_REGISTRY
 from conftest import TINY
 
 from udl_plugin import model_files
@@ -153,6 +154,22 @@ def test_other_networks_must_say(tmp_path):
     with pytest.raises(InputError, match=r"net\.pth': its weights are neither an EDSR nor a DPDNN.*--opt"):
         read_model(path)
     assert torch.equal(images(read_model(path, network_g=SECTIONS[6])), images(net))
+
+
+def test_yml_may_name_any_network(tmp_path, monkeypatch):
+    """But a file may not."""
+    class Mine(torch.nn.Conv2d):
+        def __init__(self):
+            super().__init__(3, 3, 1)
+
+    monkeypatch.setitem(ARCH_REGISTRY._obj_map, 'Mine', Mine)
+    write_checkpoint(tmp_path / 'net.pth', {'params': Mine().state_dict()}, {'type': 'Mine'})
+    with pytest.raises(InputError, match='is none of EDSR'):
+        read_model(tmp_path / 'net.pth')
+    assert type(read_model(tmp_path / 'net.pth', network_g={'type': 'Mine'}).build()) is Mine
+    for section in ({}, {'num_feat': 8}, {'backbone': 'EDSR'}):
+        with pytest.raises(InputError, match='network_g: type: is missing'):
+            read_model(tmp_path / 'net.pth', network_g=section)
 
 
 def test_keys(tmp_path):

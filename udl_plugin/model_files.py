@@ -35,7 +35,7 @@ RANGE = 'RGB in [0, 1], float32'
 CHECKED_SIZES = ((17, 40), (33, 16))  # of LR images; another than the exporter sees
 SUFFIXES = ('.pth', '.pt', '.safetensors', '.onnx')
 KEYS = ('params_ema', 'params', 'state_dict', 'model')  # where a state dict may be, the first that is there
-# plain networks that a file may name as what it holds; none of them reads other files
+# plain networks that a file may name as what it holds, and none of them reads other files; a user may name any
 NETWORKS = ('EDSR', 'DPDNN', 'RCAN', 'MSRResNet', 'RRDBNet', 'SwinIR', 'SRVGGNetCompact', 'ECBSR')
 SHAPES = {'EDSR': edsr_options, 'DPDNN': dpdnn_options}  # what weights tell
 
@@ -136,7 +136,9 @@ def read_model(path, param_key=None, network_g=None):
         state_dict, left_out = from_authors(state_dict, path)
         said, notes = AUTHORS, notes + left_out
     try:
-        section = _section(state_dict, network_g or said, notes)
+        if network_g is None and said is not None:
+            _check_said(said)
+        section = _section(state_dict, said if network_g is None else network_g, notes)
         model = Model(state_dict, section, notes)
         model.build()
     except InputError as err:
@@ -160,6 +162,13 @@ def _load(path):
         raise InputError(f"'{path}' cannot be read as safetensors ({type(err).__name__}: {err}).") from err
 
 
+def _check_said(said):
+    """Refuses what a stranger's file may say."""
+    plain = plain_section(said) if isinstance(said, dict) else None
+    if not isinstance(plain, dict) or plain.get('type') not in NETWORKS:
+        raise InputError(f'network_g: {said} is none of {", ".join(NETWORKS)}.')
+
+
 def _section(state_dict, said, notes):
     """The section of the yml for a state dict: its shape from the weights where they tell, the rest as `said`."""
     read = {name: shape for name, shape in ((name, read(state_dict)) for name, read in SHAPES.items()) if shape}
@@ -174,10 +183,10 @@ def _section(state_dict, said, notes):
                      + ', '.join(f'{key}: {as_plain_data(value)}' for key, value in assumed.items())
                      + '. If it was trained otherwise, name its yml: --opt FILE.yml.')
         return section_of(kind_of(state_dict), {'type': name, **shape})
-    plain = plain_section(said) if isinstance(said, dict) else None
-    if not isinstance(plain, dict) or plain.get('type') not in NETWORKS:
-        raise InputError(f'network_g: {said} is none of {", ".join(NETWORKS)}.')
-    cls = arch_class(plain['type'])
+    plain = plain_section(said)
+    if not isinstance(plain, dict) or 'type' not in plain:
+        raise InputError('network_g: type: is missing.')
+    cls = arch_class(plain['type'], 'network_g: ')
     check_option_names(cls, plain.keys() - {'type'}, 'network_g: ')
     shape = read.get(plain['type'], {})
     wrong = [f'{key}: {value} (network_g: {plain[key]})' for key, value in shape.items()

@@ -93,7 +93,6 @@ def with_options_of(backbone):
 
         cls.__init__ = __init__
         cls.__signature__ = signature
-        cls.backbone_type = backbone.__name__
         return cls
 
     return decorate
