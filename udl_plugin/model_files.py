@@ -246,7 +246,8 @@ def _write_safetensors(path, model):
 
 def _write_onnx(path, model):
     """For any height and width, `lq` to `sr`, `(1, C, H, W)` in [0, 1] both. Compared before it is written."""
-    _package('onnxscript')
+    for name in ('onnx', 'onnxscript'):
+        _package(name)
     runtime = _package('onnxruntime')
     net, channels = model.build(), _channels(model)
     try:
@@ -270,12 +271,17 @@ def _write_onnx(path, model):
 
 def _exported(net, channels, metadata):
     """The bytes of the ONNX file."""
-    sizes = torch.export.Dim.DYNAMIC
+    lq, names = (torch.rand(1, channels, 24, 32),), {'input_names': ['lq'], 'output_names': ['sr']}
     with warnings.catch_warnings(), contextlib.redirect_stdout(None):
         warnings.simplefilter('ignore')
-        program = torch.onnx.export(net, (torch.rand(1, channels, 24, 32),), dynamo=True, input_names=['lq'],
-                                    output_names=['sr'], dynamic_shapes=({2: sizes, 3: sizes},), verbose=False)
-    proto = program.model_proto
+        if tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 9):
+            free = torch.export.Dim.DYNAMIC
+            proto = torch.onnx.export(net, lq, **names, dynamo=True, dynamic_shapes=({2: free, 3: free},),
+                                      verbose=False).model_proto
+        else:  # whose newer exporter fails over the mean of BasicSR's networks
+            buffer, free = io.BytesIO(), {2: 'height', 3: 'width'}
+            torch.onnx.export(net, lq, buffer, **names, dynamic_axes={'lq': free, 'sr': free}, opset_version=17)
+            proto = _package('onnx').load_from_string(buffer.getvalue())
     for key, value in metadata.items():
         proto.metadata_props.add(key=key, value=value)
     return proto.SerializeToString()
