@@ -14,7 +14,7 @@ from udl_plugin.archs import EDSRVar
 from udl_plugin.archs.with_variance import build
 from udl_plugin.errors import InputError
 from udl_plugin.model_files import plain_section, section_of
-from udl_plugin.options import check_checkpoint, check_options
+from udl_plugin.options import check_network, check_options
 
 YMLS = sorted(OPTIONS.rglob('*.yml'))
 
@@ -169,11 +169,11 @@ def test_checkpoint_check_draws_no_random_numbers(tmp_path):
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    check_checkpoint(opt)
+    check_network(opt)
     assert torch.equal(torch.rand(1), expected)
     opt['network_g']['num_feat'] = 16
     with pytest.raises(InputError, match=r'x\.pth.*num_feat: 8 \(network_g: 16\)'):
-        check_checkpoint(opt)
+        check_network(opt)
 
 
 def minimal(**changes):

@@ -64,9 +64,8 @@ def test_our_checkpoints(tmp_path, registry, section, recwarn):
 
 @pytest.mark.parametrize('section', VARIANTS, ids=lambda section: f'{section["type"]}-x{section["upscale"]}')
 def test_weights_alone(tmp_path, registry, section):
-    """The options of our ymls are taken for the rest, with a warning."""
-    ours = {'res_scale': 0.1, 'img_range': 255.0, 'rgb_mean': [0, 0, 0]}
-    net = build({**section, **{key: value for key, value in ours.items() if key in section}})
+    """Upstream's defaults are taken for the rest, as everywhere, with a warning."""
+    net = build({key: value for key, value in section.items() if key not in ('res_scale', 'img_range', 'rgb_mean')})
     torch.save({'params': net.state_dict()}, tmp_path / 'net.pth')
     with pytest.warns(UserWarning, match='does not say'):
         assert_loads(registry, tmp_path / 'net.pth', section, net)

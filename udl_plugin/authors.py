@@ -8,7 +8,7 @@ import re
 import torch
 
 from udl_plugin.archs.edsr_arch import edsr_options
-from udl_plugin.checkpoints import branch
+from udl_plugin.checkpoints import as_plain_data, branch
 from udl_plugin.errors import InputError
 
 AUTHORS = {'type': 'EDSR', 'res_scale': 0.1, 'img_range': 255.0, 'rgb_mean': [0, 0, 0]}  # what their code computes
@@ -26,7 +26,7 @@ BRANCHES = {'EDSR_var': 'var_net', 'EDSR_U': 'sr_net'}
 
 def is_authors(state_dict):
     """Whether its names are those of the authors' released files, of either step."""
-    return 'head.0.weight' in state_dict or 'EDSR_var.head.0.weight' in state_dict
+    return any(f'{start}head.0.weight' in state_dict for start in ('', *(f'{theirs}.' for theirs in BRANCHES)))
 
 
 def from_authors(state_dict, path):
@@ -51,7 +51,7 @@ def from_authors(state_dict, path):
         unknown.append(name)
         return name
 
-    parts = {ours: branch(state_dict, theirs) for theirs, ours in BRANCHES.items()}
+    parts, idle = {ours: branch(state_dict, theirs) for theirs, ours in BRANCHES.items()}, {}
     if not any(parts.values()):
         converted, notes = {renamed(name): value for name, value in state_dict.items()}, []
     else:
@@ -66,18 +66,31 @@ def from_authors(state_dict, path):
     if unknown:
         raise InputError(f"'{path}' looks like a file of the authors, but for: {', '.join(unknown[:3])}"
                          + (', ...' if len(unknown) > 3 else '') + '.')
+    if any(parts.values()) and not all(parts.values()):
+        raise InputError(f"'{path}' looks like step 2 of the authors, but has only one of {', '.join(BRANCHES)}.")
+    if len(converted) + len(idle) != len(state_dict):
+        raise InputError(f"'{path}' looks like a file of the authors, but two of its layers "
+                         'are one in EDSR, such as two last ones of the body.')
     return converted, notes
 
 
-def to_authors(state_dict):
+def to_authors(state_dict, network_g):
     """A state dict of ours, of either step or plain, under the authors' names.
 
+    Args:
+        state_dict (dict): Name to tensor.
+        network_g (dict): The section of a yml of its plain network, complete.
+
     Raises:
-        InputError: it is no EDSR.
+        InputError: it is no EDSR, or one that computes something else than the authors' does.
     """
     shape = edsr_options(state_dict)
     if shape is None:
         raise InputError("the authors' layout is for EDSR only.")
+    differing = [f'{key}: {network_g[key]}' for key, value in AUTHORS.items() if as_plain_data(network_g[key]) != value]
+    if differing:
+        raise InputError(f"the authors' code computes {AUTHORS}, and this network has {', '.join(differing)}: under "
+                         'their names it would be another network.')
     pairs = (('conv_first.', 'head.0.'), ('conv_after_body.', f'body.{shape["num_block"]}.'),
              ('upsample.', 'tail.0.'), ('conv_last.', 'tail.1.'))
 

@@ -1,5 +1,6 @@
 """Reads network checkpoints safely, says why one does not fit, and writes them whole."""
 import io
+import pickle
 from collections import OrderedDict
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def read_checkpoint(path, param_key='params'):
 def as_state_dict(content, path, param_key):
     """Checks that it is one, name to tensor, and returns it without DataParallel's `module.`; `path` is for the error.
     """
-    if not isinstance(content, dict) or not content or not all(torch.is_tensor(value) for value in content.values()):
+    if not isinstance(content, dict) or not content or not all(
+            isinstance(name, str) and torch.is_tensor(value) for name, value in content.items()):
         where = f", under '{param_key}'" if param_key else ''
         raise InputError(f"'{path}' holds no state dict, name to tensor{where}.")
     return {name[7:] if name.startswith('module.') else name: value for name, value in content.items()}
@@ -54,9 +56,12 @@ def load_tensors(path):
     try:
         return torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:
-        raise InputError(f"there is no file '{path}'.") from None
+        raise InputError(f"there is no file '{path}' (seen from {Path.cwd()}).") from None
+    except IsADirectoryError:
+        raise InputError(f"'{path}' is a folder; name a file in it, such as models/net_g_latest.pth.") from None
     except Exception as err:  # from a file of any other kind, torch raises nearly anything
-        reason = f'{type(err).__name__}: {err}'.splitlines()[0]
+        reason = 'it is of another kind, or holds more than tensors, and such things could run code' \
+            if isinstance(err, pickle.UnpicklingError) else f'{type(err).__name__}: {err}'.splitlines()[0]
         raise InputError(f"'{path}' cannot be read as a checkpoint of tensors ({reason}).") from err
 
 
@@ -75,12 +80,12 @@ def read_fitting(net, path, param_key='params', strict=True):
     Raises:
         InputError: names the option, the file and the mismatch.
     """
-    option = 'path: pretrain_network_g:'
+    option, two_step = 'path: pretrain_network_g:', hasattr(net, 'expand')
     try:
         state_dict, found_key = read_checkpoint(path, param_key)
     except InputError as err:
-        raise InputError(f'{option} {err}') from err.__cause__
-    two_step = hasattr(net, 'expand')
+        first = '' if Path(path).exists() or not two_step else ' Train step 1 first, or name its checkpoint.'
+        raise InputError(f'{option} {err}{first}') from err.__cause__
     if two_step:
         state_dict = net.expand(state_dict)
     mismatch = explain_mismatch(net, state_dict)
@@ -95,11 +100,13 @@ def read_fitting(net, path, param_key='params', strict=True):
         elif two_step and not any('var_conv.' in name for name in state_dict):
             advice = 'It has no variance head: name a checkpoint of step 1 (such as EDSRVar trained with ESU).'
         elif two_step:
-            advice = 'Step 2 needs the network_g of step 1.'
+            advice = 'Both steps need the same network.'
         else:
             advice = 'Set its options in network_g' + ('.' if nothing_fits else
                                                        ', or strict_load_g: false to load what fits.')
-        raise InputError(f"{option} '{path}' does not fit network_g: {type(net).__name__}: {mismatch}. {advice}")
+        said = load_tensors(path).get('network_g')  # again, but there is an error to be told
+        told = f' The file says that it is of: {said}.' if isinstance(said, dict) else ''
+        raise InputError(f"{option} '{path}' does not fit network_g: {type(net).__name__}: {mismatch}.{told} {advice}")
     return state_dict, found_key, mismatch
 
 

@@ -10,7 +10,7 @@ import yaml
 from udl_plugin.autoload import install
 from udl_plugin.checkpoints import load_tensors
 from udl_plugin.errors import InputError
-from udl_plugin.options import check_checkpoint, check_options
+from udl_plugin.options import check_network, check_options
 
 install()  # here, not in a function: data loading workers of a distributed training import this module afresh
 
@@ -55,7 +55,7 @@ def run(module_name, pipeline_name):
 
 def _check(opt):
     check_options(opt)
-    check_checkpoint(opt)
+    check_network(opt)
 
 
 def _read(parse_options, root_path, is_train):

@@ -18,7 +18,7 @@ def check_option_names(cls, names, where=''):
     """Refuses names that `cls` does not take as keyword arguments. BasicSR hands it a yml section that way.
 
     Args:
-        cls (type): Its signature tells the options; with `**kwargs` it takes all.
+        cls (type): Its signature tells the options; with `**kwargs` it takes all that are not near to one of them.
         names (Iterable[str]): Keys of the section.
         where (str): Where they stand, such as `network_g: `.
 
@@ -26,12 +26,12 @@ def check_option_names(cls, names, where=''):
         InputError: an unknown name; says which and what may have been meant.
     """
     parameters = inspect.signature(cls).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
+    named = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
+    takes_all = len(named) < len(parameters)
     for name in names:
-        if name not in parameters:
+        if name not in named and not (takes_all and not did_you_mean(name, named)):
             raise InputError(f"{where}'{name}' is not an option of type: {cls.__name__}"
-                             f"{did_you_mean(name, parameters)}. Its options are: {', '.join(parameters)}.")
+                             f"{did_you_mean(name, named)}. Its options are: {', '.join(named)}.")
 
 
 def refuse_unknown_options(cls):

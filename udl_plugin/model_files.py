@@ -17,7 +17,7 @@ import torch
 
 from udl_plugin.archs.dpdnn_arch import dpdnn_options
 from udl_plugin.archs.edsr_arch import edsr_options
-from udl_plugin.archs.with_variance import arch_class, build
+from udl_plugin.archs.with_variance import arch_class, build, run_small
 from udl_plugin.authors import AUTHORS, from_authors, is_authors, to_authors
 from udl_plugin.checkpoints import (
     as_plain_data,
@@ -72,6 +72,17 @@ class Model:
         net.load_state_dict(self.state_dict)
         return net.eval()
 
+    def channels_and_scale(self):
+        """Those of its images, found by running it.
+
+        Raises:
+            InputError: it cannot be run, or makes an image of other channels.
+        """
+        lq, sr = run_small(self.plain().build())
+        if lq[1] != sr[1]:
+            raise InputError(f'its network makes an image of {sr[1]} channels of one of {lq[1]}.')
+        return lq[1], sr[2] // lq[2]
+
     def plain(self):
         """The plain SR network in it."""
         return Model(sr_state_dict(self.state_dict), plain_section(self.network_g), self.notes)
@@ -93,6 +104,22 @@ def plain_section(network_g):
         if network_g.get('type') in (f'{name}Var', f'{name}Two'):
             return {**network_g, 'type': name}
     return network_g
+
+
+def complete(network_g):
+    """`network_g` of a plain network with the defaults that it leaves out."""
+    parameters = inspect.signature(arch_class(network_g['type'])).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()
+                if parameter.default is not parameter.empty}
+    return {**defaults, **network_g}
+
+
+def size_multiple(network_g):
+    """Of which number the plain network of `network_g` wants height and width of its input to be multiples."""
+    plain = plain_section(network_g)
+    if plain['type'] == 'RRDBNet':
+        return {1: 4, 2: 2}.get(plain.get('scale', 4), 1)
+    return plain.get('window_size', 7) if plain['type'] == 'SwinIR' else 1
 
 
 def section_of(kind, plain, features=None):
@@ -127,23 +154,44 @@ def read_model(path, param_key=None, network_g=None):
     if param_key is None:
         keys = [key for key in KEYS if isinstance(content, dict) and isinstance(content.get(key), dict)]
         param_key = keys[0] if keys else None
-    elif param_key not in content:
-        raise InputError(f"'{path}' has no '{param_key}'; it has: {', '.join(map(str, content))}.")
+    elif not isinstance(content, dict) or param_key not in content:
+        keys = ', '.join(key for key in content if isinstance(key, str)) if isinstance(content, dict) else 'no keys'
+        raise InputError(f"'{path}' has no '{param_key}'; it has: {keys}.")
     state_dict = as_state_dict(content if param_key is None else content[param_key], path, param_key)
+    for name, value in state_dict.items():
+        if value.layout is not torch.strided or not torch.isfinite(value).all():
+            raise InputError(f"'{path}': {name} has values that are no finite numbers.")
     notes = [f"'{path}': params_ema is taken, the moving average; --param-key params takes the other."] \
         if param_key == 'params_ema' and 'params' in content else []
     if is_authors(state_dict):
         state_dict, left_out = from_authors(state_dict, path)
         said, notes = AUTHORS, notes + left_out
     try:
-        if network_g is None and said is not None:
-            _check_said(said)
-        section = _section(state_dict, said if network_g is None else network_g, notes)
-        model = Model(state_dict, section, notes)
+        model = model_of(state_dict, said, network_g)
         model.build()
+        model.channels_and_scale()
     except InputError as err:
         raise InputError(f"'{path}': {err}") from err
+    model.notes = notes + model.notes
     return model
+
+
+def model_of(state_dict, said=None, network_g=None):
+    """The `Model` of a state dict.
+
+    Args:
+        state_dict (dict): Name to tensor, under our names.
+        said (dict): The section of a yml that a file says its network is; as a stranger may have written it.
+        network_g (dict): Such a section from the user, instead.
+
+    Raises:
+        InputError: it cannot be told what network it is, or the section does not fit.
+    """
+    notes = []
+    if network_g is None and said is not None:
+        _check_said(said, state_dict)
+        network_g = said
+    return Model(state_dict, _section(state_dict, network_g, notes), notes)
 
 
 def _load(path):
@@ -162,11 +210,40 @@ def _load(path):
         raise InputError(f"'{path}' cannot be read as safetensors ({type(err).__name__}: {err}).") from err
 
 
-def _check_said(said):
-    """Refuses what a stranger's file may say."""
+def _check_said(said, state_dict):
+    """Refuses what a stranger's file may say: other networks, and sizes that its weights cannot have."""
     plain = plain_section(said) if isinstance(said, dict) else None
     if not isinstance(plain, dict) or plain.get('type') not in NETWORKS:
         raise InputError(f'network_g: {said} is none of {", ".join(NETWORKS)}.')
+    most = max(1024, len(state_dict), *(size for value in state_dict.values() for size in value.shape))
+    for key, value in plain.items():
+        if isinstance(value, int) and value > most:
+            raise InputError(f'network_g: {key}: {value} is more than its weights can have.')
+
+
+def _check_values(plain):
+    """Refuses values that are of another kind than the network's own defaults, and numbers that are not finite."""
+    cls = arch_class(plain['type'], 'network_g: ')
+    check_option_names(cls, plain.keys() - {'type'}, 'network_g: ')
+    for name, parameter in inspect.signature(cls).parameters.items():
+        default = 0 if parameter.default is parameter.empty else parameter.default
+        if name not in plain or default is None:
+            continue
+        value = plain[name]
+        if isinstance(default, (bool, str)):
+            fits, kind = isinstance(value, type(default)), {bool: 'true or false', str: 'a name'}[type(default)]
+        elif isinstance(default, (int, float)):
+            fits, kind = _is_number(value), 'a number'
+        elif isinstance(default, (list, tuple)):
+            fits, kind = isinstance(value, (list, tuple)) and all(map(_is_number, value)), 'a list of numbers'
+        else:
+            fits, kind = False, 'left out'
+        if not fits:
+            raise InputError(f'network_g: {name}: {value!r} must be {kind}.')
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _section(state_dict, said, notes):
@@ -176,9 +253,9 @@ def _section(state_dict, said, notes):
         if not read:
             raise InputError('its weights are neither an EDSR nor a DPDNN, and it does not say what they are; name the '
                              'yml that it was trained with: --opt FILE.yml.')
-        (name, shape), = read.items()
-        assumed = {key: parameter.default for key, parameter in inspect.signature(arch_class(name)).parameters.items()
-                   if key not in shape and key != 'checkpointing'}
+        name, shape = next(iter(read.items()))
+        assumed = {key: value for key, value in complete({'type': name}).items()
+                   if key not in (*shape, 'type', 'checkpointing')}
         notes.append(f'it does not say {", ".join(assumed)}, and weights cannot tell: taken for {name} are '
                      + ', '.join(f'{key}: {as_plain_data(value)}' for key, value in assumed.items())
                      + '. If it was trained otherwise, name its yml: --opt FILE.yml.')
@@ -186,8 +263,7 @@ def _section(state_dict, said, notes):
     plain = plain_section(said)
     if not isinstance(plain, dict) or 'type' not in plain:
         raise InputError('network_g: type: is missing.')
-    cls = arch_class(plain['type'], 'network_g: ')
-    check_option_names(cls, plain.keys() - {'type'}, 'network_g: ')
+    _check_values(plain)
     shape = read.get(plain['type'], {})
     wrong = [f'{key}: {value} (network_g: {plain[key]})' for key, value in shape.items()
              if key in plain and plain[key] != value]
@@ -231,8 +307,12 @@ def write_model(path, model, layout='plain'):
 
 
 def _write_authors(path, model):
+    if 'features' in model.network_g:
+        raise InputError("the authors' head takes what enters the upsampler, not features: "
+                         f'{model.network_g["features"]}.')
     buffer = io.BytesIO()
-    torch.save(to_authors(model.state_dict), buffer)
+    plain = plain_section(model.network_g)
+    torch.save(to_authors(model.state_dict, complete(plain)), buffer)
     write_whole(path, buffer.getbuffer())
     return []
 
@@ -249,7 +329,7 @@ def _write_onnx(path, model):
     for name in ('onnx', 'onnxscript'):
         _package(name)
     runtime = _package('onnxruntime')
-    net, channels = model.build(), _channels(model)
+    net, (channels, _) = model.build(), model.channels_and_scale()
     try:
         content = _exported(net, channels, {'network_g': json.dumps(as_plain_data(model.network_g)), 'range': RANGE})
         session, worst = runtime.InferenceSession(content, providers=['CPUExecutionProvider']), 0
@@ -261,7 +341,7 @@ def _write_onnx(path, model):
             worst = max(worst, (sr - found).abs().max().item() if sr.shape == found.shape else math.inf)
     except Exception as err:  # with a network that needs certain sizes, say, all of it may raise anything
         raise InputError(f"'{path}': {type(net).__name__} cannot be exported with free height and width "
-                         f'({type(err).__name__}: {str(err).strip().splitlines()[0]}).') from err
+                         f'({" ".join(str(err).split())[:200] or type(err).__name__}).') from err
     if not worst < 1e-4:
         raise InputError(f"'{path}' is not written: in onnxruntime the network gives other images (by {worst:.2g}).")
     write_whole(path, content)
@@ -285,11 +365,6 @@ def _exported(net, channels, metadata):
     for key, value in metadata.items():
         proto.metadata_props.add(key=key, value=value)
     return proto.SerializeToString()
-
-
-def _channels(model):
-    """Of the LR image."""
-    return model.network_g.get('num_in_ch', model.network_g.get('in_chans', 3))
 
 
 def _package(name):

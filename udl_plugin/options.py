@@ -35,6 +35,9 @@ def check_options(opt):
     train_opt = opt.get('train') or {}
     losses = {name: _check_built(LOSS_REGISTRY, train_opt[name], f'train: {name}: ')
               for name in ('pixel_opt', 'perceptual_opt') if train_opt.get(name)}
+    if opt['model_type'] == 'SRModel' and getattr(losses.get('pixel_opt'), 'needs_log_var', False):
+        raise InputError(f'model_type: SRModel gives losses no log-variance, and train: pixel_opt: '
+                         f'{losses["pixel_opt"].__name__} needs it; write model_type: UDLModel.')
     if opt['model_type'] == 'UDLModel':
         for section, known in KEYS.items():
             _check_keys(section, opt.get(section) or {}, known)
@@ -46,8 +49,9 @@ def check_options(opt):
             check_pairs(dataset, f'datasets: {phase}')
 
 
-def check_checkpoint(opt):
-    """Refuses a `path: pretrain_network_g` that UDLModel would refuse, at the price of reading it.
+def check_network(opt):
+    """Refuses a `network_g` that cannot be built, and a `path: pretrain_network_g` that UDLModel would refuse, at the
+    price of building the one and reading the other.
 
     Args:
         opt (dict): As for `check_options`, and passed by it.
@@ -55,14 +59,15 @@ def check_checkpoint(opt):
     Raises:
         InputError: names the option, the file and the mismatch.
     """
-    from basicsr.utils.registry import ARCH_REGISTRY
-    path = opt['path'].get('pretrain_network_g')
-    if path is None or opt['model_type'] != 'UDLModel':
-        return
-    network_opt = dict(opt['network_g'])
+    from udl_plugin.archs.with_variance import build
     with torch.random.fork_rng(devices=[]):  # the training's own random numbers stay as they are
-        net = ARCH_REGISTRY.get(network_opt.pop('type'))(**network_opt)
-    read_fitting(net, path, opt['path'].get('param_key_g', 'params'), opt['path'].get('strict_load_g', True))
+        try:
+            net = build(opt['network_g'])
+        except InputError as err:
+            raise InputError(f'network_g: {err}') from err
+    path = opt['path'].get('pretrain_network_g')
+    if path is not None and opt['model_type'] == 'UDLModel':
+        read_fitting(net, path, opt['path'].get('param_key_g', 'params'), opt['path'].get('strict_load_g', True))
 
 
 def _check_keys(section, section_opt, known):

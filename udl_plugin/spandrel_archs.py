@@ -9,25 +9,20 @@
 
 Files of plain networks and of both steps. Shape and scale are read from the weights. What they cannot tell
 (`res_scale`, `img_range`, `rgb_mean`) comes from the metadata that our `.pth` files keep with the weights; where there
-is none, the values of options/ are taken, with a warning. Of a `.safetensors` file spandrel reads no metadata; `load`
+is none, upstream's defaults are taken, with a warning. Of a `.safetensors` file spandrel reads no metadata; `load`
 does.
 """
-import inspect
 import warnings
 from collections import OrderedDict
 
-from udl_plugin.archs.with_variance import arch_class
-from udl_plugin.checkpoints import sr_state_dict
+from udl_plugin.archs.with_variance import build
 from udl_plugin.errors import InputError
-from udl_plugin.model_files import SHAPES, plain_section, read_model
+from udl_plugin.model_files import SHAPES, model_of, read_model
 
 try:
     from spandrel import MAIN_REGISTRY, Architecture, ArchSupport, ImageModelDescriptor
 except ImportError as err:
     raise InputError("spandrel is not installed: pip install 'udl_plugin[spandrel]'.") from err
-
-ASSUMED = {'EDSR': {'res_scale': 0.1, 'img_range': 255.0, 'rgb_mean': [0, 0, 0]}, 'DPDNN': {'img_range': 255.0}}
-
 
 class OurArchitecture(Architecture):
     """One of `SHAPES`, by its name."""
@@ -39,17 +34,13 @@ class OurArchitecture(Architecture):
         """The descriptor of the plain network in a state dict of any step."""
         shape = SHAPES[self.name](state_dict)
         said = getattr(state_dict, '_metadata', {}).get('', {}).get('network_g')
-        cls = arch_class(self.name)
-        if said is None:
-            said = ASSUMED[self.name]
-            warnings.warn(f'The file does not say {", ".join(said)}; taken for {self.name}: {said}, as in the options '
-                          'of udl_plugin.', stacklevel=2)
-        options = {key: value for key, value in plain_section(said).items()
-                   if key in inspect.signature(cls).parameters and key != 'checkpointing'}
-        options.update(shape)
+        model = model_of(state_dict, said)
+        for note in model.notes:
+            warnings.warn(f'{note} For spandrel, convert it with that to .pth first: udl-convert.', stacklevel=2)
+        plain = model.plain()
         return ImageModelDescriptor(
-            cls(**options), sr_state_dict(state_dict), self, 'SR', tags=[f'{shape["num_feat"]}nf'], supports_half=False,
-            supports_bfloat16=True, scale=shape['upscale'], input_channels=shape['num_in_ch'],
+            build(plain.network_g), plain.state_dict, self, 'SR', tags=[f'{shape["num_feat"]}nf'],
+            supports_half=False, supports_bfloat16=False, scale=shape['upscale'], input_channels=shape['num_in_ch'],
             output_channels=shape['num_out_ch'])
 
 

@@ -210,8 +210,8 @@ def registered(monkeypatch):
 
 
 def test_other_ways_to_enlarge(registered):
-    assert find_features(PreUpsampled()) == ('body.2', 1, 8, 1, 3)
-    assert find_features(Transposed()) == ('enlarge', 1, 8, 2, 3)
+    assert find_features(PreUpsampled()) == ('body.2', 1, 8, 1, 3, 2)
+    assert find_features(Transposed()) == ('enlarge', 1, 8, 2, 3, 2)
     net = WithVariance({'type': 'Transposed'})
     assert net(torch.rand(1, 3, 5, 5), return_log_var=True)[1].shape == (1, 3, 10, 10)
 

@@ -36,16 +36,18 @@ class DPDNN(nn.Module):
             pass: a fraction of the memory for a third more time. The results are the same.
 
     Raises:
-        InputError: an unknown option, `num_in_ch` and `num_out_ch` that differ, `upscale` below 2.
+        InputError: an unknown option, one that is no whole number or too small, or different `num_in_ch`, `num_out_ch`.
     """
 
     def __init__(self, num_in_ch, num_out_ch, num_feat=64, num_step=6, upscale=4, img_range=255., checkpointing=False):
         super().__init__()
+        least = {'num_in_ch': 1, 'num_out_ch': 1, 'num_feat': 1, 'num_step': 1, 'upscale': 2}
+        for name, value in zip(least, (num_in_ch, num_out_ch, num_feat, num_step, upscale)):
+            if not isinstance(value, int) or value < least[name]:
+                raise InputError(f'type: DPDNN: {name}: {value!r} is not a whole number from {least[name]} on.')
         if num_in_ch != num_out_ch:
             raise InputError(f'type: DPDNN: num_in_ch: {num_in_ch} and num_out_ch: {num_out_ch} must be the same: '
                              'the image that comes in is refined.')
-        if upscale < 2 or upscale != int(upscale):
-            raise InputError(f'type: DPDNN: upscale: {upscale} is not a whole number above 1.')
         self.img_range = img_range
         self.checkpointing = checkpointing
         self.up = BicubicUp(upscale)
@@ -70,7 +72,8 @@ class DPDNN(nn.Module):
 def dpdnn_options(state_dict):
     """Options of the DPDNN in a state dict of either step, as far as weights tell; None where there is none."""
     weights = branch(state_dict, 'var_net') or state_dict
-    if any(name not in weights for name in ('delta', 'eta', 'up.kernel', 'denoiser.conv_last.weight')):
+    dimensions = {'delta': 1, 'eta': 1, 'up.kernel': 4, 'down.kernel': 4, 'denoiser.conv_last.weight': 4}
+    if any(name not in weights or weights[name].ndim != number for name, number in dimensions.items()):
         return None
     num_ch, num_feat = weights['denoiser.conv_last.weight'].shape[:2]
     return {'num_in_ch': num_ch, 'num_out_ch': num_ch, 'num_feat': num_feat, 'num_step': len(weights['delta']),

@@ -3,26 +3,28 @@ from basicsr.archs.edsr_arch import EDSR
 
 from udl_plugin.archs.two_step import TwoStep
 from udl_plugin.archs.with_variance import WithVariance, with_options_of
-from udl_plugin.checkpoints import branch
+from udl_plugin.checkpoints import branch, sr_state_dict
 
 
 def edsr_options(state_dict):
     """Options of the EDSR in a state dict of either step, as far as weights tell; None where there is none."""
-    weights = branch(state_dict, 'var_net') or state_dict
-    if any(f'{name}.weight' not in weights for name in ('conv_first', 'conv_after_body', 'upsample.0', 'conv_last')):
+    weights = branch(state_dict, 'var_net') or sr_state_dict(state_dict)
+    numbers = {name.split('.')[1] for name in weights if name.startswith('body.')}
+    upsample = [layer for layer in (f'upsample.{2 * step}' for step in range(8)) if f'{layer}.weight' in weights]
+    layers = ['conv_first', *(f'body.{number}.conv{one}' for number in numbers for one in (1, 2)), 'conv_after_body',
+              *upsample, 'conv_last']
+    own = {name for name in weights if not name.startswith('var_conv.')}
+    if own != {f'{layer}.{part}' for layer in layers for part in ('weight', 'bias')} or not (numbers and upsample):
         return None
-    body = [name.split('.') for name in weights if name.startswith('body.')]
-    if any(part not in ('conv1', 'conv2') for _, _, part, *_ in body):
-        return None  # RCAN and others have the names above too, but other blocks
-    num_feat, num_in_ch = weights['conv_first.weight'].shape[:2]
-    num_out_ch = weights['conv_last.weight'].shape[0]
-    factors = [weight.shape[0] // num_feat for name, weight in weights.items()
-               if name.startswith('upsample.') and name.endswith('.weight')]
+    shapes = [tuple(weights[f'{layer}.weight'].shape) for layer in layers]
+    if any(len(shape) != 4 or 0 in shape for shape in shapes):
+        return None
+    num_feat, num_in_ch = shapes[0][:2]
     upscale = 1
-    for factor in factors:  # a step of 2 has 4 times the channels, one of 3 has 9 times
-        upscale *= round(factor**0.5)
-    return {'num_in_ch': num_in_ch, 'num_out_ch': num_out_ch, 'num_feat': num_feat,
-            'num_block': len({number for _, number, *_ in body}), 'upscale': upscale}
+    for layer in upsample:  # a step of 2 has 4 times the channels, one of 3 has 9 times
+        upscale *= round((len(weights[f'{layer}.weight']) // num_feat)**0.5)
+    return {'num_in_ch': num_in_ch, 'num_out_ch': shapes[-1][0], 'num_feat': num_feat, 'num_block': len(numbers),
+            'upscale': upscale}
 
 
 def edsr_reach(options):

@@ -1,6 +1,7 @@
 """A variance head on any super-resolution network: where its features are found, and how they are taken out."""
 import inspect
 import threading
+import warnings
 from collections import namedtuple
 
 import torch
@@ -40,7 +41,7 @@ class WithVariance(nn.Module):
         self.backbone = build_backbone(backbone)
         place = find_features(self.backbone, features)
         self.backbone.get_submodule(place.module).register_forward_pre_hook(_hand_over)
-        self.runs = place.runs
+        self.runs, self.scale = place.runs, place.scale
         self.var_conv = VarianceHead(place.num_feat, place.num_out_ch, place.upscale)
 
     def forward(self, x, return_log_var=False):
@@ -57,13 +58,17 @@ class WithVariance(nn.Module):
             return self.backbone(x)
         with _Taken() as taken:
             sr = self.backbone(x)
-        return sr, self.var_conv(taken.features)
+        return sr, self._head(taken, x)
 
     def log_var(self, x):
         """The log-variance alone: of the backbone, no more is run than the head needs."""
         with _Taken(self.runs) as taken:
             self.backbone(x)
-        return self.var_conv(taken.features)
+        return self._head(taken, x)
+
+    def _head(self, taken, x):
+        height, width = x.shape[2:]  # a backbone that pads its input has larger features
+        return self.var_conv(taken.features)[:, :, :self.scale * height, :self.scale * width]
 
     def state_dict(self, *args, destination=None, prefix='', keep_vars=False):
         """As usual, but under the backbone's own names."""
@@ -113,8 +118,21 @@ def build_backbone(section):
 
 
 def build(section):
-    """The network that a section of a yml describes, as BasicSR's `build_network` does it, without its log."""
-    return arch_class(section['type'])(**{key: value for key, value in section.items() if key != 'type'})
+    """The network that a section of a yml describes, as BasicSR's `build_network` does it, without its log.
+
+    Raises:
+        InputError: no such type, or options that it cannot be built with.
+    """
+    cls = arch_class(section['type'])
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'torch.meshgrid')  # from BasicSR's SwinIR
+            return cls(**{key: value for key, value in section.items() if key != 'type'})
+    except InputError:
+        raise
+    except Exception as err:  # a string for a number, a size below zero: what a network makes of it
+        raise InputError(f'type: {section["type"]}: cannot be built with these options ({type(err).__name__}: {err}): '
+                         f'{dict(section)}.') from err
 
 
 def arch_class(name, where=''):
@@ -123,7 +141,7 @@ def arch_class(name, where=''):
     Raises:
         InputError: none.
     """
-    for registered in (name, f'{name}_basicsr'):  # the registry's own second try
+    for registered in (str(name), f'{name}_basicsr'):  # the registry's own second try
         if registered in ARCH_REGISTRY:
             return ARCH_REGISTRY.get(registered)
     raise InputError(f"{where}type: there is no '{name}'{did_you_mean(name, ARCH_REGISTRY.keys())}.")
@@ -131,7 +149,8 @@ def arch_class(name, where=''):
 
 # ---- where the features are
 
-Place = namedtuple('Place', 'module runs num_feat upscale num_out_ch')  # see VarianceHead; runs: of module, in one pass
+# runs: of the module, in one pass; num_feat, upscale and num_out_ch of the head; scale of the network
+Place = namedtuple('Place', 'module runs num_feat upscale num_out_ch scale')
 _Run = namedtuple('_Run', 'name module input output is_leaf')  # shapes; in the order in which they began
 
 
@@ -146,7 +165,9 @@ def find_features(net, name=None):
         InputError: `net` cannot be run, there is nothing of that name, or what enters there is no map of features.
     """
     what = f'{type(net).__name__}: features:'
-    runs, output = _watch(net)
+    if name is not None and not isinstance(name, str):
+        raise InputError(f'{what} {name!r} is no name of a module.')
+    runs, lq, output = _watch(net)
     usable = {run.name: run for run in runs if _is_map(run.input) and output[2] % run.input[2] == 0}
     if name is None:
         chosen = usable.get(_entry_of_upsampler(runs))
@@ -158,7 +179,7 @@ def find_features(net, name=None):
         raise InputError(f'{what} {hint} Those that run last, with the channels of their input: '
                          + ', '.join(f'{run.name} ({run.input[1]})' for run in list(usable.values())[-TOLD:]) + '.')
     return Place(chosen.name, sum(run.name == chosen.name for run in runs), chosen.input[1],
-                 output[2] // chosen.input[2], output[1])
+                 output[2] // chosen.input[2], output[1], output[2] // lq[2])
 
 
 def _is_map(shape):
@@ -183,7 +204,7 @@ def _entry_of_upsampler(runs):
 
 
 def _watch(net):
-    """What runs in `net`, and the shape of its output."""
+    """What runs in `net`; the shapes of the image that it runs on and of its output."""
     runs, stack, handles = [], [], []
 
     def enter(name):
@@ -197,31 +218,49 @@ def _watch(net):
     def leave(module, args, output):
         stack.pop()['output'] = _shape((output,))
 
+    def forget(*_):
+        runs.clear()
+        stack.clear()
+
+    handles.append(net.register_forward_pre_hook(forget))
     for name, module in net.named_modules():
         if name:
             handles += [module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave)]
-    was_training = net.training
-    net.eval()
     try:
-        with torch.no_grad():
-            output = _run_small(net, lambda: (runs.clear(), stack.clear()))
+        lq, output = run_small(net)
     finally:
-        net.train(was_training)
         for handle in handles:
             handle.remove()
-    return [_Run(**run) for run in runs], output
+    return [_Run(**run) for run in runs], lq, output
 
 
-def _run_small(net, forget):
-    """Tries channels and sizes, twice as wide as high, until `net` takes one; returns the shape of its output."""
-    first_error = None
-    for channels in (3, 1):
-        for height in HEIGHTS:
-            forget()
-            try:
-                return _shape((net(torch.zeros(1, channels, height, 2 * height)),))
-            except Exception as err:  # a foreign network: anything can be wrong with a size
-                first_error = first_error or err
+@torch.no_grad()
+def run_small(net):
+    """Runs a network on a small black image, twice as wide as high, of the channels and size that it takes.
+
+    Returns:
+        tuple[tuple[int], tuple[int]]: The shapes of image and output, `(1, C, H, W)`.
+
+    Raises:
+        InputError: it takes none, or its output is no larger image.
+    """
+    was_training, first_error = net.training, None
+    net.eval()
+    try:
+        for channels in (3, 1):
+            for height in HEIGHTS:
+                lq = torch.zeros(1, channels, height, 2 * height)
+                try:
+                    output = _shape((net(lq),))
+                except Exception as err:  # a foreign network: anything can be wrong with a size
+                    first_error = first_error or err
+                    continue
+                if output is None or len(output) != 4 or not _is_map(output) or output[2] % height:
+                    raise InputError(f'{type(net).__name__} makes {output} of an image {tuple(lq.shape)}, and not one '
+                                     'that is larger by a whole number.')
+                return tuple(lq.shape), output
+    finally:
+        net.train(was_training)
     raise InputError(f'{type(net).__name__} cannot be run on a small image of 3 channels or 1 '
                      f'({type(first_error).__name__}: {first_error}).') from first_error
 
