@@ -112,4 +112,4 @@ def test_what_is_not_theirs():
         with pytest.raises(InputError, match=r"'x\.pt' looks like a file of the authors, but for: sub_mean\.weight"):
             from_authors({**state_dict, 'sub_mean.weight': torch.zeros(3)}, 'x.pt')
     with pytest.raises(InputError, match='EDSR only'):
-        to_authors(build({'type': 'DPDNN', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4}).state_dict())
+        to_authors(build({'type': 'DPDNN', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4}).state_dict(), {})

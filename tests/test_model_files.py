@@ -14,7 +14,8 @@ from udl_plugin import model_files
 from udl_plugin.archs.with_variance import build
 from udl_plugin.checkpoints import write_checkpoint
 from udl_plugin.errors import InputError
-from udl_plugin.model_files import Model, plain_section, read_model, section_of, write_model
+from udl_plugin.model_files import Model, read_model, write_model
+from udl_plugin.sections import plain_section, section_of
 
 AUTHORS_RANGE = {'res_scale': 0.1, 'img_range': 255.0, 'rgb_mean': [0, 0, 0]}
 DPDNN = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_step': 2, 'upscale': 3}

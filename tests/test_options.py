@@ -13,8 +13,8 @@ from conftest import OPTIONS, ROOT, TINY
 from udl_plugin.archs import EDSRVar
 from udl_plugin.archs.with_variance import build
 from udl_plugin.errors import InputError
-from udl_plugin.model_files import plain_section, section_of
 from udl_plugin.options import check_network, check_options
+from udl_plugin.sections import plain_section, section_of
 
 YMLS = sorted(OPTIONS.rglob('*.yml'))
 

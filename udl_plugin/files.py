@@ -28,8 +28,8 @@ def write_whole(path, data):
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as err:  # a full disk comes without the name
-        err.filename = err.filename or str(path)
+    except OSError as err:  # a full disk comes without a name, and others with that of the temporary file
+        err.filename, err.filename2 = str(path), None
         raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -30,6 +30,7 @@ from udl_plugin.checkpoints import (
 )
 from udl_plugin.errors import InputError, check_option_names
 from udl_plugin.files import write_whole
+from udl_plugin.sections import plain_section, section_of
 
 RANGE = 'RGB in [0, 1], float32'
 CHECKED_SIZES = ((17, 40), (33, 16))  # of LR images; another than the exporter sees
@@ -92,45 +93,6 @@ def kind_of(state_dict):
     if branch(state_dict, 'sr_net'):
         return 'step 2'
     return 'step 1' if branch(state_dict, 'var_conv') else 'plain'
-
-
-# ---- sections of a yml
-
-def plain_section(network_g):
-    """`network_g` of the plain network in a network of either step."""
-    if 'backbone' in network_g:
-        return network_g['backbone']
-    for name in SHAPES:
-        if network_g.get('type') in (f'{name}Var', f'{name}Two'):
-            return {**network_g, 'type': name}
-    return network_g
-
-
-def complete(network_g):
-    """`network_g` of a plain network with the defaults that it leaves out."""
-    parameters = inspect.signature(arch_class(network_g['type'])).parameters
-    defaults = {name: parameter.default for name, parameter in parameters.items()
-                if parameter.default is not parameter.empty}
-    return {**defaults, **network_g}
-
-
-def size_multiple(network_g):
-    """Of which number the plain network of `network_g` wants height and width of its input to be multiples."""
-    plain = plain_section(network_g)
-    if plain['type'] == 'RRDBNet':
-        return {1: 4, 2: 2}.get(plain.get('scale', 4), 1)
-    return plain.get('window_size', 7) if plain['type'] == 'SwinIR' else 1
-
-
-def section_of(kind, plain, features=None):
-    """`network_g` of that kind of network around the plain one; `features` as in `WithVariance`."""
-    if kind == 'plain':
-        return plain
-    step = ('step 1', 'step 2').index(kind)
-    if plain['type'] in SHAPES and features is None:
-        return {**plain, 'type': plain['type'] + ('Var', 'Two')[step]}
-    section = {'type': ('WithVariance', 'TwoStep')[step], 'backbone': plain}
-    return section if features is None else {**section, 'features': features}
 
 
 # ---- in
@@ -270,6 +232,14 @@ def _section(state_dict, said, notes):
     if wrong:
         raise InputError(f'its weights have {", ".join(wrong)}.')
     return section_of(kind_of(state_dict), {**plain, **shape}, said.get('features'))
+
+
+def complete(network_g):
+    """`network_g` of a plain network with the defaults that it leaves out."""
+    parameters = inspect.signature(arch_class(network_g['type'])).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()
+                if parameter.default is not parameter.empty}
+    return {**defaults, **network_g}
 
 
 # ---- out

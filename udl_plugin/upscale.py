@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from udl_plugin.archs.dpdnn_arch import dpdnn_reach
 from udl_plugin.archs.edsr_arch import edsr_reach
 from udl_plugin.errors import InputError
+from udl_plugin.sections import size_multiple
 
 ALIGN = 16  # tiles begin at multiples of it: DPDNN halves four times, SwinIR's windows are 8 pixels
 LEAST_TILE = 64
@@ -37,8 +38,8 @@ class Upscaler:
         device (str | torch.device): Where it runs.
         tile (int): The side, in LR pixels, of what the network sees at once, which bounds the memory; None: all.
             Neighbours overlap by as much as the network sees beyond what it writes, but by no more than a quarter of
-            `tile` on each side; `margin` and `reach` tell. With `margin` at `reach` the result is that of the whole
-            image, up to float32 rounding.
+            `tile` on each side, in multiples of 16; `margin` and `reach` tell. With `margin` at `reach` the result is
+            that of the whole image, up to float32 rounding.
         self_ensemble (bool): Mean over the eight flips and rotations: eight times the work for a little more PSNR.
         uncertainty (bool): Also give maps.
 
@@ -55,9 +56,8 @@ class Upscaler:
         section = model.plain().network_g
         self.net = model.build().to(device)
         self.device, self.self_ensemble, self.uncertainty = torch.device(device), self_ensemble, uncertainty
-        self.channels = section.get('num_in_ch', section.get('in_chans', 3))
-        self.multiple = _size_multiple(section)
-        self.upscale = section.get('upscale', section.get('scale', 4))
+        self.channels, self.upscale = model.channels_and_scale()
+        self.multiple = size_multiple(section)
         self.reach = REACHES[section['type']](section) if section['type'] in REACHES else None
         self.tile = tile
         self.margin = None
@@ -80,8 +80,9 @@ class Upscaler:
             raise InputError(f'8 or 16 bit, grey or colour, is needed, not {img.dtype} {img.shape}.')
         levels = np.iinfo(img.dtype).max
         unit = img.astype(np.float32) / levels
-        grey, alpha = img.ndim == 2, unit[:, :, 3] if img.ndim == 3 and img.shape[2] == 4 else None
-        bgr = np.repeat(unit[:, :, None], 3, axis=2) if grey else unit[:, :, :3]
+        alpha = unit[:, :, 3] if img.shape[2:] == (4,) else None
+        grey = img.ndim == 2 or (alpha is not None and (img[:, :, :1] == img[:, :, 1:3]).all())
+        bgr = np.repeat(unit[:, :, None], 3, axis=2) if img.ndim == 2 else unit[:, :, :3]
         if self.channels == 1:
             ycbcr = bgr2ycbcr(bgr)
             luma, log_var = self._run(ycbcr[:, :, :1], track)
@@ -91,9 +92,11 @@ class Upscaler:
             sr, log_var = self._run(bgr[:, :, ::-1], track)
             sr = sr[:, :, ::-1]
         if grey:
-            sr = sr.mean(axis=2)
+            sr = sr.mean(axis=2) if alpha is None else sr.mean(axis=2, keepdims=True).repeat(3, axis=2)
         if alpha is not None:
             sr = np.concatenate((sr, _bicubic(alpha, self.upscale)[:, :, None]), axis=2)
+        if not np.isfinite(sr).all():
+            raise InputError('the network makes values of it that are no finite numbers.')
         return Upscaled((sr.clip(0, 1) * levels).round().astype(img.dtype), log_var)
 
     def _run(self, image, track):
@@ -121,15 +124,8 @@ class Upscaler:
         except RuntimeError as err:
             if isinstance(err, torch.cuda.OutOfMemoryError) or 'alloc' in str(err):
                 raise InputError('there is not enough memory to upscale it at once; give --tile 256, or less.') from err
-            raise
+            raise InputError(f'the network cannot run on it ({" ".join(str(err).split())}).') from err
         return out[0, :, :height * self.upscale, :width * self.upscale].float().cpu().numpy()
-
-
-def _size_multiple(section):
-    """Of which number a network wants height and width to be multiples."""
-    if section['type'] == 'RRDBNet':
-        return {1: 4, 2: 2}.get(section.get('scale', 4), 1)
-    return section.get('window_size', 7) if section['type'] == 'SwinIR' else 1
 
 
 def _up_to(step, length):

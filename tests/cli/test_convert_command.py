@@ -11,7 +11,7 @@ from udl_plugin.archs.with_variance import build
 from udl_plugin.checkpoints import write_checkpoint
 from udl_plugin.cli.convert_checkpoint import ABOUT, main, parse
 
-SECTION = {'type': 'EDSRTwo', **TINY, 'rgb_mean': [0, 0, 0]}
+SECTION = {'type': 'EDSRTwo', **TINY, 'res_scale': 0.1, 'rgb_mean': [0, 0, 0]}
 pytestmark = pytest.mark.usefixtures('seed')
 
 

@@ -60,7 +60,7 @@ class Progress:
 
 def a_path(text):
     """Type of an argument."""
-    if not text:
+    if not text or '\0' in text:
         raise ValueError
     return text
 

@@ -76,15 +76,16 @@ def read_network_g(path):
 
 def run(args):
     from udl_plugin.model_files import write_model
-    if os.path.exists(args.output) and not args.force:
-        raise InputError(f"'{args.output}' exists already; choose another name or give --force.")
+    output = os.path.normpath(args.output)
+    if os.path.lexists(output) and not args.force:
+        raise InputError(f"'{output}' exists already; choose another name or give --force.")
     model = read(args.input, args)
-    checked = write_model(args.output, model, args.layout)
+    checked = write_model(output, model, args.layout)
     if not args.quiet:
         written = model.plain() if args.layout == 'plain' else model
         kind = {'plain': 'the plain network', 'step 1': 'the network of step 1, with its variance head',
                 'step 2': 'both networks of step 2'}[written.kind]
-        print(f'{args.output}: {kind}, {sum(tensor.numel() for tensor in written.state_dict.values()):,} values')
+        print(f'{output}: {kind}, {sum(tensor.numel() for tensor in written.state_dict.values()):,} values')
         section = yaml.safe_dump({'network_g': written.network_g}, sort_keys=False, default_flow_style=False)
         show('In a yml:', section.rstrip().splitlines())
         for line in checked:

@@ -1,6 +1,7 @@
 """The command `udl-upscale`: images through a network's file. See udl_plugin/upscale.py."""
 import argparse
 import collections
+import errno
 import io
 import math
 import os
@@ -11,7 +12,7 @@ import numpy as np
 
 from udl_plugin.cli.command import a_count, a_path, run_command, show
 from udl_plugin.cli.convert_checkpoint import add_reading_options, read
-from udl_plugin.data.image_files import list_images, read_full_image
+from udl_plugin.data.image_files import SUFFIXES, list_images, read_full_image
 from udl_plugin.errors import InputError
 from udl_plugin.files import write_whole
 from udl_plugin.pictures import encode_png, uncertainty_picture
@@ -25,6 +26,9 @@ Upscales an image, or the images in a folder, with a network from a file; its ki
 The second writes results/NAME.png, NAME_uncertainty.png (the map as a picture: blue sure, red not) and NAME_log_var.npy
 (the map, float32 (C, H, W): log of the error's scale in 8-bit levels). Grey stays grey, 16 bits stay 16, alpha is kept.
 """
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # the next image would end the same way
 
 
 def main(argv=None):
@@ -71,26 +75,34 @@ def run(args):
             track = None if len(images) > 1 else \
                 lambda pieces, number: args.track(pieces, number, 'Upscaling', 'pieces')
             write(target, upscaler(read_full_image(source), track))
-        except (InputError, MemoryError) as err:
-            message = str(err)
-            failed.append(message if str(source) in message else f"'{source}': {message}")
-            if len(images) == 1:
-                raise InputError(failed[0]) from err
+        except (InputError, MemoryError, OSError) as err:
+            if len(images) == 1 or getattr(err, 'errno', None) in FULL:
+                raise InputError(describe(source, err)) from err
+            failed.append(describe(source, err))
     if failed:
         show(f'udl-upscale: images left out: {len(failed)} of {len(images)}', failed, file=sys.stderr)
+    if not args.quiet:
+        what = model.network_g.get('backbone', model.network_g)['type']
+        print(f'{what} x{upscaler.upscale}, {model.kind}: {len(images) - len(failed)} images, {args.output}')
     return 1 if failed else 0
+
+
+def describe(source, err):
+    """A line for an image that was left out."""
+    message = f"'{err.filename}': {err.strerror}" if isinstance(err, OSError) and err.filename else str(err)
+    return message if str(source) in message else f"'{source}': {message or 'not enough memory'}"
 
 
 def find(args):
     """Each image, and where its result goes."""
-    source, target = Path(args.input), Path(args.output)
+    source, target = Path(args.input), Path(os.path.normpath(args.output))
     if source.is_dir():
-        if target.is_file():
+        if target.is_file() or (not target.is_dir() and target.suffix.lower() in SUFFIXES):
             raise InputError(f"'{target}' is a file; a folder is needed for the images in '{source}'.")
         images = {path: target / f'{name}.png' for name, path in list_images(source).items()}
     elif not source.exists():
         raise InputError(f"there is no '{source}' (seen from {Path.cwd()}).")
-    elif target.suffix and not target.is_dir():
+    elif target.suffix.lower() in SUFFIXES and not target.is_dir():
         if target.suffix.lower() != '.png':
             raise InputError(f"'{target}': results are .png files, which keep every value; or name a folder.")
         images = {source: target}
@@ -117,12 +129,12 @@ def targets(image, uncertainty=True):
 
 def write(target, upscaled):
     image, picture, log_var = targets(target)
-    write_whole(image, encode_png(upscaled.image))
     if upscaled.log_var is not None:
         raw = io.BytesIO()
         np.save(raw, upscaled.log_var)
         write_whole(log_var, raw.getbuffer())
         write_whole(picture, encode_png(uncertainty_picture(upscaled.log_var)))
+    write_whole(image, encode_png(upscaled.image))  # last: where it is, the map is
 
 
 def tell_margin(upscaler):

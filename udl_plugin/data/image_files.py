@@ -6,12 +6,15 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from udl_plugin.errors import InputError
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 FORMATS = ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP')
+ORIENTATION = 0x0112  # EXIF's tag; what its values say is to be done
+TURNS = {2: np.fliplr, 3: lambda img: np.rot90(img, 2), 4: np.flipud, 5: lambda img: np.swapaxes(img, 0, 1),
+         6: lambda img: np.rot90(img, -1), 7: lambda img: np.rot90(np.swapaxes(img, 0, 1), 2), 8: np.rot90}
 UNCHANGED = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH  # but without alpha, and turned as EXIF says
 
 
@@ -111,7 +114,9 @@ def _read(path, with_alpha=False):
             bands, has_alpha = image.getbands(), 'A' in image.getbands() or 'transparency' in image.info
             if image.format != 'PNG':
                 image.load()  # refuses a truncated file; OpenCV 4 fills a JPEG up. PNG has checksums, which both read
-        img = decode(data, cv2.IMREAD_UNCHANGED if with_alpha and has_alpha else UNCHANGED)
+            img = decode(data)
+            if with_alpha and has_alpha:
+                img = _with_alpha(image, data, deep=img.dtype != np.uint8)
     except UnidentifiedImageError as err:
         raise InputError(f"'{path}' cannot be read: it is {'no image' if data else 'empty'}.") from err
     except MemoryError:
@@ -119,6 +124,18 @@ def _read(path, with_alpha=False):
     except Exception as err:  # decoders raise anything
         raise InputError(f"'{path}' cannot be read: {' '.join(str(err).split())}") from err
     return img, bands, has_alpha
+
+
+def _with_alpha(image, data, deep):
+    """BGR and alpha, turned as EXIF says. Pillow reads it right but knows no 16 bits; OpenCV reads TIFF's colours
+    multiplied by alpha."""
+    if not deep:
+        return cv2.cvtColor(np.array(ImageOps.exif_transpose(image).convert('RGBA')), cv2.COLOR_RGBA2BGRA)
+    if image.format != 'PNG':
+        raise ValueError('16 bits with an alpha channel are read from PNG only; convert it.')
+    img = decode(data, cv2.IMREAD_UNCHANGED)
+    turn = TURNS.get(image.getexif().get(ORIENTATION))
+    return img if turn is None else np.ascontiguousarray(turn(img))
 
 
 def decode(data, flags=UNCHANGED):

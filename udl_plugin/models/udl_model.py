@@ -8,12 +8,14 @@ import torch
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
+from torch.nn import functional as F
 
 from udl_plugin.archs.two_step import TwoStep
 from udl_plugin.checkpoints import read_fitting, write_checkpoint
 from udl_plugin.files import write_whole
 from udl_plugin.options import check_options
 from udl_plugin.pictures import encode_png, uncertainty_picture
+from udl_plugin.sections import size_multiple
 
 
 class UDLModel(SRModel):
@@ -87,6 +89,8 @@ class UDLModel(SRModel):
         logger.info(f'Loading {type(net).__name__} model from {load_path}, with param key: [{found_key}].')
         if mismatch:
             self._print_different_keys_loading(net, state_dict, strict)  # also drops what has another shape
+            # the moving average starts where the network does, with what the file does not have too
+            state_dict = {**self.get_bare_model(self.net_g).state_dict(), **state_dict}
         net.load_state_dict(state_dict, strict=strict)
 
     @master_only
@@ -106,9 +110,20 @@ class UDLModel(SRModel):
         self.lq_path = data.get('lq_path')
 
     def test(self):
+        """As upstream's, for images of any size: SwinIR's windows, say, are filled up."""
+        lq, multiple = self.lq, size_multiple(self.opt['network_g'])
+        height, width = (self.opt['scale'] * size for size in lq.shape[2:])
+        self.lq = F.pad(lq, (0, -lq.shape[3] % multiple, 0, -lq.shape[2] % multiple), mode='replicate')
+        log_var = self._test()
+        self.lq, self.output = lq, self.output[:, :, :height, :width]
+        if self.validating and log_var is not None:
+            self._write_uncertainty(log_var[0, :, :height, :width].float().cpu().numpy())
+
+    def _test(self):
+        """Sets `self.output`; returns the log-variance where it is to be saved."""
         if not self.save_uncertainty:
             super().test()
-            return
+            return None
         # not through DataParallel: with keyword arguments it cannot split a batch of one
         net = self.get_bare_model(getattr(self, 'net_g_ema', self.net_g))
         net.eval()
@@ -116,8 +131,7 @@ class UDLModel(SRModel):
             self.output, log_var = net(self.lq, return_log_var=True)
         if self.is_train:
             self.net_g.train()
-        if self.validating:
-            self._write_uncertainty(log_var[0].float().cpu().numpy())
+        return log_var
 
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img):
         self.validating = (dataloader.dataset.opt['name'], current_iter)
