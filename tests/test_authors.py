@@ -9,7 +9,7 @@ from udl_plugin.authors import AUTHORS, from_authors, is_authors, to_authors
 from udl_plugin.cli.convert_checkpoint import main
 from udl_plugin.errors import InputError
 from udl_plugin.losses import ESU
-from udl_plugin.model_files import read_model
+from udl_plugin.model_files import Model, read_model, write_model
 
 TINY = {'channels': 8, 'blocks': 2}
 SHAPES = [{**TINY, 'scale': 2}, {**TINY, 'scale': 3}, {**TINY, 'scale': 4}]
@@ -113,3 +113,38 @@ def test_what_is_not_theirs():
             from_authors({**state_dict, 'sub_mean.weight': torch.zeros(3)}, 'x.pt')
     with pytest.raises(InputError, match='EDSR only'):
         to_authors(build({'type': 'DPDNN', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4}).state_dict(), {})
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({'res_scale': 1}, 'this network has res_scale: 1: under their names it would be another network'),
+    ({'rgb_mean': [0.4488, 0.4371, 0.4040]}, 'has rgb_mean'),
+    ({'img_range': 1.0}, r'has img_range: 1\.0'),
+])
+@pytest.mark.parametrize('step', ['EDSR', 'EDSRVar', 'EDSRTwo'])
+def test_network_that_their_code_does_not_compute(tmp_path, step, changes, message):
+    section = {**AUTHORS, 'type': step, 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2}
+    for options, allowed in ((section, True), ({**section, **changes}, False)):
+        model = Model(build(options).state_dict(), options)
+        if allowed:
+            write_model(tmp_path / 'x.pt', model, 'authors')
+            continue
+        with pytest.raises(InputError, match=message):
+            write_model(tmp_path / 'y.pt', model, 'authors')
+    assert not (tmp_path / 'y.pt').exists()
+
+
+def test_head_elsewhere_is_not_theirs(tmp_path):
+    backbone = {**AUTHORS, 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2}
+    section = {'type': 'WithVariance', 'backbone': backbone, 'features': 'conv_last'}
+    with pytest.raises(InputError, match='not features: conv_last'):
+        write_model(tmp_path / 'x.pt', Model(build(section).state_dict(), section), 'authors')
+
+
+def test_files_with_layers_too_many_or_too_few():
+    state_dict = AuthorsEDSR(**TINY).state_dict()
+    with pytest.raises(InputError, match='two of its layers are one in EDSR'):
+        from_authors({**state_dict, 'body.7.weight': state_dict['body.2.weight']}, 'x.pt')
+    half = {name: value for name, value in AuthorsTwo(**TINY).state_dict().items() if name.startswith('EDSR_U')}
+    assert is_authors(half)
+    with pytest.raises(InputError, match='has only one of EDSR_var, EDSR_U'):
+        from_authors(half, 'x.pt')

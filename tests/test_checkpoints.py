@@ -8,7 +8,8 @@ from basicsr.archs.srresnet_arch import MSRResNet
 from conftest import TINY
 
 from udl_plugin.archs import EDSRTwo, EDSRVar
-from udl_plugin.checkpoints import explain_mismatch, read_checkpoint, sr_state_dict, write_checkpoint
+from udl_plugin.archs.with_variance import build
+from udl_plugin.checkpoints import explain_mismatch, read_checkpoint, read_fitting, sr_state_dict, write_checkpoint
 from udl_plugin.errors import InputError
 
 
@@ -97,3 +98,22 @@ def test_written_checkpoint(tmp_path):
     assert list(content['params']) == list(net.state_dict())
     assert read_checkpoint(tmp_path / 'new' / 'net.pth')[0].keys() == net.state_dict().keys()
     EDSRTwo(**TINY).load_state_dict(content['params'], strict=True)
+
+
+def test_mismatch_tells_what_the_file_says(tmp_path):
+    section = {'type': 'RCAN', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 16, 'num_group': 1, 'num_block': 1}
+    write_checkpoint(tmp_path / 'net.pth', {'params': build(section).state_dict()}, section)
+    with pytest.raises(InputError, match=r"The file says that it is of: \{'type': 'RCAN'.* no variance head"):
+        read_fitting(EDSRTwo(**TINY), tmp_path / 'net.pth')
+    with pytest.raises(InputError, match=r'no file .*nowhere\.pth.* Train step 1 first, or name its checkpoint'):
+        read_fitting(EDSRTwo(**TINY), tmp_path / 'nowhere.pth')
+
+
+def test_files_that_are_taken_for_checkpoints(tmp_path):
+    (tmp_path / 'x.onnx').write_bytes(b'\x08\x09onnx')
+    with pytest.raises(InputError) as caught:
+        read_checkpoint(tmp_path / 'x.onnx')
+    assert 'it is of another kind, or holds more than tensors' in str(caught.value)
+    assert 'weights_only' not in str(caught.value)  # torch's advice is the opposite of ours
+    with pytest.raises(InputError, match=r'is a folder; name a file in it, such as models/net_g_latest\.pth'):
+        read_checkpoint(tmp_path)

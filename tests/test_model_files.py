@@ -126,6 +126,10 @@ def test_network_that_cannot_be_exported(tmp_path):
     _, path = saved(tmp_path, section)
     with pytest.raises(InputError, match=r"net\.onnx': SwinIR cannot be exported with free height and width"):
         write_model(tmp_path / 'net.onnx', read_model(path))
+    rrdbnet = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4,
+               'scale': 2}
+    with pytest.raises(InputError, match=r"net\.onnx': RRDBNet"):
+        write_model(tmp_path / 'net.onnx', Model(build(rrdbnet).state_dict(), rrdbnet))
     assert not (tmp_path / 'net.onnx').exists()
 
 
@@ -206,6 +210,43 @@ def test_strange_metadata(tmp_path, said):
     content = {'params': build(SECTIONS[0]).state_dict(), 'network_g': said}
     torch.save(content, tmp_path / 'net.pth')
     with pytest.raises(InputError, match=r"net\.pth': network_g: .* is none of EDSR, DPDNN"):
+        read_model(tmp_path / 'net.pth')
+
+
+@pytest.mark.parametrize(('section', 'message'), [
+    ({**SECTIONS[0], 'res_scale': 'abc'}, "res_scale: 'abc' must be a number"),
+    ({**SECTIONS[0], 'img_range': '255'}, "img_range: '255' must be a number"),
+    ({**SECTIONS[0], 'img_range': float('nan')}, 'img_range: nan must be a number'),
+    ({**SECTIONS[0], 'rgb_mean': 'abc'}, "rgb_mean: 'abc' must be a list of numbers"),
+    ({**SECTIONS[0], 'rgb_mean': None}, 'rgb_mean: None must be a list of numbers'),
+    ({**SECTIONS[0], 'rgb_mean': [1]}, 'type: EDSR: cannot be built'),
+    ({**SECTIONS[3], 'checkpointing': 'yes'}, "checkpointing: 'yes' must be true or false"),
+    ({**RCAN, 'num_feat': '16'}, "num_feat: '16' must be a number"),
+    ({**RCAN, 'num_group': 30000}, 'num_group: 30000 is more than its weights can have'),
+    ({**RCAN, 'squeeze_factor': 0}, 'type: RCAN: cannot be built'),
+    ({key: value for key, value in RCAN.items() if key != 'num_in_ch'}, 'type: RCAN: cannot be built'),
+    ({'type': 'WithVariance', 'backbone': RCAN, 'features': [1]}, 'is no name of a module'),
+    ({'type': 'SwinIR', 'norm_layer': 'x'}, "norm_layer: 'x' must be left out"),
+])
+def test_absurd_metadata(tmp_path, section, message):
+    good = {'RCAN': RCAN, 'DPDNN': SECTIONS[3], 'WithVariance': SECTIONS[6]}.get(section['type'], SECTIONS[0])
+    torch.save({'params': build(good).state_dict(), 'network_g': section}, tmp_path / 'net.pth')
+    with pytest.raises(InputError, match=message):
+        read_model(tmp_path / 'net.pth')
+
+
+def test_weights_that_are_no_numbers(tmp_path):
+    state_dict = build(SECTIONS[0]).state_dict()
+    state_dict['conv_last.bias'][1] = float('nan')
+    write_checkpoint(tmp_path / 'net.pth', {'params': state_dict}, SECTIONS[0])
+    with pytest.raises(InputError, match=r"net\.pth': conv_last\.bias has values that are no finite numbers"):
+        read_model(tmp_path / 'net.pth')
+
+
+def test_network_of_other_channels(tmp_path):
+    section = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 1, 'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4}
+    write_checkpoint(tmp_path / 'net.pth', {'params': build(section).state_dict()}, section)
+    with pytest.raises(InputError, match=r"net\.pth': its network makes an image of 1 channels of one of 3"):
         read_model(tmp_path / 'net.pth')
 
 

@@ -176,6 +176,28 @@ def test_checkpoint_check_draws_no_random_numbers(tmp_path):
         check_network(opt)
 
 
+def test_network_that_cannot_be_built():
+    """Found before any folder is made, by the entry points."""
+    for network, message in (({'type': 'WithVariance', 'backbone': {'type': 'EDSR', **TINY}, 'features': 'upsampel'},
+                              "network_g: EDSR: features: there is no 'upsampel' .did you mean 'upsample'"),
+                             ({'type': 'EDSR', **TINY, 'num_feat': '64'}, 'network_g: type: EDSR: cannot be built'),
+                             ({'type': 'DPDNN', **TINY}, "network_g: .*'num_block' is not an option of type: DPDNN")):
+        with pytest.raises(InputError, match=message):
+            check_network(minimal(network_g=network))
+
+
+def test_option_that_a_network_would_swallow():
+    """SwinIR takes any keyword."""
+    swinir = {'type': 'SwinIR', 'embed_dims': 24, 'upscale': 2}
+    with pytest.raises(InputError, match=r"backbone: 'embed_dims' is not an option of type: SwinIR .*'embed_dim'"):
+        check_options(minimal(network_g={'type': 'WithVariance', 'backbone': swinir}))
+
+
+def test_loss_that_srmodel_cannot_feed():
+    with pytest.raises(InputError, match='model_type: SRModel gives losses no log-variance, and train: pixel_opt: ESU'):
+        check_options(minimal(model_type='SRModel', train={'pixel_opt': {'type': 'ESU'}}))
+
+
 def minimal(**changes):
     return {'model_type': 'UDLModel', 'is_train': True, 'scale': 2, 'datasets': {}, 'val': None, 'path': {},
             'network_g': {'type': 'EDSRVar', 'num_in_ch': 3, 'num_out_ch': 3, 'upscale': 2}, **changes}

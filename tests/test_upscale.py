@@ -6,7 +6,7 @@ import pytest
 import torch
 from basicsr.utils import img2tensor, tensor2img
 from basicsr.utils.color_util import bgr2ycbcr
-from conftest import TINY
+from conftest import TINY, lively
 
 from udl_plugin.archs.dpdnn_arch import DPDNN, DPDNNVar, dpdnn_reach
 from udl_plugin.archs.edsr_arch import EDSRVar, edsr_reach
@@ -80,6 +80,10 @@ def test_grey_and_alpha(dtype):
     assert np.array_equal(found[:, :, :3], Upscaler(model)(colour[:, :, :3]).image)
     colour[:, :, 3] = 77
     assert (Upscaler(model)(colour).image[:, :, 3] == 77).all()
+    colour[:, :, :3] = grey[:, :, None]
+    found = Upscaler(model)(colour).image  # grey with alpha stays grey
+    assert (found[:, :, :1] == found[:, :, 1:3]).all()
+    assert (found[:, :, 3] == 77).all()
 
 
 def test_network_of_one_channel():
@@ -180,11 +184,16 @@ def test_tiles_with_self_ensemble():
     assert of_map < 1e-4
 
 
-def test_tiles_of_dpdnn_keep_its_grid():
-    """With the margin as wide as it sees; and tiles that begin elsewhere than at multiples of 16 would differ."""
-    section = {'type': 'DPDNNVar', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_step': 1, 'upscale': 4}
-    of_image, of_map, upscaler = differences(section, 192, size=(220, 250))
+def test_tiles_of_dpdnn_keep_its_grid(monkeypatch):
+    """With the margin as wide as it sees; tiles that begin elsewhere than at multiples of 16 would differ, at x3."""
+    section = {'type': 'DPDNNVar', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_step': 1, 'upscale': 3,
+               'img_range': 1.}
+    net = build(section)
+    lively(net.backbone)
+    monkeypatch.setattr('test_upscale.model_of', lambda section: Model(net.state_dict(), section))
+    of_image, of_map, upscaler = differences(section, 264, size=(270, 300))
     assert upscaler.margin >= upscaler.reach
+    assert (264 - 2 * upscaler.margin) % 16 == 8  # what is left between the margins is cut to a multiple
     assert of_image < 1e-4
     assert of_map < 1e-4
 
@@ -229,6 +238,37 @@ def test_networks_that_want_multiples(size):
         upscaler = Upscaler(model_of(section))
         assert upscaler(image(*size)).image.shape == (2 * size[0], 2 * size[1], 3)
         assert upscaler.reach is None
+
+
+def test_sizes_are_filled_up_with_the_border():
+    """Not with black: an even image stays even."""
+    rrdbnet = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4,
+               'scale': 2}
+    model = model_of(rrdbnet)
+    small, large = (np.full((size, size, 3), 200, np.uint8) for size in (33, 34))
+    found = Upscaler(model)(small).image
+    assert np.array_equal(found, Upscaler(model)(large).image[:66, :66])
+
+
+def test_swinir_says_its_channels_and_scale_itself():
+    section = {'type': 'SwinIR', 'img_size': 8, 'window_size': 8, 'depths': [2], 'embed_dim': 12, 'num_heads': [2],
+               'upsampler': 'pixelshuffledirect', 'in_chans': 1}
+    upscaler = Upscaler(model_of(section))
+    assert (upscaler.channels, upscaler.upscale) == (1, 2)  # its default
+
+
+def test_network_that_makes_no_numbers():
+    model = model_of(EDSR)
+    model.network_g = {**EDSR, 'rgb_mean': [float('nan')] * 3}
+    with pytest.raises(InputError, match='no finite numbers'):
+        Upscaler(model)(image(4, 4))
+
+
+def test_network_that_cannot_run():
+    upscaler = Upscaler(model_of(EDSR))
+    upscaler.net = torch.nn.Conv2d(7, 3, 3)
+    with pytest.raises(InputError, match='the network cannot run on it'):
+        upscaler(image(9, 9))
 
 
 def test_bad_input():

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from basicsr.archs import build_network
+from conftest import lively
 from torch.nn import functional as F
 
 from udl_plugin.archs import DPDNN, DPDNNTwo, DPDNNVar
@@ -40,7 +41,7 @@ def test_equations(options):
         rows, columns = (torch.tensor(_weights(length, scale, 'clamp').toarray()) for length in x.shape[2:])
         return rows @ x @ columns.T
 
-    net = DPDNN(**options).double()
+    net = lively(DPDNN(**options)).double()
     with torch.no_grad():
         net.delta.uniform_(0, 1)
         net.eta.uniform_(0, 1)
@@ -50,6 +51,21 @@ def test_equations(options):
         v = x + net.denoiser(x)
         x = x - net.delta[step] * (resize(resize(x, 1 / scale) - y, scale) + net.eta[step] * (x - v))
     assert (net(y / 255) * 255 - x).abs().max() < 1e-4  # kernels are kept in float32
+
+
+@pytest.mark.parametrize('arch', [DPDNNVar, DPDNNTwo])
+def test_map_is_that_of_the_last_step(arch):
+    """Of six runs of one denoiser."""
+    net, x, entered = arch(1, 1, num_feat=4, num_step=3, upscale=2, img_range=1), torch.rand(1, 1, 9, 9), []
+    var_net = net if arch is DPDNNVar else net.var_net
+    lively(var_net.backbone)
+    var_net.backbone.denoiser.conv_last.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+    var_net.backbone(x)
+    maps = [var_net.var_conv(feat) for feat in entered]
+    assert len(maps) == 3
+    assert not torch.allclose(maps[0], maps[2], atol=1e-4)
+    assert torch.equal(net(x, return_log_var=True)[1], maps[2])
+    assert torch.equal(var_net.log_var(x), maps[2])
 
 
 def test_initial_steps():
@@ -101,7 +117,7 @@ def receptive_radius(net):
 def test_sizes_that_are_no_multiples_of_16_have_no_seam():
     """The result is that of a larger image, away from the border by as far as the network sees; so nothing was
     stretched or shifted. And near the border it is no worse than with a size that fits."""
-    net = DPDNN(1, 1, num_feat=4, num_step=1, upscale=2)
+    net = lively(DPDNN(1, 1, num_feat=4, num_step=1, upscale=2, img_range=1))
     reach = receptive_radius(net) // 2 + 4
     image = torch.rand(1, 1, reach + 40, reach + 40)
     with torch.no_grad():
@@ -109,7 +125,8 @@ def test_sizes_that_are_no_multiples_of_16_have_no_seam():
         for less in (1, 3, 7):
             part = net(image[..., :-less, :-less])
             inner = 2 * (40 - less)
-            assert torch.allclose(part[..., :inner, :inner], whole[..., :inner, :inner], atol=1e-5)
+            assert torch.allclose(part[..., :inner, :inner], whole[..., :inner, :inner], atol=1e-4)
+            assert (part - net.up(image[..., :-less, :-less])).abs().mean() > 0.01
 
 
 def test_constant_image_stays_even_where_it_is_odd():
@@ -189,7 +206,10 @@ def test_smaller_range_inside():
 
 @pytest.mark.parametrize(('changes', 'message'), [
     ({'num_in_ch': 1}, 'num_in_ch: 1 and num_out_ch: 3'),
-    ({'upscale': 1}, 'upscale: 1 is not'),
+    ({'upscale': 1}, 'upscale: 1 is not a whole number from 2 on'),
+    ({'upscale': 2.0}, r'upscale: 2\.0 is not'),
+    ({'num_feat': '64'}, "num_feat: '64' is not a whole number"),
+    ({'num_step': 0}, 'num_step: 0 is not'),
     ({'num_steps': 2}, "'num_steps' is not an option of type: DPDNN.* .did you mean 'num_step'"),
 ])
 @pytest.mark.parametrize('arch', ['DPDNN', 'DPDNNVar', 'DPDNNTwo'])

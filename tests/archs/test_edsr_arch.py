@@ -9,6 +9,7 @@ from torch import nn
 
 from udl_plugin.archs import EDSRTwo, EDSRVar
 from udl_plugin.archs.edsr_arch import edsr_options
+from udl_plugin.archs.with_variance import build
 from udl_plugin.checkpoints import sr_state_dict
 from udl_plugin.errors import InputError
 
@@ -141,3 +142,14 @@ def test_options_are_read_from_weights(arch, options):
 def test_unknown_option(arch):
     with pytest.raises(InputError, match=f"'num_feats' is not an option of type: {arch} .did you mean 'num_feat'"):
         build_network({'type': arch, **TINY, 'num_feats': 8})
+
+
+def test_other_networks_are_no_edsr():
+    swinir = {'type': 'SwinIR', 'img_size': 8, 'window_size': 8, 'depths': [2], 'embed_dim': 12, 'num_heads': [2]}
+    for section in ({**swinir, 'upsampler': 'pixelshuffle'}, {'type': 'MSRResNet', 'num_feat': 8, 'num_block': 1},
+                    {'type': 'RCAN', 'num_in_ch': 3, 'num_out_ch': 3, 'num_group': 1, 'num_block': 1}):
+        assert edsr_options(build(section).state_dict()) is None
+    good = EDSRVar(**TINY, upscale=4).state_dict()
+    assert edsr_options(good)['upscale'] == 4
+    for name, shape in (('body.alpha', 1), ('extra', 1), ('conv_first.weight', 1), ('conv_first.weight', (0, 3, 3, 3))):
+        assert edsr_options({**good, name: torch.zeros(shape)}) is None

@@ -198,6 +198,20 @@ class Transposed(nn.Module):
         return self.enlarge(self.body(x))
 
 
+class Padded(nn.Module):
+    """Fills its input up to a multiple of 8, and cuts its output."""
+
+    def __init__(self, upscale=2):
+        super().__init__()
+        self.body = nn.Conv2d(3, 8, 3, 1, 1)
+        self.enlarge = nn.ConvTranspose2d(8, 3, 4, 2, 1)
+
+    def forward(self, x):
+        height, width = x.shape[2:]
+        x = nn.functional.pad(x, (0, -width % 8, 0, -height % 8))
+        return self.enlarge(self.body(x))[:, :, :2 * height, :2 * width]
+
+
 class Broken(nn.Module):
     def forward(self, x):
         raise RuntimeError('never runs')
@@ -205,7 +219,7 @@ class Broken(nn.Module):
 
 @pytest.fixture
 def registered(monkeypatch):
-    for cls in (Functional, PreUpsampled, Transposed, Broken):
+    for cls in (Functional, PreUpsampled, Transposed, Padded, Broken):
         monkeypatch.setitem(ARCH_REGISTRY._obj_map, cls.__name__, cls)
 
 
@@ -214,6 +228,21 @@ def test_other_ways_to_enlarge(registered):
     assert find_features(Transposed()) == ('enlarge', 1, 8, 2, 3, 2)
     net = WithVariance({'type': 'Transposed'})
     assert net(torch.rand(1, 3, 5, 5), return_log_var=True)[1].shape == (1, 3, 10, 10)
+
+
+def test_backbone_that_pads(registered):
+    net, x = WithVariance({'type': 'Padded'}), torch.rand(1, 3, 13, 18)
+    sr, log_var = net(x, return_log_var=True)
+    assert sr.shape == log_var.shape == (1, 3, 26, 36)
+    assert torch.equal(net.log_var(x), log_var)
+
+
+def test_options_that_a_backbone_cannot_take():
+    for changes in ({'num_feat': 'a'}, {'num_feat': -1}, {'upscale': 5}):
+        with pytest.raises(InputError, match=r'type: EDSR: cannot be built with these options .*Error'):
+            WithVariance({**BACKBONES[0][0], **changes})
+    with pytest.raises(InputError, match=r"features: \['conv_last'\] is no name"):
+        WithVariance(BACKBONES[0][0], features=['conv_last'])
 
 
 def test_features_that_cannot_be_found(registered):

@@ -51,6 +51,10 @@ def test_nothing_is_lost(step2, tmp_path, capsys):
     assert run(step2, tmp_path / 'there.pth') == 2
     assert 'there.pth\' exists already; choose another name or give --force' in capsys.readouterr().err
     assert run(step2, step2) == 2
+    assert run(step2, tmp_path / 'new' / '..' / 'there.pth') == 2
+    (tmp_path / 'dangling.pth').symlink_to(tmp_path / 'x.pth')
+    assert run(step2, tmp_path / 'dangling.pth') == 2
+    (tmp_path / 'dangling.pth').unlink()
     for arguments in ((tmp_path / 'nowhere.pth',), (step2, '--param-key', 'x'), (step2, '--opt', tmp_path / 'no.yml')):
         assert run(arguments[0], tmp_path / 'there.pth', *arguments[1:], '--force') == 2
     assert (tmp_path / 'there.pth').read_bytes() == b'precious'
@@ -86,6 +90,12 @@ def test_file_of_a_stranger(tmp_path, capsys):
     assert 'cannot be read as a checkpoint of tensors' in err
     assert err.count('\n') == 1
     assert os.listdir(tmp_path) == ['evil.pth']
+
+
+def test_names_that_cannot_be(step2, capsys):
+    for arguments in ((step2, ''), (step2, 'a\0b.pth'), ('', 'x.pth')):
+        with pytest.raises(SystemExit):
+            run(*arguments)
 
 
 def test_examples_parse():

@@ -45,7 +45,9 @@ def test_one_image(tmp_path, photos, model, capsys):
     expected = Upscaler(read_model(model))(read(photos / 'image_0.png')).image
     assert run(photos / 'image_0.png', tmp_path / 'new' / 'sr.png', model) == 0
     assert np.array_equal(read(tmp_path / 'new' / 'sr.png'), expected)
-    assert 'Upscaling: 100%' in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert 'Upscaling: 100%' in err
+    assert out == f'EDSRTwo x2, step 2: 1 images, {tmp_path}/new/sr.png\n'
     assert run(photos / 'image_0.png', tmp_path / 'folder', model, '--quiet') == 0
     assert np.array_equal(read(tmp_path / 'folder' / 'image_0.png'), expected)
     assert capsys.readouterr() == ('', '')
@@ -87,6 +89,52 @@ def test_folder_goes_on_past_a_broken_file(tmp_path, photos, model, capsys):
     assert re.search(r"^  '.*float\.tiff'", err, re.MULTILINE)
 
 
+def test_folder_goes_on_past_what_cannot_be_written(tmp_path, photos, model, capsys):
+    (tmp_path / 'out' / 'image_1.png').mkdir(parents=True)
+    (photos / 'image_2.png').rename(photos / f'{"n" * 246}.png')
+    assert run(photos, tmp_path / 'out', model, '--uncertainty', '--force') == 1
+    err = capsys.readouterr().err
+    assert re.search(r"^  .*image_1\.png'", err, re.MULTILINE)
+    assert re.search(r"^  .*n_log_var\.npy'", err, re.MULTILINE)
+    assert '.tmp' not in err
+    assert sorted(os.listdir(tmp_path / 'out')) == \
+        ['image_0.png', 'image_0_log_var.npy', 'image_0_uncertainty.png', 'image_1.png', 'image_1_log_var.npy',
+         'image_1_uncertainty.png']
+
+
+def test_full_disk_ends_the_folder(tmp_path, photos, model, capsys, monkeypatch):
+    written = []
+
+    def full(path, data):
+        if written:
+            raise OSError(28, 'No space left on device', str(path))
+        written.append(path.name)
+
+    monkeypatch.setattr('udl_plugin.cli.upscale.write_whole', full)
+    assert run(photos, tmp_path / 'out', model, '--uncertainty') == 2
+    assert written == ['image_0_log_var.npy']  # the image comes last: where it is, the map is
+    assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_images_that_memory_does_not_hold(tmp_path, photos, model, capsys, monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(Upscaler, '__call__', full)
+    assert run(photos, tmp_path / 'out', model) == 1
+    assert "image_0.png': not enough memory" in capsys.readouterr().err
+
+
+def test_result_never_replaces_a_source_through_a_link(tmp_path, photos, model, capsys):
+    before = {path: path.read_bytes() for path in photos.iterdir()}
+    (tmp_path / 'link').symlink_to(photos)
+    refused(capsys, 'is one of the images to be upscaled', photos, tmp_path / 'link', model, '--force')
+    refused(capsys, 'is one of the images to be upscaled', photos, tmp_path / 'new' / '..' / 'photos', model, '--force')
+    (tmp_path / 'dangling.png').symlink_to(tmp_path / 'nowhere.png')
+    refused(capsys, r"dangling\.png' exists already", photos / 'image_0.png', tmp_path / 'dangling.png', model)
+    assert {path: path.read_bytes() for path in photos.iterdir()} == before
+
+
 def refused(capsys, message, *arguments):
     assert run(*arguments) == 2
     err = capsys.readouterr().err
@@ -120,6 +168,7 @@ def test_bad_input(tmp_path, photos, model, capsys):
     refused(capsys, r"there is no file '.*nowhere\.pth'", image, tmp_path / 'out', tmp_path / 'nowhere.pth')
     refused(capsys, 'results are .png files', image, tmp_path / 'out.jpg', model)
     refused(capsys, 'is a file; a folder is needed', photos, model, model)
+    refused(capsys, r"new\.png' is a file; a folder is needed", photos, tmp_path / 'new.png', model)
     refused(capsys, '--tile 8 is too small', image, tmp_path / 'out', model, '--tile', 8)
     refused(capsys, '--device nonsense', image, tmp_path / 'out', model, '--device', 'nonsense')
     plain = build({'type': 'EDSR', **TINY})
@@ -150,7 +199,8 @@ def test_interrupt(tmp_path, model):
     write_images(tmp_path / 'many', random_images(400, 64))
     command = [sys.executable, '-m', 'udl_plugin.cli.upscale', tmp_path / 'many', tmp_path / 'out', '--model', model,
                '--device', 'cpu', '--self-ensemble']
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # not as a shell has it
     for _ in range(2400):  # on a busy machine the imports take long
         if (tmp_path / 'out').exists() and len(os.listdir(tmp_path / 'out')) > 3:
             break

@@ -10,6 +10,7 @@ import torch
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.models import build_model
 from conftest import TINY, model_options
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from udl_plugin.archs import EDSRTwo, EDSRVar
@@ -107,6 +108,36 @@ def test_checkpoint_says_what_it_is_of(tmp_path, ema):
         assert same(nets[key].state_dict(), saved[key])
     found = read_model(tmp_path / 'net_g_latest.pth')
     assert found.network_g == saved['network_g']
+
+
+def test_validation_of_sizes_that_a_backbone_does_not_take(tmp_path):
+    """SwinIR wants multiples of its window; upstream has a model of its own for it."""
+    backbone = {'type': 'SwinIR', 'img_size': 8, 'window_size': 8, 'depths': [2], 'embed_dim': 12, 'num_heads': [2],
+                'upscale': 2, 'upsampler': 'pixelshuffledirect'}
+    opt = model_options(1, tmp_path)
+    opt['network_g'] = {'type': 'WithVariance', 'backbone': backbone}
+    for save_uncertainty in (False, True):
+        opt['val']['save_uncertainty'] = save_uncertainty
+        model = build_model(copy.deepcopy(opt))
+        lq = torch.rand(1, 3, 13, 18)
+        model.feed_data({'lq': lq})
+        model.test()
+        assert model.output.shape == (1, 3, 26, 36)
+        assert torch.equal(model.lq, lq)
+        filled = nn.functional.pad(lq, (0, 6, 0, 3), mode='replicate')
+        with torch.no_grad():
+            assert torch.equal(model.output, model.net_g.eval()(filled)[:, :, :26, :36])
+
+
+def test_moving_average_of_what_a_file_does_not_have(tmp_path):
+    """It starts where the network does, not at random numbers of its own."""
+    plain = EDSR(**TINY).state_dict()
+    torch.save({'params': plain}, tmp_path / 'plain.pth')
+    opt = model_options(1, tmp_path, ema_decay=0.9)
+    opt['path'].update(pretrain_network_g=str(tmp_path / 'plain.pth'), strict_load_g=False)
+    model = build_model(opt)
+    assert same(model.net_g.state_dict(), model.net_g_ema.state_dict())
+    assert all(torch.equal(value, model.net_g.state_dict()[name]) for name, value in plain.items())
 
 
 def test_full_disk_ends_no_training(tmp_path, monkeypatch, caplog):
