@@ -2,9 +2,9 @@ import cv2
 import numpy as np
 import pytest
 from conftest import random_images
-from PIL import Image
+from PIL import Image, ImageOps
 
-from udl_plugin.data.image_files import list_images, pair_names, read_image
+from udl_plugin.data.image_files import list_images, pair_names, read_full_image, read_image
 from udl_plugin.errors import InputError
 
 IMG = random_images(1, 20, 30)['image_0']
@@ -160,3 +160,56 @@ def test_no_image_at_all(tmp_path, data, words):
 ])
 def test_pair_names(hr, lr, pairs, only_hr, only_lr):
     assert pair_names(hr, lr) == (pairs, only_hr, only_lr)
+
+
+# ---- whole, with alpha
+
+RGBA = np.random.default_rng(0).integers(0, 256, (6, 10, 4), dtype=np.uint8)
+BGRA = RGBA[:, :, [2, 1, 0, 3]]
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.tif', '.webp'])
+def test_alpha_is_kept_and_colours_are_not_multiplied_by_it(tmp_path, suffix):
+    exactly = {'lossless': True, 'exact': True} if suffix == '.webp' else {}
+    Image.fromarray(RGBA).save(tmp_path / f'x{suffix}', **exactly)
+    assert np.array_equal(read_full_image(tmp_path / f'x{suffix}'), BGRA)
+    assert read_image(tmp_path / f'x{suffix}')[0].shape == (6, 10, 3)
+
+
+@pytest.mark.parametrize('deep', [False, True])
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_alpha_and_orientation(tmp_path, orientation, deep):
+    """As Pillow turns it, whose own reading of 16 bits is of 8."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(RGBA).save(tmp_path / 'x.png', exif=exif)
+    expected = np.array(ImageOps.exif_transpose(Image.open(tmp_path / 'x.png')))[:, :, [2, 1, 0, 3]]
+    if deep:  # the same file with 16 bits: its chunks but for the pixels, which OpenCV writes
+        data, body = (tmp_path / 'x.png').read_bytes(), cv2.imencode('.png', BGRA.astype(np.uint16) * 257)[1].tobytes()
+        chunk = data[data.index(b'eXIf') - 4:]
+        chunk = chunk[:12 + int.from_bytes(chunk[:4], 'big')]
+        (tmp_path / 'x.png').write_bytes(body[:33] + chunk + body[33:])
+        expected = expected.astype(np.uint16) * 257
+    assert np.array_equal(read_full_image(tmp_path / 'x.png'), expected)
+
+
+def test_transparent_grey(tmp_path):
+    Image.fromarray(RGBA[:, :, [0, 3]], 'LA').save(tmp_path / 'la.png')
+    assert np.array_equal(read_full_image(tmp_path / 'la.png'), RGBA[:, :, [0, 0, 0, 3]])
+    grey = RGBA[:, :, 0] // 2 * 2
+    Image.fromarray(grey).save(tmp_path / 'transparent.png', transparency=int(grey[0, 0]))
+    found = read_full_image(tmp_path / 'transparent.png')
+    assert np.array_equal(found[:, :, 0], grey)
+    assert np.array_equal(found[:, :, 3] == 0, grey == grey[0, 0])
+
+
+def test_without_alpha_as_ever(tmp_path):
+    for img in (RGBA[:, :, 0], BGRA[:, :, :3].copy(), BGRA[:, :, :3].astype(np.uint16) * 257):
+        cv2.imwrite(str(tmp_path / 'x.png'), img)
+        assert np.array_equal(read_full_image(tmp_path / 'x.png'), img)
+
+
+def test_deep_alpha_in_other_formats_is_refused(tmp_path):
+    cv2.imwrite(str(tmp_path / 'x.tif'), BGRA.astype(np.uint16) * 257)
+    with pytest.raises(InputError, match=r"x\.tif'"):
+        read_full_image(tmp_path / 'x.tif')
