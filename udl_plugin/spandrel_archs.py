@@ -24,6 +24,7 @@ try:
 except ImportError as err:
     raise InputError("spandrel is not installed: pip install 'udl_plugin[spandrel]'.") from err
 
+
 class OurArchitecture(Architecture):
     """One of `SHAPES`, by its name."""
 

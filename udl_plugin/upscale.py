@@ -54,7 +54,7 @@ class Upscaler:
             raise InputError('it holds a plain network, without a variance head: there is no map to be had. Take the '
                              'checkpoint of step 1 or step 2 itself.')
         section = model.plain().network_g
-        self.net = model.build().to(device)
+        self.net = (model if uncertainty else model.plain()).build().to(device)
         self.device, self.self_ensemble, self.uncertainty = torch.device(device), self_ensemble, uncertainty
         self.channels, self.upscale = model.channels_and_scale()
         self.multiple = size_multiple(section)

@@ -47,7 +47,7 @@ def test_one_image(tmp_path, photos, model, capsys):
     assert np.array_equal(read(tmp_path / 'new' / 'sr.png'), expected)
     out, err = capsys.readouterr()
     assert 'Upscaling: 100%' in err
-    assert out == f'EDSRTwo x2, step 2: 1 images, {tmp_path}/new/sr.png\n'
+    assert out == f'EDSRTwo x2, step 2: 1 image, {tmp_path}/new/sr.png\n'
     assert run(photos / 'image_0.png', tmp_path / 'folder', model, '--quiet') == 0
     assert np.array_equal(read(tmp_path / 'folder' / 'image_0.png'), expected)
     assert capsys.readouterr() == ('', '')

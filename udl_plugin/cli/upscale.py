@@ -27,7 +27,6 @@ The second writes results/NAME.png, NAME_uncertainty.png (the map as a picture: 
 (the map, float32 (C, H, W): log of the error's scale in 8-bit levels). Grey stays grey, 16 bits stay 16, alpha is kept.
 """
 
-
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # the next image would end the same way
 
 
@@ -83,7 +82,8 @@ def run(args):
         show(f'udl-upscale: images left out: {len(failed)} of {len(images)}', failed, file=sys.stderr)
     if not args.quiet:
         what = model.network_g.get('backbone', model.network_g)['type']
-        print(f'{what} x{upscaler.upscale}, {model.kind}: {len(images) - len(failed)} images, {args.output}')
+        number = len(images) - len(failed)
+        print(f'{what} x{upscaler.upscale}, {model.kind}: {number} image{"s" * (number != 1)}, {args.output}')
     return 1 if failed else 0
 
 
