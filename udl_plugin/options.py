@@ -99,7 +99,7 @@ def _check_start(opt, network):
         return
     if getattr(network, 'trains_log_var', None) is False:
         raise InputError(f'path: pretrain_network_g: is missing. {network.__name__} starts from a checkpoint of '
-                         'step 1 (train it with options/train_udl_step1.yml) or of step 2.')
+                         'step 1 (train that first) or of step 2.')
     if not opt['is_train']:
         raise InputError('path: pretrain_network_g: is missing: there is nothing to test.')
 
