@@ -106,6 +106,14 @@ def test_frozen_branch_is_out_of_reach():
     assert not any(module.training for module in net.var_net.modules())
 
 
+def test_frozen_branch_is_not_sent_around():
+    """DistributedDataParallel looks for these names."""
+    net = EDSRTwo(**TINY, upscale=2)
+    frozen = {name for name, _ in net.named_buffers()}
+    assert {name.split('.')[0] for name in frozen} == {'var_net'}
+    assert set(net._ddp_params_and_buffers_to_ignore) == frozen
+
+
 def test_frozen_branch_is_saved_moved_and_copied():
     net = EDSRTwo(**TINY, upscale=2)
     names = set(net.state_dict())
