@@ -165,7 +165,7 @@ def write_checkpoint(path, state_dicts, network_g):
         content[key]._metadata = OrderedDict({'': {'version': 1, 'network_g': network_g}})
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_whole(Path(path), buffer.getbuffer())
+    write_whole(Path(path), buffer.getvalue())
 
 
 def as_plain_data(value):

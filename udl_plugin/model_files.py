@@ -283,7 +283,7 @@ def _write_authors(path, model):
     buffer = io.BytesIO()
     plain = plain_section(model.network_g)
     torch.save(to_authors(model.state_dict, complete(plain)), buffer)
-    write_whole(path, buffer.getbuffer())
+    write_whole(path, buffer.getvalue())
     return []
 
 

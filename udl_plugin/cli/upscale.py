@@ -132,7 +132,7 @@ def write(target, upscaled):
     if upscaled.log_var is not None:
         raw = io.BytesIO()
         np.save(raw, upscaled.log_var)
-        write_whole(log_var, raw.getbuffer())
+        write_whole(log_var, raw.getvalue())
         write_whole(picture, encode_png(uncertainty_picture(upscaled.log_var)))
     write_whole(image, encode_png(upscaled.image))  # last: where it is, the map is
 

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import pickle
 import queue
 import signal
 import threading
@@ -80,7 +81,9 @@ def _results(threads, free, items, ahead):
 def _ask(free, item):
     pipe = free.get()
     try:
-        pipe.send(item)
+        # not send(item): what that leaves in the error of a broken pipe crashes Python at its end, once in 120 times
+        # (SystemError: deallocated BytesIO object has exported buffers)
+        pipe.send_bytes(pickle.dumps(item))
         result, error = pipe.recv()
     except (EOFError, OSError):
         raise InputError('a worker process was killed, or crashed over a damaged file. Where memory is short, use '
