@@ -14,6 +14,23 @@ def did_you_mean(name, known):
     return f" (did you mean '{near[0]}'?)" if near else ''
 
 
+def find_registered(registry, name, where=''):
+    """The class that a registry of BasicSR has under `name`.
+
+    Args:
+        registry (Registry): One of `basicsr.utils.registry`.
+        name (str): As a yml has it under `type`.
+        where (str): Where it stands, such as `network_g: type: `.
+
+    Raises:
+        InputError: none; says what may have been meant.
+    """
+    for registered in (str(name), f'{name}_basicsr'):  # the registry's own second try
+        if registered in registry:
+            return registry.get(registered)
+    raise InputError(f"{where}there is no '{name}'{did_you_mean(name, registry.keys())}.")
+
+
 def check_option_names(cls, names, where=''):
     """Refuses names that `cls` does not take as keyword arguments. BasicSR hands it a yml section that way.
 

@@ -4,6 +4,7 @@ A file of ours says what network it holds. Of others, the weights tell the kind 
 they cannot tell is said to be assumed.
 """
 import contextlib
+import functools
 import importlib
 import inspect
 import io
@@ -73,13 +74,14 @@ class Model:
         net.load_state_dict(self.state_dict)
         return net.eval()
 
+    @functools.cached_property
     def channels_and_scale(self):
-        """Those of its images, found by running it.
+        """Those of its images, found by running it once.
 
         Raises:
-            InputError: it cannot be run, or makes an image of other channels.
+            InputError: it cannot be built or run, or makes an image of other channels.
         """
-        lq, sr = run_small(self.plain().build())
+        lq, sr = run_small(self.build())
         if lq[1] != sr[1]:
             raise InputError(f'its network makes an image of {sr[1]} channels of one of {lq[1]}.')
         return lq[1], sr[2] // lq[2]
@@ -130,8 +132,7 @@ def read_model(path, param_key=None, network_g=None):
         said, notes = AUTHORS, notes + left_out
     try:
         model = model_of(state_dict, said, network_g)
-        model.build()
-        model.channels_and_scale()
+        _ = model.channels_and_scale  # or what is wrong with it
     except InputError as err:
         raise InputError(f"'{path}': {err}") from err
     model.notes = notes + model.notes
@@ -299,7 +300,7 @@ def _write_onnx(path, model):
     for name in ('onnx', 'onnxscript'):
         _package(name)
     runtime = _package('onnxruntime')
-    net, (channels, _) = model.build(), model.channels_and_scale()
+    net, (channels, _) = model.build(), model.channels_and_scale
     try:
         content = _exported(net, channels, {'network_g': json.dumps(as_plain_data(model.network_g)), 'range': RANGE})
         session, worst = runtime.InferenceSession(content, providers=['CPUExecutionProvider']), 0

@@ -5,7 +5,8 @@ import torch
 
 from udl_plugin.checkpoints import read_fitting
 from udl_plugin.data.pairs import check_pairs
-from udl_plugin.errors import InputError, check_option_names, did_you_mean
+from udl_plugin.errors import InputError, check_option_names, did_you_mean, find_registered
+from udl_plugin.sections import plain_section
 
 # what SRModel, train_pipeline and test_pipeline read there, and we
 KEYS = {
@@ -132,17 +133,14 @@ def _find(registry, section, key, where):
     name = section.get(key)
     if name is None:
         raise InputError(f'{where}{key}: is missing.')
-    for registered in (name, f'{name}_basicsr'):  # the registry's own second try
-        if registered in registry:
-            return registry.get(registered)
-    raise InputError(f"{where}{key}: there is no '{name}'{did_you_mean(name, registry.keys())}.")
+    return find_registered(registry, name, f'{where}{key}: ')
 
 
 def _check_scale(scale, network, network_opt):
     where = 'network_g: '
-    while isinstance(network_opt.get('backbone'), dict):
+    if isinstance(network_opt.get('backbone'), dict):
         from basicsr.utils.registry import ARCH_REGISTRY
-        network_opt, where = network_opt['backbone'], f'{where}backbone: '
+        network_opt, where = plain_section(network_opt), f'{where}backbone: '
         network = _find(ARCH_REGISTRY, network_opt, 'type', where)
     parameters = inspect.signature(network).parameters
     key = 'upscale' if 'upscale' in parameters else 'scale'

@@ -56,7 +56,7 @@ class Upscaler:
         section = model.plain().network_g
         self.net = (model if uncertainty else model.plain()).build().to(device)
         self.device, self.self_ensemble, self.uncertainty = torch.device(device), self_ensemble, uncertainty
-        self.channels, self.upscale = model.channels_and_scale()
+        self.channels, self.upscale = model.channels_and_scale
         self.multiple = size_multiple(section)
         self.reach = REACHES[section['type']](section) if section['type'] in REACHES else None
         self.tile = tile

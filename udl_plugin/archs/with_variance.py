@@ -9,7 +9,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
 from udl_plugin.archs.variance_head import VarianceHead
-from udl_plugin.errors import InputError, check_option_names, did_you_mean, refuse_unknown_options
+from udl_plugin.errors import InputError, check_option_names, did_you_mean, find_registered, refuse_unknown_options
 
 HEAD = 'var_conv'  # the name of the head in every state dict, as the authors have it
 TOLD = 12  # candidates in an error
@@ -141,10 +141,7 @@ def arch_class(name, where=''):
     Raises:
         InputError: none.
     """
-    for registered in (str(name), f'{name}_basicsr'):  # the registry's own second try
-        if registered in ARCH_REGISTRY:
-            return ARCH_REGISTRY.get(registered)
-    raise InputError(f"{where}type: there is no '{name}'{did_you_mean(name, ARCH_REGISTRY.keys())}.")
+    return find_registered(ARCH_REGISTRY, name, f'{where}type: ')
 
 
 # ---- where the features are
