@@ -36,21 +36,27 @@ class TwoStep(nn.Module):
         self.var_net.eval()
         return self
 
-    def forward(self, x, return_log_var=False):
+    def forward(self, x, return_log_var=False, return_var_sr=False):
         """
         Args:
             x (Tensor): LR image `(N, C, H, W)` in [0, 1].
             return_log_var (bool): Also run `var_net`, up to its variance head.
+            return_var_sr (bool): Also run `var_net` to its SR image.
 
         Returns:
-            Tensor | tuple[Tensor]: The SR image `(N, C, upscale * H, upscale * W)`; with `return_log_var` the pair of
-            it and the log-variance of the same shape, without gradient.
+            Tensor | tuple[Tensor]: The SR image `(N, C, upscale * H, upscale * W)`; with others asked for, the tuple of
+            it, the log-variance and the SR image of `var_net`, as far as asked for, of its shape, without gradient.
         """
         sr = self.sr_net(x)
-        if not return_log_var:
+        if not (return_log_var or return_var_sr):
             return sr
         with torch.no_grad():
-            return sr, self.var_net.log_var(x)
+            if not return_var_sr:
+                return sr, self.var_net.log_var(x)
+            if not return_log_var:
+                return sr, self.var_net(x)
+            var_sr, log_var = self.var_net(x, return_log_var=True)
+            return sr, log_var, var_sr
 
     def load_state_dict(self, state_dict, *args, **kwargs):
         """Takes a state dict of this network, or one of step 1, which then goes into both branches."""

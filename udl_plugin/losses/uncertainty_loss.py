@@ -11,7 +11,8 @@ BasicSR's `weighted_loss` is not used: it divides by the sum of the weights, and
 import torch
 from torch import nn
 
-from udl_plugin.errors import InputError, refuse_unknown_options
+from udl_plugin.errors import InputError, did_you_mean, refuse_unknown_options
+from udl_plugin.losses.weights import SCALINGS, SOURCES, udl_weight
 
 
 def gaussian_nll(error, log_var):
@@ -29,23 +30,9 @@ def esu(error, log_var):
     return torch.exp(-log_var) * error.abs() + 2 * log_var
 
 
-def udl_weight(log_var, offset=1.0):
-    """The weight of each pixel in step 2: `s - min(s) + offset`, the minimum per image and per channel.
-
-    Args:
-        log_var (Tensor): `(N, C, H, W)`. No gradient flows through it.
-        offset (float): 1 in the authors' released code, 0 in the paper.
-
-    Returns:
-        Tensor: `(N, C, H, W)`, at least `offset`.
-    """
-    log_var = log_var.detach()
-    return log_var - log_var.amin(dim=(-2, -1), keepdim=True) + offset
-
-
-def udl(error, log_var, offset=1.0):
-    """Uncertainty-driven L1: `w * |e|` with `w = udl_weight(log_var, offset)`."""
-    return udl_weight(log_var, offset) * error.abs()
+def udl(error, source_map, offset=1.0, scaling='linear'):
+    """Uncertainty-driven L1: `w * |e|` with `w = udl_weight(source_map, offset, scaling)`; the paper's map is `s`."""
+    return udl_weight(source_map, offset, scaling) * error.abs()
 
 
 class _UncertaintyLoss(nn.Module):
@@ -61,7 +48,7 @@ class _UncertaintyLoss(nn.Module):
         InputError: an unknown option or `reduction`.
     """
 
-    needs_log_var = True  # the model asks the network for it
+    needs = ('log_var',)  # the model asks the network for it: return_log_var=True
     trains_log_var = True  # gradients reach the variance head: a loss of step 1
 
     def __init__(self, loss_weight=1.0, reduction='mean', img_range=255.0):
@@ -72,33 +59,37 @@ class _UncertaintyLoss(nn.Module):
         self.reduction = reduction
         self.img_range = img_range
 
-    def term(self, error, log_var):
-        """The loss of every pixel; `error` in [-img_range, img_range]."""
+    def term(self, error, gt, log_var, var_error):
+        """The loss of every pixel; errors, of the network and of the frozen one, and ground truth times img_range."""
         raise NotImplementedError
 
-    def forward(self, pred, target, log_var=None):
+    def forward(self, pred, target, log_var=None, var_sr=None):
         """
         Args:
             pred (Tensor): SR image `(N, C, H, W)` in [0, 1].
             target (Tensor): Ground truth, same shape and range.
             log_var (Tensor): Log of the error's scale in 8-bit levels, same shape.
+            var_sr (Tensor): SR image of the frozen network of step 1, same shape and range. Only `UDL` may need it.
 
         Raises:
-            ValueError: `log_var` is missing, or the shapes differ.
+            ValueError: one that is needed is missing, or the shapes differ.
             FloatingPointError: the loss is not finite; says which input is to blame.
         """
-        name = type(self).__name__
-        if log_var is None:
-            raise ValueError(f'{name} needs log_var: call the network with return_log_var=True (model_type: UDLModel '
-                             'does), and use one that has it, such as EDSRVar or EDSRTwo.')
-        if not pred.shape == target.shape == log_var.shape:
-            raise ValueError(f'{name} needs three tensors of one shape, not pred {tuple(pred.shape)}, '
-                             f'target {tuple(target.shape)}, log_var {tuple(log_var.shape)}.')
-        loss = self.term((target - pred) * self.img_range, log_var)
+        name, given = type(self).__name__, {'log_var': log_var, 'var_sr': var_sr}
+        inputs = {'pred': pred, 'target': target, **{need: given[need] for need in self.needs}}
+        for need in self.needs:
+            if given[need] is None:
+                raise ValueError(f'{name} needs {need}: call the network with return_{need}=True (model_type: UDLModel '
+                                 'does), and use one that has it, such as EDSRTwo.')
+        if len({tensor.shape for tensor in inputs.values()}) > 1:
+            raise ValueError(f'{name} needs tensors of one shape, not '
+                             + ', '.join(f'{key} {tuple(tensor.shape)}' for key, tensor in inputs.items()) + '.')
+        var_error = None if var_sr is None else (target - var_sr) * self.img_range
+        loss = self.term((target - pred) * self.img_range, target * self.img_range, log_var, var_error)
         if self.reduction != 'none':
             loss = loss.mean() if self.reduction == 'mean' else loss.sum()
         if not torch.isfinite(loss).all():
-            raise FloatingPointError(f'{name} is not finite. ' + _blame(pred=pred, target=target, log_var=log_var))
+            raise FloatingPointError(f'{name} is not finite. ' + _blame(**inputs))
         return self.loss_weight * loss
 
 
@@ -112,7 +103,7 @@ def _blame(**inputs):
 class GaussianNLL(_UncertaintyLoss):
     __doc__ = f'{gaussian_nll.__doc__}\n\n{_UncertaintyLoss.__doc__}'
 
-    def term(self, error, log_var):
+    def term(self, error, gt, log_var, var_error):
         return gaussian_nll(error, log_var)
 
 
@@ -120,7 +111,7 @@ class GaussianNLL(_UncertaintyLoss):
 class EU(_UncertaintyLoss):
     __doc__ = f'{eu.__doc__}\n\n{_UncertaintyLoss.__doc__}'
 
-    def term(self, error, log_var):
+    def term(self, error, gt, log_var, var_error):
         return eu(error, log_var)
 
 
@@ -128,7 +119,7 @@ class EU(_UncertaintyLoss):
 class ESU(_UncertaintyLoss):
     __doc__ = f'{esu.__doc__}\n\n{_UncertaintyLoss.__doc__}'
 
-    def term(self, error, log_var):
+    def term(self, error, gt, log_var, var_error):
         return esu(error, log_var)
 
 
@@ -136,16 +127,35 @@ class ESU(_UncertaintyLoss):
 class UDL(_UncertaintyLoss):
     """Uncertainty-driven L1 of step 2: `(s - min(s) + offset) * |e|`, `s` from the frozen network of step 1.
 
+    Other weights take the place of `s - min(s)` for comparison: `scaling(m - min(m))`, `m` the map of `source`. See
+    udl_plugin/losses/weights.py, which also says what of it is the paper's.
+
     Args:
         offset (float): 1 as in the authors' released code, 0 as in the paper.
+        source (str): What weighs: `log_var`; `error`, the frozen network's absolute error; `gradient`, that of the
+            ground truth.
+        scaling (str): `linear`, `log`, `exp` (of log_var only), `sqrt` or `minmax`.
         loss_weight, reduction, img_range: as in the other losses.
+
+    Raises:
+        InputError: an unknown option, `reduction`, `source` or `scaling`, or a pair of these that overflows.
     """
 
     trains_log_var = False
 
-    def __init__(self, loss_weight=1.0, reduction='mean', img_range=255.0, offset=1.0):
+    def __init__(self, loss_weight=1.0, reduction='mean', img_range=255.0, offset=1.0, source='log_var',
+                 scaling='linear'):
         super().__init__(loss_weight, reduction, img_range)
-        self.offset = offset
+        for key, value, known in (('source', source, SOURCES), ('scaling', scaling, SCALINGS)):
+            if value not in known:
+                raise InputError(f"type: UDL: {key} is '{value}'{did_you_mean(value, known)}, not one of "
+                                 f"{', '.join(known)}.")
+        if scaling == 'exp' and not SOURCES[source].is_log:
+            raise InputError(f'type: UDL: scaling: exp is for source: log_var; of source: {source}, which goes up to '
+                             '255, it overflows. Write another one.')
+        self.offset, self.source, self.scaling = offset, source, scaling
+        self.needs = SOURCES[source].needs
 
-    def term(self, error, log_var):
-        return udl(error, log_var, self.offset)
+    def term(self, error, gt, log_var, var_error):
+        source_map = SOURCES[self.source].weigh(gt, log_var, var_error)
+        return udl(error, source_map, self.offset, self.scaling)

@@ -1,0 +1,93 @@
+import math
+
+import pytest
+import torch
+
+from udl_plugin.errors import InputError
+from udl_plugin.losses import UDL
+from udl_plugin.losses.weights import SCALINGS, SOURCES, udl_weight
+
+SHAPE = (2, 3, 4, 5)
+FORMULAS = {'linear': lambda u, top: u, 'log': lambda u, top: math.log(1 + u), 'exp': lambda u, top: math.exp(u) - 1,
+            'sqrt': lambda u, top: u**0.5, 'minmax': lambda u, top: u / top}
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(1)
+    pred, target, var_sr = (torch.rand(SHAPE, generator=generator, dtype=torch.float64) for _ in range(3))
+    return pred, target, torch.randn(SHAPE, generator=generator, dtype=torch.float64), var_sr
+
+
+def test_tables_have_what_is_tested():
+    assert set(SCALINGS) == set(FORMULAS)
+    assert set(SOURCES) == {'log_var', 'error', 'gradient'}
+
+
+@pytest.mark.parametrize('scaling', FORMULAS)
+@pytest.mark.parametrize('offset', [0.0, 1.0])
+def test_scaling_is_of_what_exceeds_the_minimum_of_image_and_channel(scaling, offset):
+    log_var = inputs()[2]
+    weight = udl_weight(log_var, offset, scaling)
+    for n in range(SHAPE[0]):
+        for c in range(SHAPE[1]):
+            plane = [float(value) for value in log_var[n, c].flatten()]
+            low, high = min(plane), max(plane)
+            expected = [FORMULAS[scaling](value - low, high - low) + offset for value in plane]
+            torch.testing.assert_close(weight[n, c].flatten(), torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize('scaling', FORMULAS)
+def test_constant_map_weighs_all_alike(scaling):
+    assert (udl_weight(torch.full(SHAPE, -0.9), 1.0, scaling) == 1).all()
+
+
+def test_error_weighs_in_8_bit_levels():
+    pred, target, _, var_sr = inputs()
+    error = 255 * (target - var_sr).abs()
+    expected = (error - error.amin((2, 3), keepdim=True) + 1) * 255 * (target - pred).abs()
+    torch.testing.assert_close(UDL(source='error', reduction='none')(pred, target, var_sr=var_sr), expected)
+
+
+def test_gradient_of_a_ramp_and_an_edge():
+    target = torch.zeros(1, 1, 4, 8, dtype=torch.float64)
+    target[..., 4:] = 10 / 255
+    weight = UDL(source='gradient', reduction='none', offset=0)(target + 1 / 255, target)
+    expected = torch.tensor([0, 0, 0, 5, 5, 0, 0, 0], dtype=torch.float64).expand(4, 8)  # central differences
+    torch.testing.assert_close(weight[0, 0], expected)
+    ramp = torch.arange(4.).view(1, 1, 4, 1).expand(1, 1, 4, 4) * 3 + torch.arange(4.).view(1, 1, 1, 4) * 4
+    torch.testing.assert_close(SOURCES['gradient'].weigh(ramp, None, None), torch.full((1, 1, 4, 4), 5.))
+
+
+@pytest.mark.parametrize(('source', 'needs'), [('log_var', ('log_var',)), ('error', ('var_sr',)), ('gradient', ())])
+def test_loss_says_what_it_needs(source, needs):
+    loss = UDL(source=source)
+    pred, target, log_var, var_sr = inputs()
+    assert loss.needs == needs
+    given = {name: {'log_var': log_var, 'var_sr': var_sr}[name] for name in needs}
+    assert loss(pred, target, **given).isfinite()
+    if needs:
+        with pytest.raises(ValueError, match=f'UDL needs {needs[0]}.*return_{needs[0]}=True'):
+            loss(pred, target)
+        with pytest.raises(ValueError, match='one shape'):
+            loss(pred, target, **{needs[0]: given[needs[0]][:, :1]})
+
+
+@pytest.mark.parametrize('source', ['log_var', 'error', 'gradient'])
+@pytest.mark.parametrize('scaling', ['linear', 'log', 'sqrt', 'minmax'])
+def test_weight_lets_no_gradient_through(source, scaling):
+    pred, target, log_var, var_sr = inputs()
+    for tensor in (log_var, var_sr):
+        tensor.requires_grad_()
+    UDL(source=source, scaling=scaling)(pred.requires_grad_(), target, log_var, var_sr).backward()
+    assert pred.grad.isfinite().all()
+    assert log_var.grad is None
+    assert var_sr.grad is None
+
+
+def test_bad_choice():
+    with pytest.raises(InputError, match=r"UDL: source is 'eror' \(did you mean 'error'\?\), not one of log_var"):
+        UDL(source='eror')
+    with pytest.raises(InputError, match="UDL: scaling is 'cubic', not one of linear"):
+        UDL(scaling='cubic')
+    with pytest.raises(InputError, match='scaling: exp is for source: log_var'):
+        UDL(source='gradient', scaling='exp')
