@@ -16,7 +16,7 @@ from udl_plugin.errors import InputError
 from udl_plugin.options import check_network, check_options
 from udl_plugin.sections import plain_section, section_of
 
-YMLS = sorted(OPTIONS.rglob('*.yml'))
+YMLS = sorted(path for path in OPTIONS.rglob('*.yml') if path.parent.name != 'studies')
 
 
 def parse(path, monkeypatch, root):
@@ -194,8 +194,51 @@ def test_option_that_a_network_would_swallow():
 
 
 def test_loss_that_srmodel_cannot_feed():
-    with pytest.raises(InputError, match='model_type: SRModel gives losses no log-variance, and train: pixel_opt: ESU'):
+    with pytest.raises(InputError, match='SRModel gives losses no log_var, and train: pixel_opt: ESU needs it'):
         check_options(minimal(model_type='SRModel', train={'pixel_opt': {'type': 'ESU'}}))
+
+
+TWO = {'type': 'EDSRTwo', 'num_in_ch': 3, 'num_out_ch': 3, 'upscale': 2}
+
+
+@pytest.mark.parametrize(('loss', 'network', 'message'), [
+    ({'source': 'error'}, 'EDSRVar', 'UDL needs var_sr, and network_g: EDSRVar gives none; EDSRTwo, DPDNNTwo'),
+    ({'source': 'log_var'}, 'EDSR', 'UDL needs log_var, and network_g: EDSR gives none'),
+    ({'source': 'nothing'}, 'EDSRTwo', "train: pixel_opt: type: UDL: source is 'nothing'"),
+    ({'scaling': 'exp', 'source': 'error'}, 'EDSRTwo', 'train: pixel_opt: type: UDL: scaling: exp is for'),
+])
+def test_source_that_the_network_does_not_give(loss, network, message):
+    with pytest.raises(InputError, match=message):
+        check_options(minimal(train={'pixel_opt': {'type': 'UDL', **loss}}, network_g={**TWO, 'type': network},
+                              path={'pretrain_network_g': 'x.pth'}))
+
+
+@pytest.mark.parametrize('network', ['EDSR', 'EDSRVar', 'EDSRTwo'])
+@pytest.mark.parametrize('model_type', ['UDLModel', 'SRModel'])
+def test_gradient_of_the_ground_truth_needs_no_network(network, model_type):
+    loss = {'type': 'UDL', 'source': 'gradient'}
+    check_options(minimal(train={'pixel_opt': loss}, network_g={**TWO, 'type': network}, model_type=model_type,
+                          path={'pretrain_network_g': 'x.pth'}))
+
+
+@pytest.mark.parametrize(('metric', 'network', 'message'), [
+    ({'type': 'calculate_map_aus', 'crop_border': 2}, 'EDSRVar', r"m: type: .*did you mean 'calculate_map_ause'"),
+    ({'type': 'calculate_map_ause', 'crop_boarder': 2}, 'EDSRVar', "val: metrics: m: 'crop_boarder' is not an option"),
+    ({'type': 'calculate_map_ause'}, 'EDSRVar', 'val: metrics: m: crop_border: is missing; write the scale'),
+    ({'type': 'calculate_map_ause', 'crop_border': 2}, 'EDSR', 'calculate_map_ause needs log_var, and network_g: EDSR'),
+])
+def test_metric(metric, network, message):
+    good = {'type': 'calculate_map_ause', 'crop_border': 2, 'better': 'lower'}
+    check_options(minimal(val={'metrics': {'m': good, 'psnr': {'type': 'calculate_psnr', 'crop_border': 2}}}))
+    with pytest.raises(InputError, match=message):
+        check_options(minimal(val={'metrics': {'m': metric}}, network_g={**TWO, 'type': network}))
+
+
+@pytest.mark.parametrize('limits', [[4, -1], [1], 4, ['a', 'b'], [1, 1]])
+def test_limits_of_pictures(limits):
+    check_options(minimal(val={'uncertainty_limits': [-1, 4]}))
+    with pytest.raises(InputError, match='val: uncertainty_limits: .*such as'):
+        check_options(minimal(val={'uncertainty_limits': limits}))
 
 
 def minimal(**changes):

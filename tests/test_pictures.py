@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from udl_plugin.pictures import encode_png, error_picture, sheet, uncertainty_picture
+from udl_plugin.pictures import color_bar, encode_png, error_picture, luma, sheet, uncertainty_picture
 
 BLUE, RED = [128, 0, 0], [0, 0, 128]  # the ends of OpenCV's JET, BGR
 
@@ -25,6 +25,30 @@ def test_one_channel_and_constant_maps():
         assert (uncertainty_picture(np.full((3, 4, 4), -1.)) == BLUE).all()
     with pytest.raises(ValueError, match=r'\(2, 4, 4\)'):
         uncertainty_picture(np.zeros((2, 4, 4)))
+
+
+def test_fixed_limits_show_the_same_value_in_the_same_colour():
+    low, high = (np.full((3, 2, 2), value) for value in (-1., 4.))
+    assert (uncertainty_picture(low, (-1, 4)) == BLUE).all()
+    assert (uncertainty_picture(high, (-1, 4)) == RED).all()
+    assert (uncertainty_picture(high + 3, (-1, 4)) == RED).all()
+    ramp = np.linspace(-3, 3, 7).reshape(1, 1, 7)
+    part = uncertainty_picture(ramp[..., 2:], (-1, 4))
+    np.testing.assert_array_equal(uncertainty_picture(ramp, (-1, 4))[:, 2:], part)
+    with pytest.raises(ValueError, match='a lower and a higher number'):
+        uncertainty_picture(ramp, (4, -1))
+
+
+def test_luma_is_in_the_unit_of_the_map():
+    np.testing.assert_allclose(luma(np.full((3, 2, 2), 1.7)), 1.7)
+
+
+def test_color_bar_goes_from_blue_to_red_upwards():
+    bar = color_bar(100, (-1, 4))
+    assert bar.shape[0] == 100
+    assert bar[-2, 0].tolist()[0] >= 128
+    assert bar[-2, 0].tolist()[2] == 0
+    assert bar[1, 0].tolist()[0] == 0
 
 
 def test_error_does_not_wrap_around():

@@ -11,10 +11,13 @@ from udl_plugin.sections import plain_section
 # what SRModel, train_pipeline and test_pipeline read there, and we
 KEYS = {
     'train': ('total_iter', 'warmup_iter', 'ema_decay', 'optim_g', 'scheduler', 'pixel_opt', 'perceptual_opt'),
-    'val': ('val_freq', 'save_img', 'pbar', 'suffix', 'metrics', 'save_uncertainty'),
+    'val': ('val_freq', 'save_img', 'pbar', 'suffix', 'metrics', 'save_uncertainty', 'uncertainty_limits'),
     'path': ('pretrain_network_g', 'param_key_g', 'strict_load_g', 'resume_state', 'ignore_resume_networks'),
 }
-GIVES = 'EDSRVar, DPDNNVar and WithVariance do in step 1, EDSRTwo, DPDNNTwo and TwoStep in step 2'
+GIVES = {
+    'log_var': 'EDSRVar, DPDNNVar and WithVariance do in step 1, EDSRTwo, DPDNNTwo and TwoStep in step 2',
+    'var_sr': 'EDSRTwo, DPDNNTwo and TwoStep do, the networks of step 2',
+}
 MADE_PATHS = ('experiments_root', 'models', 'training_states', 'log', 'visualization', 'results_root')  # parse_options
 
 
@@ -36,14 +39,16 @@ def check_options(opt):
     train_opt = opt.get('train') or {}
     losses = {name: _check_built(LOSS_REGISTRY, train_opt[name], f'train: {name}: ')
               for name in ('pixel_opt', 'perceptual_opt') if train_opt.get(name)}
-    if opt['model_type'] == 'SRModel' and getattr(losses.get('pixel_opt'), 'needs_log_var', False):
-        raise InputError(f'model_type: SRModel gives losses no log-variance, and train: pixel_opt: '
-                         f'{losses["pixel_opt"].__name__} needs it; write model_type: UDLModel.')
+    loss = loss_of(train_opt['pixel_opt'], 'train: pixel_opt: ') if 'pixel_opt' in losses else None
+    if opt['model_type'] == 'SRModel' and getattr(loss, 'needs', ()):
+        raise InputError(f'model_type: SRModel gives losses no {" and ".join(loss.needs)}, and train: pixel_opt: '
+                         f'{type(loss).__name__} needs it; write model_type: UDLModel.')
     if opt['model_type'] == 'UDLModel':
         for section, known in KEYS.items():
             _check_keys(section, opt.get(section) or {}, known)
-        _check_log_var(opt, network, losses.get('pixel_opt'))
+        _check_needs(opt, network, loss)
         _check_start(opt, network)
+        _check_metrics(opt, network)
     _check_scale(opt.get('scale'), network, opt['network_g'])
     for phase, dataset in opt['datasets'].items():
         if dataset.get('type') == 'PairedImageDataset':
@@ -105,27 +110,74 @@ def _check_start(opt, network):
         raise InputError('path: pretrain_network_g: is missing: there is nothing to test.')
 
 
-def _check_log_var(opt, network, loss):
-    """Refuses uses of a log-variance that the network does not give, or gives for the other step."""
-    if (opt.get('val') or {}).get('save_uncertainty') and not _gives_log_var(network):
-        raise InputError(f'val: save_uncertainty: network_g: {network.__name__} gives no log-variance; {GIVES}.')
-    if not getattr(loss, 'needs_log_var', False):
+def metrics_of_maps(opt):
+    """The sections of `val: metrics` whose function takes `log_var`."""
+    from basicsr.utils.registry import METRIC_REGISTRY
+    metrics = (opt.get('val') or {}).get('metrics') or {}
+    functions = {name: _find(METRIC_REGISTRY, metric, 'type', f'val: metrics: {name}: ')
+                 for name, metric in metrics.items()}
+    return [metrics[name] for name, function in functions.items()
+            if 'log_var' in inspect.signature(function).parameters]
+
+
+def _check_metrics(opt, network):
+    from basicsr.utils.registry import METRIC_REGISTRY
+    for name, metric in ((opt.get('val') or {}).get('metrics') or {}).items():
+        where = f'val: metrics: {name}: '
+        function = _find(METRIC_REGISTRY, metric, 'type', where)
+        check_option_names(function, metric.keys() - {'type'}, where)
+        if 'crop_border' not in metric and 'crop_border' in inspect.signature(function).parameters:
+            raise InputError(f'{where}crop_border: is missing; write the scale.')
+    for metric in metrics_of_maps(opt):
+        if not _gives(network, 'log_var'):
+            raise InputError(f'val: metrics: {metric["type"]} needs log_var, and network_g: {network.__name__} gives '
+                             f'none; {GIVES["log_var"]}.')
+
+
+def loss_of(section, where):
+    """The loss that a section of a yml describes: an instance of one of ours, which knows what it `needs`; the class of
+    one of BasicSR's, which needs nothing.
+
+    Raises:
+        InputError: there is none of that name, or not with these options.
+    """
+    from basicsr.utils.registry import LOSS_REGISTRY
+    cls = _find(LOSS_REGISTRY, section, 'type', where)
+    if not hasattr(cls, 'needs'):
+        return cls
+    try:
+        return cls(**{key: value for key, value in section.items() if key != 'type'})
+    except InputError as err:
+        raise InputError(f'{where}{err}') from err
+
+
+def _check_needs(opt, network, loss):
+    """Refuses uses of maps that the network does not give, or gives for the other step."""
+    if (opt.get('val') or {}).get('save_uncertainty') and not _gives(network, 'log_var'):
+        raise InputError(f'val: save_uncertainty: network_g: {network.__name__} gives no log_var; {GIVES["log_var"]}.')
+    limits = (opt.get('val') or {}).get('uncertainty_limits')
+    if limits is not None and not (isinstance(limits, (list, tuple)) and len(limits) == 2 and all(
+            isinstance(limit, (int, float)) for limit in limits) and limits[0] < limits[1]):
+        raise InputError(f'val: uncertainty_limits: {limits}: are a lower and a higher number, such as [-1, 4].')
+    needs = getattr(loss, 'needs', ())
+    for name in needs:
+        if not _gives(network, name):
+            raise InputError(f'train: pixel_opt: {type(loss).__name__} needs {name}, and network_g: '
+                             f'{network.__name__} gives none; {GIVES[name]}.')
+    if not needs:
         return
-    if not _gives_log_var(network):
-        raise InputError(f'train: pixel_opt: {loss.__name__} needs a log-variance, and network_g: {network.__name__} '
-                         f'gives none; {GIVES}.')
     steps = 'Step 1 is a network such as EDSRVar with ESU, step 2 one such as EDSRTwo with UDL.'
     loss_trains, network_trains = (getattr(part, 'trains_log_var', None) for part in (loss, network))
     if loss_trains is True and network_trains is False:
-        raise InputError(f'train: pixel_opt: {loss.__name__} trains the log-variance, and that of network_g: '
+        raise InputError(f'train: pixel_opt: {type(loss).__name__} trains the log-variance, and that of network_g: '
                          f'{network.__name__} is frozen. {steps}')
     if loss_trains is False and network_trains is True:
-        raise InputError(f'train: pixel_opt: {loss.__name__} weighs by a finished log-variance, and that of '
+        raise InputError(f'train: pixel_opt: {type(loss).__name__} weighs by a finished log-variance, and that of '
                          f'network_g: {network.__name__} would stay untrained. {steps}')
 
 
-def _gives_log_var(network):
-    return 'return_log_var' in inspect.signature(network.forward).parameters
+def _gives(network, name):
+    return f'return_{name}' in inspect.signature(network.forward).parameters
 
 
 def _find(registry, section, key, where):

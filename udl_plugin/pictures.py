@@ -5,22 +5,45 @@ import numpy as np
 RGB_TO_Y = np.array([65.738, 129.057, 25.064], dtype=np.float64) / 256  # the protocol's luma, offset left out
 
 
-def uncertainty_picture(log_var):
+def uncertainty_picture(log_var, limits=None):
     """The authors' picture of a map: Y of it, stretched to its minimum and maximum, in OpenCV's JET.
 
     Args:
         log_var (ndarray): `(C, H, W)`, float, C of 3 (RGB) or 1.
+        limits (tuple[float]): What is shown in full blue and in full red, instead of minimum and maximum, so that
+            pictures can be compared; `color_bar` draws the scale.
 
     Returns:
         ndarray: uint8 `(H, W, 3)`, BGR: blue where the network is sure, red where it is not. A constant map is blue.
 
     Raises:
-        ValueError: another number of channels.
+        ValueError: another number of channels, or limits that are not in order.
     """
+    y = luma(log_var)
+    low, high = (y.min(), y.max()) if limits is None else limits
+    if limits is not None and not low < high:
+        raise ValueError(f'Limits are a lower and a higher number, not {limits}.')
+    return _jet(np.clip((y - low) / max(high - low, 1e-12), 0, 1))
+
+
+def luma(log_var):
+    """Y of a map `(C, H, W)`, in its unit: the weights of the channels add up to 1."""
     if log_var.ndim != 3 or log_var.shape[0] not in (1, 3):
         raise ValueError(f'A map of 1 or 3 channels is needed, (C, H, W), not {log_var.shape}.')
-    y = log_var[0] if log_var.shape[0] == 1 else np.tensordot(RGB_TO_Y, log_var, 1)
-    return _jet((y - y.min()) / max(np.ptp(y), 1e-12))
+    return log_var[0] if log_var.shape[0] == 1 else np.tensordot(RGB_TO_Y / RGB_TO_Y.sum(), log_var, 1)
+
+
+def color_bar(height, limits, width=70):
+    """The scale of `uncertainty_picture` with `limits`, to be put beside it: uint8 `(height, width, 3)`, BGR."""
+    bar = np.full((height, width, 3), 255, np.uint8)
+    bar[:, :16] = _jet(np.linspace(1, 0, height)[:, None])
+    for number in range(5):
+        value = limits[1] + (limits[0] - limits[1]) * number / 4
+        row = round(number / 4 * (height - 1))
+        bar[row, :20] = 0
+        place = 22, min(max(row + 4, 9), height - 2)
+        cv2.putText(bar, f'{value:.1f}', place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+    return bar
 
 
 def error_picture(sr, gt, full_scale=32):

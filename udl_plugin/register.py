@@ -8,7 +8,7 @@ import inspect
 
 from udl_plugin.autoload import install
 
-# registry in basicsr.utils.registry -> registered name -> module that defines the class of that name
+# registry in basicsr.utils.registry -> registered name -> module that defines the class or function of that name
 NAMES = {
     'ARCH_REGISTRY': {
         'EDSRVar': 'udl_plugin.archs.edsr_arch',
@@ -24,6 +24,13 @@ NAMES = {
         'EU': 'udl_plugin.losses.uncertainty_loss',
         'ESU': 'udl_plugin.losses.uncertainty_loss',
         'UDL': 'udl_plugin.losses.uncertainty_loss',
+    },
+    'METRIC_REGISTRY': {
+        'calculate_map_spearman': 'udl_plugin.metrics.uncertainty_metrics',
+        'calculate_map_pearson': 'udl_plugin.metrics.uncertainty_metrics',
+        'calculate_map_ause': 'udl_plugin.metrics.uncertainty_metrics',
+        'calculate_map_calibration': 'udl_plugin.metrics.uncertainty_metrics',
+        'calculate_map_sparsity': 'udl_plugin.metrics.uncertainty_metrics',
     },
     'MODEL_REGISTRY': {
         'UDLModel': 'udl_plugin.models.udl_model',

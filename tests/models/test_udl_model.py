@@ -9,6 +9,7 @@ import pytest
 import torch
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.models import build_model
+from basicsr.utils import tensor2img
 from conftest import TINY, model_options
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from udl_plugin.archs import EDSRTwo, EDSRVar
 from udl_plugin.checkpoints import sr_state_dict
 from udl_plugin.errors import InputError
+from udl_plugin.metrics.uncertainty_metrics import calculate_map_ause, calculate_map_calibration
 from udl_plugin.model_files import read_model
 from udl_plugin.pictures import uncertainty_picture
 
@@ -259,6 +261,68 @@ def test_validation_saves_the_map_beside_the_image(tmp_path, step, is_train, suf
         expected = model.net_g.eval()(OnePair()[0]['lq'][None], return_log_var=True)[1][0].numpy()
     np.testing.assert_allclose(log_var, expected, atol=1e-6)
     np.testing.assert_array_equal(cv2.imread(str(folder / f'{stem}_uncertainty.png')), uncertainty_picture(log_var))
+
+
+@pytest.mark.parametrize('step', [1, 2])
+def test_validation_rates_the_map(tmp_path, step):
+    opt = step2_options(tmp_path) if step == 2 else model_options(1, tmp_path)
+    opt['val']['metrics'] = {'ause': {'type': 'calculate_map_ause', 'crop_border': 2, 'better': 'lower'},
+                             'calibration': {'type': 'calculate_map_calibration', 'crop_border': 2, 'factor': 1.0}}
+    before = copy.deepcopy(opt['val'])
+    model = build_model(opt)
+    model.validation(DataLoader(OnePair()), 7, None, save_img=False)
+    pair = OnePair()[0]
+    with torch.no_grad():
+        sr, log_var = model.net_g.eval()(pair['lq'][None], return_log_var=True)
+    images = tensor2img([sr]), tensor2img([pair['gt'][None]]), log_var[0].numpy()
+    assert model.metric_results['ause'] == pytest.approx(calculate_map_ause(*images, 2), abs=1e-6)
+    assert model.metric_results['calibration'] == pytest.approx(calculate_map_calibration(*images, 2, 1.0), abs=1e-6)
+    assert not (tmp_path / 'visualization').exists()
+    assert opt['val'] == before
+
+
+def test_pictures_with_fixed_limits(tmp_path):
+    opt = step2_options(tmp_path)
+    opt['val'].update(save_uncertainty=True, uncertainty_limits=[-5, 5])
+    model = build_model(opt)
+    model.validation(DataLoader(OnePair()), 7, None, save_img=False)
+    log_var = np.load(tmp_path / 'visualization/bird/bird_7_log_var.npy')
+    picture = cv2.imread(str(tmp_path / 'visualization/bird/bird_7_uncertainty.png'))
+    np.testing.assert_array_equal(picture, uncertainty_picture(log_var, (-5, 5)))
+    assert (picture != uncertainty_picture(log_var)).any()
+
+
+def test_step_2_weighs_by_the_error_of_the_frozen_network(tmp_path):
+    model = build_model(step2_options(tmp_path, pixel_opt={'type': 'UDL', 'source': 'error'}))
+    iterate(model, 2)  # the two branches differ now
+    model.feed_data({'lq': torch.rand(2, 3, 8, 8), 'gt': torch.rand(2, 3, 16, 16)})
+    loss = model.compute_losses()['l_pix'].item()
+    with torch.no_grad():
+        sr, var_sr = model.net_g.sr_net(model.lq), model.net_g.var_net(model.lq)
+    error = 255 * (model.gt - var_sr).abs()
+    expected = ((error - error.amin((2, 3), keepdim=True) + 1) * 255 * (model.gt - sr).abs()).mean()
+    assert loss == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_training_state_is_never_torn(tmp_path, monkeypatch):
+    """A kill while upstream writes leaves the state before, and nothing that --auto_resume would take."""
+    model = iterate(build_model(model_options(1, tmp_path)), 1)
+    model.save_training_state(0, 1)
+    states = sorted(path.name for path in tmp_path.iterdir())
+    assert states == ['1.state']
+    assert torch.load(tmp_path / '1.state')['iter'] == 1
+
+    def torn(state, path):
+        assert not path.startswith(str(tmp_path / '2'))
+        with open(path, 'wb') as file:
+            file.write(b'half')
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, 'save', torn)
+    with pytest.raises(KeyboardInterrupt):
+        model.save_training_state(0, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == states
+    assert model.opt['path']['training_states'] == str(tmp_path)
 
 
 def test_validation_gives_the_same_image_with_and_without_map(tmp_path):

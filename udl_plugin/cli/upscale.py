@@ -45,12 +45,18 @@ def parse(argv):
     add('--model', type=a_path, required=True, metavar='FILE', help='.pth, .pt or .safetensors')
     add_reading_options(parser)
     add('--uncertainty', action='store_true', help='write the map too; wants the checkpoint of step 1 or 2 itself')
+    add('--uncertainty-limits', nargs=2, type=float, metavar=('LOW', 'HIGH'),
+        help="of all pictures of maps, from blue to red, so that they can be compared (default: each map's own)")
     add('--tile', type=a_count, metavar='N', help='show the network N x N pixels at once: less memory (default: all)')
     add('--self-ensemble', action='store_true', help='mean over eight flips and rotations: eight times as long')
     add('--device', metavar='NAME', help='such as cpu or cuda:1 (default: the GPU where there is one)')
     add('--force', action='store_true', help='replace results that exist')
     add('--quiet', action='store_true', help='show warnings and errors only')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    limits = args.uncertainty_limits
+    if limits and not (args.uncertainty and limits[0] < limits[1]):
+        parser.error('--uncertainty-limits are a lower and a higher number, and want --uncertainty')
+    return args
 
 
 def run(args):
@@ -73,7 +79,7 @@ def run(args):
         try:
             track = None if len(images) > 1 else \
                 lambda pieces, number: args.track(pieces, number, 'Upscaling', 'pieces')
-            write(target, upscaler(read_full_image(source), track))
+            write(target, upscaler(read_full_image(source), track), args.uncertainty_limits)
         except (InputError, MemoryError, OSError) as err:
             if len(images) == 1 or getattr(err, 'errno', None) in FULL:
                 raise InputError(describe(source, err)) from err
@@ -127,13 +133,13 @@ def targets(image, uncertainty=True):
     return [image] + [image.with_name(image.stem + end) for end in ('_uncertainty.png', '_log_var.npy')] * uncertainty
 
 
-def write(target, upscaled):
+def write(target, upscaled, limits=None):
     image, picture, log_var = targets(target)
     if upscaled.log_var is not None:
         raw = io.BytesIO()
         np.save(raw, upscaled.log_var)
         write_whole(log_var, raw.getvalue())
-        write_whole(picture, encode_png(uncertainty_picture(upscaled.log_var)))
+        write_whole(picture, encode_png(uncertainty_picture(upscaled.log_var, limits)))
     write_whole(image, encode_png(upscaled.image))  # last: where it is, the map is
 
 

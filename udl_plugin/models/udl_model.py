@@ -1,5 +1,7 @@
 """BasicSR's SRModel for both steps: hands the loss the log-variance that it asks for, and saves maps in validation."""
 import io
+import os
+import tempfile
 from collections import OrderedDict
 from os import path as osp
 
@@ -13,19 +15,25 @@ from torch.nn import functional as F
 from udl_plugin.archs.two_step import TwoStep
 from udl_plugin.checkpoints import read_fitting, write_checkpoint
 from udl_plugin.files import write_whole
-from udl_plugin.options import check_options
+from udl_plugin.options import check_options, metrics_of_maps
 from udl_plugin.pictures import encode_png, uncertainty_picture
 from udl_plugin.sections import size_multiple
 
+NEEDED = ('log_var', 'var_sr')  # what networks return beside the SR image, in their order
+
 
 class UDLModel(SRModel):
-    """Step 1 (`EDSRVar`, ESU), step 2 (`EDSRTwo`, UDL), and their test. All options of SRModel, and one more:
+    """Step 1 (`EDSRVar`, ESU), step 2 (`EDSRTwo`, UDL), and their test. All options of SRModel, and two more:
 
         val:
-          save_uncertainty: true   # beside each SR image: IMAGE_uncertainty.png, the map as a picture, and
-                                   # IMAGE_log_var.npy, float32 (C, H, W): log of the error's scale in 8-bit levels
+          save_uncertainty: true       # beside each SR image: IMAGE_uncertainty.png, the map as a picture, and
+                                       # IMAGE_log_var.npy, float32 (C, H, W): log of the error's scale in 8-bit levels
+          uncertainty_limits: [-1, 4]  # of all pictures, from blue to red; without it, each map's own
 
-    A loss that has `needs_log_var` is called as `loss(sr, gt, log_var)`, any other as `loss(sr, gt)`.
+    Metrics of maps (`udl_plugin/metrics/`) go under `val: metrics` as BasicSR's own do.
+
+    A loss that has `needs`, names such as `log_var`, is called as `loss(sr, gt, log_var=...)` with what the network
+    gives under `return_log_var=True`; any other as `loss(sr, gt)`.
 
     Args:
         opt (dict): As BasicSR's `parse_options` returns it.
@@ -37,6 +45,9 @@ class UDLModel(SRModel):
     def __init__(self, opt):
         check_options(opt)
         self.save_uncertainty = (opt.get('val') or {}).get('save_uncertainty', False)
+        self.map_metrics = metrics_of_maps(opt)
+        self.wants_log_var = self.save_uncertainty or bool(self.map_metrics)  # of the network, in validation
+        self.log_var = None  # of the last image that was tested
         self.validating = None  # the data set's name and the iteration, during validation
         super().__init__(opt)
 
@@ -46,7 +57,7 @@ class UDLModel(SRModel):
         if isinstance(net, TwoStep) and self.ema_decay > 0:
             # upstream may have read `params` into one and `params_ema` into the other; the frozen branch is one
             self.net_g_ema.var_net.load_state_dict(net.var_net.state_dict())
-        self.loss_needs_log_var = getattr(self.cri_pix, 'needs_log_var', False)
+        self.loss_needs = [name for name in NEEDED if name in getattr(self.cri_pix, 'needs', ())]
 
     def optimize_parameters(self, current_iter):
         self.optimizer_g.zero_grad()
@@ -60,9 +71,9 @@ class UDLModel(SRModel):
     def compute_losses(self):
         """Runs the network on the batch in hand and returns upstream's losses by upstream's names, weighted."""
         losses = OrderedDict()
-        if self.loss_needs_log_var:
-            self.output, log_var = self.net_g(self.lq, return_log_var=True)
-            losses['l_pix'] = self.cri_pix(self.output, self.gt, log_var)
+        if self.loss_needs:
+            self.output, *needed = self.net_g(self.lq, **{f'return_{name}': True for name in self.loss_needs})
+            losses['l_pix'] = self.cri_pix(self.output, self.gt, **dict(zip(self.loss_needs, needed)))
         else:
             self.output = self.net_g(self.lq)
             if self.cri_pix:
@@ -105,6 +116,19 @@ class UDLModel(SRModel):
         except OSError as err:  # a full disk ends no training upstream either
             get_root_logger().error(f"'{path}' cannot be written: {err}. Training goes on.")
 
+    @master_only
+    def save_training_state(self, epoch, current_iter):
+        """As upstream's, but the file is never torn: upstream writes it elsewhere, and it is moved when it is whole."""
+        states = self.opt['path']['training_states']
+        with tempfile.TemporaryDirectory(prefix='.', dir=states) as folder:
+            self.opt['path']['training_states'] = folder
+            try:
+                super().save_training_state(epoch, current_iter)
+            finally:
+                self.opt['path']['training_states'] = states
+            for name in os.listdir(folder):
+                os.replace(osp.join(folder, name), osp.join(states, name))
+
     def feed_data(self, data):
         super().feed_data(data)
         self.lq_path = data.get('lq_path')
@@ -114,14 +138,18 @@ class UDLModel(SRModel):
         lq, multiple = self.lq, size_multiple(self.opt['network_g'])
         height, width = (self.opt['scale'] * size for size in lq.shape[2:])
         self.lq = F.pad(lq, (0, -lq.shape[3] % multiple, 0, -lq.shape[2] % multiple), mode='replicate')
-        log_var = self._test()
+        self.log_var = self._test()
         self.lq, self.output = lq, self.output[:, :, :height, :width]
-        if self.validating and log_var is not None:
-            self._write_uncertainty(log_var[0, :, :height, :width].float().cpu().numpy())
+        if self.log_var is not None:
+            self.log_var = self.log_var[:, :, :height, :width].float().cpu()
+            for metric in self.map_metrics:
+                metric['log_var'] = self.log_var[0].numpy()  # upstream hands metrics the images and their options
+            if self.save_uncertainty and self.validating:
+                self._write_uncertainty(self.log_var[0].numpy())
 
     def _test(self):
-        """Sets `self.output`; returns the log-variance where it is to be saved."""
-        if not self.save_uncertainty:
+        """Sets `self.output`; returns the log-variance where it is wanted."""
+        if not self.wants_log_var:
             super().test()
             return None
         # not through DataParallel: with keyword arguments it cannot split a batch of one
@@ -133,10 +161,19 @@ class UDLModel(SRModel):
             self.net_g.train()
         return log_var
 
+    def get_current_visuals(self):
+        """As upstream's, and `log_var` where validation asked for it."""
+        visuals = super().get_current_visuals()
+        if self.log_var is not None:
+            visuals['log_var'] = self.log_var
+        return visuals
+
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img):
         self.validating = (dataloader.dataset.opt['name'], current_iter)
         super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
         self.validating = None
+        for metric in self.map_metrics:
+            metric.pop('log_var', None)
 
     def _write_uncertainty(self, log_var):
         """Writes the map beside where upstream puts the SR image of `self.lq_path`."""
@@ -148,4 +185,5 @@ class UDLModel(SRModel):
         raw = io.BytesIO()
         np.save(raw, log_var)
         write_whole(f'{stem}_log_var.npy', raw.getvalue())
-        write_whole(f'{stem}_uncertainty.png', encode_png(uncertainty_picture(log_var)))
+        write_whole(f'{stem}_uncertainty.png', encode_png(
+            uncertainty_picture(log_var, self.opt['val'].get('uncertainty_limits'))))

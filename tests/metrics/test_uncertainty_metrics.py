@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+from scipy.stats import laplace
+
+from udl_plugin.metrics.uncertainty_metrics import (
+    ause,
+    calculate_map_ause,
+    calculate_map_calibration,
+    calculate_map_pearson,
+    calculate_map_sparsity,
+    calculate_map_spearman,
+    calibration,
+    gini,
+    hoyer,
+    pearson,
+    reliability,
+    samples,
+    sparsification,
+    spearman,
+    step2_weight,
+)
+
+ERROR = np.abs(np.random.default_rng(0).normal(size=5000))
+
+
+def by_hand(uncertainty, error, steps):
+    """Takes the most uncertain samples away, one curve point at a time."""
+    order = sorted(range(len(error)), key=lambda i: -uncertainty[i])
+    curve = []
+    for step in range(steps):
+        rest = order[len(error) * step // steps:]
+        curve.append(np.mean(error[rest]))
+    return np.array(curve) / curve[0]
+
+
+def test_sparsification_by_hand():
+    uncertainty = np.random.default_rng(1).permutation(200).astype(float)
+    np.testing.assert_allclose(sparsification(uncertainty, ERROR[:200], 20), by_hand(uncertainty, ERROR[:200], 20))
+
+
+def test_ause_of_the_error_itself_is_0_and_of_its_opposite_the_worst():
+    noise = np.random.default_rng(1).normal(size=ERROR.size)
+    assert ause(ERROR, ERROR) == 0
+    assert ause(np.exp(ERROR), ERROR) == pytest.approx(0)
+    assert 0.05 < ause(ERROR + 0.5 * noise, ERROR) < ause(noise, ERROR) < ause(-ERROR, ERROR)
+
+
+def test_samples_of_equal_uncertainty_leave_in_random_order():
+    """A constant map knows nothing, however the errors lie in the image."""
+    np.testing.assert_allclose(sparsification(np.zeros(ERROR.size), np.sort(ERROR)), 1)
+    ordered = sparsification(np.r_[np.zeros(50), np.ones(50)], np.r_[np.arange(50.), np.arange(50.) + 50], 4)
+    np.testing.assert_allclose(ordered, np.array([49.5, (50 * 24.5 + 25 * 74.5) / 75, 24.5, 24.5]) / 49.5)
+
+
+def test_without_any_error_nothing_is_sparsified():
+    assert (sparsification(ERROR, np.zeros(ERROR.size)) == 1).all()
+
+
+def test_correlations():
+    assert spearman(np.exp(ERROR), ERROR) == pytest.approx(1)
+    assert pearson(3 * ERROR + 1, ERROR) == pytest.approx(1)
+    assert pearson(np.exp(3 * ERROR), ERROR) < 0.9
+    assert spearman(np.ones(5), np.arange(5.)) == pearson(np.ones(5), np.arange(5.)) == 0
+
+
+@pytest.mark.parametrize(('factor', 'shift'), [(1.0, 0.0), (2.0, np.log(2))])
+def test_calibration_of_a_laplace_scale_that_is_right(factor, shift):
+    """At EU's optimum exp(s) is the mean error, at ESU's the half of it."""
+    scale = np.random.default_rng(2).uniform(1, 20, 100_000)
+    error = np.abs(laplace.rvs(scale=scale, random_state=3))
+    log_var = np.log(scale) - shift
+    assert calibration(log_var, error, factor) < 0.03
+    assert calibration(log_var + np.log(2), error, factor) == pytest.approx(0.5, abs=0.03)
+    predicted, observed = reliability(log_var, error, factor)
+    assert predicted.shape == observed.shape == (10,)
+    assert (np.diff(predicted) > 0).all()
+
+
+@pytest.mark.parametrize('sparsity', [gini, hoyer])
+def test_sparsity(sparsity):
+    one = np.zeros(1000)
+    assert sparsity(one) == 0
+    one[3] = 7
+    assert sparsity(np.full(1000, 0.3)) == pytest.approx(0, abs=1e-6)
+    assert sparsity(one) == pytest.approx(1, abs=2e-3)
+    assert sparsity(ERROR**3) > sparsity(ERROR) > 0
+    assert sparsity(ERROR) == pytest.approx(sparsity(5 * ERROR))
+
+
+def test_gini_of_an_exponential_distribution():
+    assert gini(np.random.default_rng(0).exponential(size=200_000)) == pytest.approx(0.5, abs=0.01)
+
+
+def images():
+    generator = np.random.default_rng(0)
+    sr, gt = (generator.integers(0, 256, (12, 10, 3), dtype=np.uint8) for _ in range(2))
+    return sr, gt
+
+
+def test_samples_match_the_channels_of_map_and_image():
+    """Images are BGR and the map is RGB; the border is left out."""
+    sr, gt = images()
+    error = np.abs(sr.astype(float) - gt)
+    rgb = np.stack([error[..., 2], error[..., 1], error[..., 0]])
+    log_var, absolute = samples(sr, gt, rgb, crop_border=2)
+    np.testing.assert_array_equal(log_var, absolute)
+    assert absolute.size == 8 * 6 * 3
+    assert calculate_map_ause(sr, gt, rgb, 2) == 0
+    assert calculate_map_spearman(sr, gt, rgb, 2) == pytest.approx(1)
+    assert calculate_map_pearson(sr, gt, np.log(rgb + 1e-9), 2) == pytest.approx(1)
+    assert calculate_map_calibration(sr, gt, np.log(rgb + 1), 2, factor=1) < 0.2
+    grey = rgb[:1]
+    assert samples(sr[..., 2], gt[..., 2], grey)[1].tolist() == grey.ravel().tolist()
+
+
+def test_sizes_that_differ():
+    sr, gt = images()
+    with pytest.raises(ValueError, match='not of one size'):
+        samples(sr, gt, np.zeros((1, 12, 10)))
+
+
+def test_map_sparsity_is_of_the_weight_of_step_2():
+    log_var = np.random.default_rng(0).normal(size=(3, 12, 10)) + np.array([0, 5, -3])[:, None, None]
+    sr, gt = images()
+    weight = log_var - log_var.min((1, 2), keepdims=True)
+    np.testing.assert_allclose(step2_weight(log_var), weight.ravel())
+    assert calculate_map_sparsity(sr, gt, log_var, 0) == pytest.approx(gini(weight.ravel()))
+    assert calculate_map_sparsity(sr, gt, log_var, 0, measure='hoyer') == pytest.approx(hoyer(weight.ravel()))
