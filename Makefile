@@ -1,4 +1,5 @@
 # make demo   a picture of an uncertainty map, from nothing
+# make study  a table of losses against each other, with its uncertainty
 # make test   the test suite
 # make lint   ruff
 PYTHON ?= python3
@@ -7,11 +8,15 @@ BIN := $(VENV)/bin
 # the folder is in its name: a clone that was moved is installed again
 INSTALLED := $(VENV)/installed$(subst /,-,$(CURDIR))
 
-.PHONY: demo test lint clean
+.PHONY: demo study test lint clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py
+
+study: $(INSTALLED)
+	$(BIN)/python -c "from udl_plugin.data.demo import write_demo_data; write_demo_data('datasets/demo')"
+	$(BIN)/python scripts/study.py options/studies/demo.yml --jobs 2
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -7,7 +7,6 @@ the baseline is trained in two halves as well.
 import collections
 import os
 import re
-import statistics
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from torch.nn import functional as F
 from udl_plugin.checkpoints import read_checkpoint, sr_state_dict
 from udl_plugin.data.demo import CROP, SCALE, STEP, write_demo_data
 from udl_plugin.files import write_whole
+from udl_plugin.measure import time_in_turn
 from udl_plugin.pictures import encode_png, error_picture, sheet, uncertainty_picture
 
 DATA = 'datasets/demo'
@@ -131,24 +131,6 @@ def load(test_name):
     state_dict, _ = read_checkpoint(opt['path']['pretrain_network_g'])
     net.load_state_dict(state_dict)
     return net, sum(tensor.numel() for tensor in sr_state_dict(state_dict).values())
-
-
-def time_in_turn(functions, lq, rounds=7):
-    """Median seconds of each function on `lq`, on the GPU where there is one; the first round is not counted."""
-    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    lq = lq.to(device)
-    times = {name: [] for name in functions}
-    for _ in range(rounds + 1):
-        for name, function in functions.items():
-            if isinstance(function, torch.nn.Module):
-                function.to(device)
-            start = time.perf_counter()
-            with torch.no_grad():
-                function(lq)
-            if device.type == 'cuda':
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
 def draw(bicubic_image, sr, gt, psnr, side=128, width=384):

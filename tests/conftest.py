@@ -1,4 +1,5 @@
 """What the tests share: a small network, small data, and a way to run an entry point as a user would."""
+import copy
 import os
 import subprocess
 import sys
@@ -111,6 +112,28 @@ def model_options(step, folder, model_type='UDLModel', **train):
         'val': {'save_img': False, 'suffix': None,
                 'metrics': {'psnr': {'type': 'calculate_psnr', 'crop_border': 2, 'test_y_channel': True}}},
     }
+
+
+def study_section(**changes):
+    """A small study; None as value drops a key."""
+    train = {'total_iter': 4, 'optim_g': {'type': 'Adam', 'lr': 1e-3},
+             'scheduler': {'type': 'MultiStepLR', 'milestones': [2], 'gamma': 0.5}}
+    whole = {
+        'name': 'tiny', 'baseline': 'L1', 'seeds': [0], 'scales': [2],
+        'networks': {'tiny': {'type': 'EDSR', **{key: value for key, value in TINY.items() if key != 'upscale'}}},
+        'variants': {'L1': [{'type': 'L1Loss'}, {'type': 'L1Loss'}], 'UDL': [{'type': 'ESU'}, {'type': 'UDL'}]},
+        'steps': [train, {**train, 'total_iter': 6}],
+        'datasets': {'train': {
+            'type': 'PairedImageDataset', 'dataroot_gt': 'datasets/demo/demo_train_HR_sub.lmdb',
+            'dataroot_lq': 'datasets/demo/demo_train_LR_bicubic_X{scale}_sub.lmdb', 'io_backend': {'type': 'lmdb'},
+            'lq_size': 12, 'use_hflip': True, 'use_rot': True, 'num_worker_per_gpu': 0, 'batch_size_per_gpu': 2,
+            'dataset_enlarge_ratio': 1}},
+        'benchmarks': {'astronaut': 'datasets/demo/val'},
+        'val': {'benchmark': 'astronaut', 'val_freq': 2},
+        'logger': {'print_freq': 1, 'save_checkpoint_freq': 2},
+        'num_gpu': 0, **changes,
+    }
+    return copy.deepcopy({key: value for key, value in whole.items() if value is not None})
 
 
 class Runner:

@@ -57,7 +57,7 @@ def whole_folders(parent, names, force=False):
     unfinished = parent / UNFINISHED
     if os.path.lexists(unfinished) and (unfinished.is_symlink() or not unfinished.is_dir()):
         raise InputError(f"'{unfinished}' is in the way: new folders are made in one of this name. Remove it.")
-    with _alone(parent):
+    with alone(parent):
         _move_into_place(unfinished)
         if unfinished.exists():
             shutil.rmtree(unfinished)
@@ -105,10 +105,17 @@ def _move_into_place(unfinished):
 
 
 @contextlib.contextmanager
-def _alone(folder):
-    """Keeps other processes out of the same block; the system lets them in when this one ends, however it does."""
+def alone(folder):
+    """Keeps other processes out of the same block; the system lets them in when this one ends, however it does.
+
+    Gives the number of the open file that holds the lock: processes that inherit it hold it too. None where the system
+    has no such locks.
+
+    Raises:
+        InputError: another process is in there.
+    """
     if fcntl is None:
-        yield
+        yield None
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -118,6 +125,6 @@ def _alone(folder):
             raise InputError(f"'{folder}': another process is writing there now; wait until it has ended.") from None
         except OSError:
             pass  # a network file system without locks
-        yield
+        yield handle
     finally:
         os.close(handle)

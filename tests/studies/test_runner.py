@@ -1,0 +1,165 @@
+"""A tiny study, run as a user runs it: finished, killed, changed, failing."""
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from basicsr.archs.edsr_arch import EDSR
+from conftest import TINY, study_section
+
+from udl_plugin.errors import InputError
+from udl_plugin.studies.matrix import read_study
+from udl_plugin.studies.runner import run_study
+
+STUDY = ('-m', 'udl_plugin.cli.study', 'tiny.yml')
+
+
+def write_study(folder, **changes):
+    (folder / 'tiny.yml').write_text(yaml.safe_dump(study_section(**changes)))
+
+
+def test_study_from_nothing_to_report(runner):
+    write_study(runner.folder)
+    process = runner.run(*STUDY, '--jobs', '2')
+    assert process.returncode == 0, process.stdout
+    assert '4 trainings, 4 of them to be done' in process.stdout
+    folder = runner.folder / 'results/tiny'
+    assert {path.name for path in folder.iterdir()} == {
+        'options', 'experiments', 'tb_logger', 'scores', 'table.md', 'table.csv', 'images.csv', 'differences.png',
+        'curves.png', 'report.html'}
+    scores = {path.stem: json.loads(path.read_text()) for path in (folder / 'scores').iterdir()}
+    assert len(scores) == 4
+    udl = scores['tiny_x2_ESU_then_UDL_seed0']
+    psnr, ssim = udl['scores']['astronaut']['astronaut']
+    assert f'| UDL | 10 | 1 | {psnr:.3f} | {ssim:.4f} |' in (folder / 'table.md').read_text()
+    assert set(udl['curve']) == {'2', '4', '6'}
+    assert udl['curve']['6'] == pytest.approx(psnr, abs=1e-4)
+
+    # the score is that of upstream's own last validation
+    log = next((folder / 'experiments/tiny_x2_ESU_then_UDL_seed0').glob('train_*.log')).read_text()
+    assert f'# psnr: {psnr:.4f}' in log
+    assert f'# ssim: {ssim:.4f}' in log
+
+    # step 2 went on from step 1, and its frozen branch is that one
+    models = {name: torch.load(folder / f'experiments/tiny_x2_{name}_seed0/models/net_g_latest.pth')['params']
+              for name in ('ESU', 'ESU_then_UDL', 'L1Loss_then_L1Loss')}
+    for name, value in models['ESU'].items():
+        assert torch.equal(value, models['ESU_then_UDL'][f'var_net.{name}'])
+    EDSR(**TINY).load_state_dict(models['L1Loss_then_L1Loss'])
+    assert not list(folder.glob('experiments/*/training_states'))
+
+    # again: nothing is trained, and nothing else comes out
+    before = {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+    process = runner.run(*STUDY, '--jobs', '2')
+    assert '4 trainings, 0 of them to be done' in process.stdout
+    assert {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()} == before
+
+    # a run of it, as any yml
+    process = subprocess.run([sys.executable, '-m', 'udl_plugin.train', '-opt', 'options/tiny_x2_ESU_seed0.yml'],
+                             cwd=folder, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+
+    write_study(runner.folder, steps=[{**study_section()['steps'][0], 'total_iter': 3}] * 2)
+    process = runner.run(*STUDY)
+    assert process.returncode == 2
+    assert "tiny_x2_L1Loss_seed0.yml' is of a study with other options (now: total_iter: 3)" in process.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, 'killpg'), reason='kills a process as POSIX has it')
+def test_killed_study_goes_on(runner):
+    variants = {'L1': [{'type': 'L1Loss'}]}
+    steps = [{**study_section()['steps'][0], 'total_iter': 400}]
+    logger = {'print_freq': 1, 'save_checkpoint_freq': 20}
+    write_study(runner.folder, variants=variants, steps=steps, val={'benchmark': 'astronaut', 'val_freq': 1000},
+                logger=logger)
+    folder = runner.folder / 'results/tiny'
+    states = folder / 'experiments/tiny_x2_L1Loss_seed0/training_states'
+    with subprocess.Popen([sys.executable, *STUDY], cwd=runner.folder, stdout=subprocess.DEVNULL) as process:
+        wait_for(lambda: states.is_dir() and any(states.glob('*.state')))
+        process.send_signal(signal.SIGKILL)
+    with contextlib.suppress(InputError):  # the training that it had started ends too, and lets go of the folder
+        wait_for(lambda: is_free(folder))
+    assert is_free(folder)
+    assert not (folder / 'scores').exists()
+    reached = max(int(path.stem) for path in states.glob('*.state'))
+    assert reached < 400
+    assert not [path for path in states.iterdir() if not path.name.endswith('.state') and path.is_file()]
+
+    process = runner.run(*STUDY)
+    assert process.returncode == 0, process.stdout
+    assert '1 of them to be done' in process.stdout
+    log = '\n'.join(path.read_text() for path in (folder / 'experiments/tiny_x2_L1Loss_seed0').glob('*.log'))
+    assert re.search(rf'Resuming training from epoch: \d+, iter: {reached}\.', log)
+    assert len(list((folder / 'scores').iterdir())) == 1
+
+
+def wait_for(condition, seconds=60):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end
+        time.sleep(0.1)
+
+
+def is_free(folder):
+    from udl_plugin.files import alone
+    try:
+        with alone(folder):
+            return True
+    except InputError:
+        return False
+
+
+def test_failure_of_one_leaves_the_others(runner):
+    """The optimizer's options are upstream's to know: the first of all trainings finds out."""
+    first, second = study_section()['steps']
+    write_study(runner.folder, steps=[first, {**second, 'optim_g': {'type': 'Adam', 'lr': 1e-3, 'btas': 1}}],
+                variants={'L1': [{'type': 'L1Loss'}] * 2})
+    process = runner.run(*STUDY)
+    assert process.returncode == 1
+    assert 'trainings that failed: 1 of 2' in process.stdout
+    assert "unexpected keyword argument 'btas'" in process.stdout
+    folder = runner.folder / 'results/tiny/scores'
+    assert [path.name for path in folder.iterdir()] == ['tiny_x2_L1Loss_seed0.json']
+
+
+def test_what_follows_from_a_failure_is_not_begun(runner, monkeypatch):
+    monkeypatch.chdir(runner.folder)
+    write_study(runner.folder, steps=[{**step, 'optim_g': {'type': 'Adam', 'lr': 1e-3, 'btas': 1}}
+                                      for step in study_section()['steps']], variants={'L1': [{'type': 'L1Loss'}] * 2})
+    lines = []
+    failed = run_study(read_study('tiny.yml'), tell=lines.append)
+    assert list(failed) == ['tiny_x2_L1Loss_seed0', 'tiny_x2_L1Loss_then_L1Loss_seed0']
+    assert failed['tiny_x2_L1Loss_then_L1Loss_seed0'] == 'was not begun, for tiny_x2_L1Loss_seed0 failed.'
+    assert lines[1:] == ['1 of 2: tiny_x2_L1Loss_seed0']
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({'benchmarks': {'astronaut': 'datasets/demo/val', 'Set5': 'datasets/nowhere'}},
+     "tiny, x2, L1Loss: Set5: dataroot_gt: there is no folder 'datasets/nowhere/GTmod2'"),
+    ({'networks': {'tiny': {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feats': 8}}},
+     "tiny, x2, L1Loss: network_g: 'num_feats' is not an option"),
+    ({'scales': [3]}, "train: dataroot_lq: there is no folder 'datasets/demo/demo_train_LR_bicubic_X3_sub.lmdb'"),
+    ({'steps': [{**study_section()['steps'][0], 'ema_deacy': 0.9}] * 2}, "train: 'ema_deacy' is not an option"),
+])
+def test_bad_input_is_refused_before_anything_is_written(runner, monkeypatch, changes, message):
+    monkeypatch.chdir(runner.folder)
+    write_study(runner.folder, **changes)
+    with pytest.raises(InputError, match=message):
+        run_study(read_study('tiny.yml'))
+    assert not (runner.folder / 'results').exists()
+
+
+def test_one_study_at_a_time_in_a_folder(runner, monkeypatch):
+    from udl_plugin.files import alone
+    monkeypatch.chdir(runner.folder)
+    write_study(runner.folder)
+    (runner.folder / 'results/tiny').mkdir(parents=True)
+    with alone('results/tiny'), pytest.raises(InputError, match='another process is writing there'):
+        run_study(read_study('tiny.yml'))

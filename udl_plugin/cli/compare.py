@@ -1,0 +1,90 @@
+"""The command `udl-compare`: networks side by side on benchmarks. See udl_plugin/studies/compare.py."""
+import argparse
+import logging
+import sys
+import tempfile
+from pathlib import Path
+
+from udl_plugin.cli.command import a_count, a_path, run_command
+from udl_plugin.errors import InputError
+from udl_plugin.files import write_whole
+
+ABOUT = """\
+Tests networks, and bicubic, on benchmarks through BasicSR's test code, and writes a table, crops and a report.
+
+  udl-compare edsr.pth UDL=experiments/train_udl_step2/models/net_g_latest.pth --sets datasets/Set5 datasets/Set14
+  udl-compare options/test_udl.yml swinir.yml --uncertainty
+
+Each INPUT is a checkpoint (.pth, .pt, .safetensors) or a test yml, which any network of BasicSR can have; LABEL=FILE
+names it in the tables. --sets are folders that udl-prepare benchmark wrote; without it, the data sets of the ymls are
+taken. It writes, below --out: table.md, scores.csv (every image), crops.png, with --uncertainty sparsification_SET.png,
+and report.html with all of it.
+"""
+
+SORTS = ('given', 'psnr', 'ssim', 'params', 'madds', 'time', 'memory')
+
+
+def main(argv=None):
+    """Runs the command. Returns the exit status: 0; 2 for bad input; 130 after Ctrl-C."""
+    args = parse(argv)
+    return run_command('udl-compare', args, run, 'nothing was written')
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(prog='udl-compare', description=ABOUT, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add('inputs', nargs='+', type=a_path, metavar='INPUT', help='FILE or LABEL=FILE')
+    add('--sets', nargs='+', type=a_path, default=[], metavar='DIR', help='benchmarks, with GTmod2 and LRbicx2 for x2')
+    add('--out', type=a_path, default='results/compare', metavar='DIR', help='(results/compare)')
+    add('--sort', choices=SORTS, default='given', help='order of the table, the best first (as given)')
+    add('--image', metavar='NAME', help='of which crops are shown (the first of the first benchmark)')
+    add('--box', nargs=4, type=int, action='append', metavar=('X', 'Y', 'WIDTH', 'HEIGHT'),
+        help='a crop, in pixels of the ground truth; may be given again (two where the first map is highest)')
+    add('--box-size', type=a_count, default=96, metavar='N', help='sides of the crops that are picked (96)')
+    add('--uncertainty', action='store_true', help='rate the maps: correlation, AUSE, calibration, sparsity')
+    add('--eu', nargs='+', default=[], metavar='LABEL', help='networks whose map is from EU, not ESU, for calibration')
+    add('--quiet', action='store_true', help='show errors only')
+    return parser.parse_args(argv)
+
+
+def run(args):
+    import torch  # from here on it takes seconds
+
+    from udl_plugin.report import markdown_table, to_html
+    from udl_plugin.studies import compare
+    logging.getLogger('basicsr').setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory(prefix='udl_compare_') as folder:
+        entries, datasets, scale = compare.read_entries(args.inputs, folder)
+        for label in args.eu:
+            if label not in [entry.label for entry in entries]:
+                raise InputError(f"--eu: there is no network '{label}'; there are: "
+                                 f'{", ".join(entry.label for entry in entries)}.')
+        if args.uncertainty and not any(entry.has_map for entry in entries):
+            raise InputError('--uncertainty: none of the networks has a map; take checkpoints of step 1 or 2.')
+        benchmarks = compare.find_benchmarks(args.sets, datasets, scale)
+        results = compare.compare(
+            entries, benchmarks, scale, args.image, args.uncertainty, dict.fromkeys(args.eu, 1.0),
+            lambda pairs, number: args.track(pairs, number, 'Testing', 'networks'))
+    boxes = [tuple(box) for box in args.box or ()] or compare.find_boxes(results, args.box_size)
+    height, width = results[0].shown.gt.shape[:2]
+    for x, y, box_width, box_height in boxes:
+        if not (0 <= x < x + box_width <= width and 0 <= y < y + box_height <= height):
+            raise InputError(f'--box {x} {y} {box_width} {box_height}: is not inside {results[0].shown.name}, '
+                             f'{width} x {height}.')
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads'
+    parts, files = compare.report_of(results, scale, boxes, args.sort, f'{device}, torch {torch.__version__}')
+    table = markdown_table(compare.table_of(results, args.sort))
+    tables = [table] + [f'Maps, {benchmark}:\n\n' + markdown_table(compare.map_table_of(results, benchmark))
+                        for benchmark in results[0].scores if any(benchmark in result.maps for result in results)]
+    files.update({'table.md': '\n\n'.join(tables) + '\n', 'report.html': to_html(f'Networks at x{scale}', parts)})
+    for name, content in files.items():
+        write_whole(Path(args.out, name), content if isinstance(content, bytes) else content.encode())
+    if not args.quiet:
+        print('\n' + files['table.md'])
+        print(f'Report: {Path(args.out, "report.html").resolve()}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

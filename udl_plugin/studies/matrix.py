@@ -1,0 +1,247 @@
+"""The yml of a study, and the trainings that it comes down to."""
+import copy
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from basicsr.utils.options import ordered_yaml
+
+from udl_plugin.checkpoints import as_plain_data
+from udl_plugin.errors import InputError, did_you_mean
+from udl_plugin.options import loss_of
+from udl_plugin.sections import section_of
+
+KEYS = {  # in order; whether a study may do without
+    'name': False, 'baseline': False, 'seeds': False, 'scales': False, 'networks': False, 'variants': False,
+    'steps': False, 'datasets': False, 'benchmarks': False, 'val': False, 'logger': True, 'num_gpu': True,
+}
+LOGGER = {'print_freq': 100, 'save_checkpoint_freq': 5000}
+# manual_seed of a later step, which is to see other crops than the first: the study's seed and so many for each step
+SEEDS_APART = 1000
+
+
+class Run(NamedTuple):
+    """One training of BasicSR.
+
+    Attributes:
+        name (str): Of the experiment.
+        network, scale, seed: Where in the matrix.
+        losses (tuple[str]): One for each step up to this one, in short.
+        iterations (int): Of all steps up to this one.
+        parent (str | None): The run that it goes on from.
+        opt (dict): The yml that it is trained with, in the study's folder.
+    """
+
+    name: str
+    network: str
+    scale: int
+    seed: int
+    losses: tuple
+    iterations: int
+    parent: str
+    opt: dict
+
+
+class Study:
+    """A matrix of variants, networks, scales and seeds.
+
+    Args:
+        section (dict): The content of a study's yml; `options/studies/losses.yml` tells its keys.
+        folder (str | Path): Where it will run; paths in the ymls of its runs are seen from there.
+
+    Attributes:
+        runs (list[Run]): In the order in which they should be trained: all of a seed, then the next one. Variants whose
+            first steps are the same share them.
+
+    Raises:
+        InputError: names the key.
+    """
+
+    def __init__(self, section, folder):
+        self.section, self.folder = _checked(section), Path(folder)
+        self.name, self.baseline = section['name'], section['baseline']
+        self.variants = {variant: [_short(loss) for loss in losses] for variant, losses in section['variants'].items()}
+        runs = {}
+        for seed in section['seeds']:
+            for network in section['networks']:
+                for scale in section['scales']:
+                    for variant in section['variants']:
+                        for run in self._runs_of(variant, network, scale, seed):
+                            if runs.setdefault(run.name, run) != run:
+                                raise InputError(f"variants: {variant}: two different trainings would be called "
+                                                 f"'{run.name}'; rename a network.")
+        self.runs = list(runs.values())
+
+    def run_of(self, variant, network, scale, seed, step=None):
+        """The name of the last run of a variant, or of that after so many steps."""
+        return run_name(network, scale, self.variants[variant][:step], seed)
+
+    def iterations(self, variant):
+        return sum(step['total_iter'] for step in self.section['steps'][:len(self.variants[variant])])
+
+    def benchmark(self, name, scale):
+        """Options of a PairedImageDataset, as a yml of BasicSR has them, seen from the study's folder."""
+        root = self._path(self.section['benchmarks'][name])
+        return benchmark_section(name, root, scale)
+
+    def _runs_of(self, variant, network, scale, seed):
+        plain = {**self.section['networks'][network], 'upscale': scale}
+        losses, parent, kind = self.section['variants'][variant], None, None
+        for step, loss in enumerate(losses):
+            before, kind = kind, _kind(loss, kind, f'variants: {variant}: step {step + 1}')
+            short = tuple(self.variants[variant][:step + 1])
+            name = run_name(network, scale, short, seed)
+            opt = {
+                'name': name, 'model_type': 'UDLModel', 'scale': scale,
+                'num_gpu': self.section.get('num_gpu', 'auto'), 'manual_seed': seed + SEEDS_APART * step,
+                'datasets': {'train': self._train_set(scale)},
+                'network_g': section_of(kind, plain),
+                'path': {'pretrain_network_g': parent and f'experiments/{parent}/models/net_g_latest.pth',
+                         'strict_load_g': before in (None, kind) or kind == 'step 2', 'resume_state': None},
+                'train': {**self.section['steps'][step], 'pixel_opt': loss},
+                'val': {'val_freq': self.section['val']['val_freq'], 'save_img': False, 'metrics': metrics(scale)},
+                'logger': {**LOGGER, **self.section.get('logger', {}), 'use_tb_logger': True},
+            }
+            opt['datasets']['val'] = self.benchmark(self.section['val']['benchmark'], scale)
+            iterations = sum(step['total_iter'] for step in self.section['steps'][:step + 1])
+            yield Run(name, network, scale, seed, short, iterations, parent, copy.deepcopy(opt))
+            parent = name
+
+    def _train_set(self, scale):
+        section = {key: value.format(scale=scale) if isinstance(value, str) else value
+                   for key, value in self.section['datasets']['train'].items()}
+        section['gt_size'] = section.pop('lq_size') * scale
+        for key in ('dataroot_gt', 'dataroot_lq'):
+            section[key] = self._path(section[key])
+        return {'name': 'train', **section}
+
+    def _path(self, path):
+        path = os.path.expanduser(path)
+        return path if os.path.isabs(path) else os.path.relpath(path, self.folder)
+
+
+def read_study(path, folder=None):
+    """Reads the yml of a study; keys that it lacks are taken from the yml that it names as `base`, beside it.
+
+    Args:
+        path (str | Path): The yml.
+        folder (str | Path): Where it will run; `results/NAME` where not given.
+
+    Raises:
+        InputError: names the file and the key.
+    """
+    section = _read(Path(path))
+    try:
+        return Study(section, folder or Path('results', str(section.get('name'))))
+    except InputError as err:
+        raise InputError(f"'{path}': {err}") from err
+
+
+def _read(path, seen=()):
+    """The keys of a yml and of its bases."""
+    if path in seen:
+        raise InputError(f"'{path}': base: goes in a circle.")
+    try:
+        with open(path, encoding='utf-8') as file:
+            section = as_plain_data(yaml.load(file, Loader=ordered_yaml()[0]))
+    except OSError as err:
+        raise InputError(f"'{path}': {err.strerror}.") from err
+    except (UnicodeDecodeError, yaml.YAMLError) as err:
+        raise InputError(f"'{path}' is no yml: {err}") from err
+    if not isinstance(section, dict):
+        raise InputError(f"'{path}' is not the yml of a study.")
+    base = section.pop('base', None)
+    return section if base is None else {**_read(path.parent / str(base), (*seen, path)), **section}
+
+
+def benchmark_section(name, root, scale):
+    """Options of the benchmark that udl-prepare wrote into the folder `root`, as a yml of BasicSR has them."""
+    return {'name': name, 'type': 'PairedImageDataset', 'dataroot_gt': f'{root}/GTmod{scale}',
+            'dataroot_lq': f'{root}/LRbicx{scale}', 'io_backend': {'type': 'disk'}}
+
+
+def metrics(scale):
+    """The protocol's: on Y, the border cut."""
+    return {name: {'type': f'calculate_{name}', 'crop_border': scale, 'test_y_channel': True, 'better': 'higher'}
+            for name in ('psnr', 'ssim')}
+
+
+def run_name(network, scale, losses, seed):
+    return re.sub(r'[^\w.=+-]+', '-', f'{network}_x{scale}_{"_then_".join(losses)}_seed{seed}')
+
+
+def _short(loss):
+    """`L1Loss`, or `UDL-offset=0` of a section with options."""
+    return '-'.join([loss['type'], *(f'{key}={value}' for key, value in sorted(loss.items()) if key != 'type')])
+
+
+def _kind(loss, before, where):
+    """Of which kind the network is that is trained with `loss`, when that of the step before is of kind `before`."""
+    built = loss_of(loss, f'{where}: ')
+    kind = 'plain' if not getattr(built, 'needs', ()) else 'step 1' if built.trains_log_var else 'step 2'
+    if kind == 'step 2' and before in (None, 'plain'):
+        raise InputError(f'{where}: {loss["type"]} weighs by a network of step 1, and there is none before it.')
+    if before == 'step 2' and kind != 'step 2':
+        raise InputError(f'{where}: {loss["type"]} cannot go on from a step 2.')
+    return kind
+
+
+def _checked(section):
+    for key in section:
+        if key not in KEYS:
+            raise InputError(f"'{key}' is not a key of a study{did_you_mean(key, KEYS)}; they are: base, "
+                             f'{", ".join(KEYS)}.')
+    for key, optional in KEYS.items():
+        if key not in section and not optional:
+            raise InputError(f'{key}: is missing.')
+    for key in ('networks', 'variants', 'datasets', 'benchmarks', 'val'):
+        if not isinstance(section[key], dict) or not section[key]:
+            raise InputError(f'{key}: is a section, not {section[key]!r}.')
+    for key in ('seeds', 'scales'):
+        values = section[key]
+        if not isinstance(values, list) or not values or not all(type(value) is int for value in values) \
+                or len(set(values)) < len(values):
+            raise InputError(f'{key}: is a list of different whole numbers, not {values!r}.')
+    for name, network in section['networks'].items():
+        if not isinstance(network, dict) or 'type' not in network or 'upscale' in network:
+            raise InputError(f'networks: {name}: is the section of a plain network, with a type and without upscale, '
+                             f'which is taken from scales, not {network!r}.')
+    for step, train in enumerate(section['steps'], 1):
+        if not isinstance(train, dict) or type(train.get('total_iter')) is not int or 'pixel_opt' in train:
+            raise InputError(f'steps: number {step} is what stands under train: in a yml of BasicSR, with a whole '
+                             f'number total_iter and without pixel_opt, which variants: has, not {train!r}.')
+        _check_numbers(train, f'steps: number {step}: ')
+    for name, losses in section['variants'].items():
+        if not isinstance(losses, list) or not 0 < len(losses) <= len(section['steps']) \
+                or not all(isinstance(loss, dict) and 'type' in loss for loss in losses):
+            raise InputError(f'variants: {name}: is a list with the pixel_opt of each step, {len(section["steps"])} at '
+                             f'most, not {losses!r}.')
+    if section['baseline'] not in section['variants']:
+        raise InputError(f"baseline: '{section['baseline']}' is none of the variants: "
+                         f"{', '.join(section['variants'])}.")
+    if max(map(len, section['variants'].values())) > len(section['variants'][section['baseline']]):
+        raise InputError(f'baseline: {section["baseline"]} has fewer steps than other variants; they are compared '
+                         'after equal iterations.')
+    if section['val'].keys() != {'benchmark', 'val_freq'} or section['val']['benchmark'] not in section['benchmarks']:
+        raise InputError(f'val: has benchmark, one of {", ".join(section["benchmarks"])}, and val_freq, and no other '
+                         f'key: not {section["val"]!r}.')
+    train = section['datasets'].get('train')
+    if section['datasets'].keys() != {'train'} or not isinstance(train, dict) or type(train.get('lq_size')) is not int \
+            or 'gt_size' in train:
+        raise InputError('datasets: has train:, as in a yml of BasicSR but with lq_size, for all scales, in place of '
+                         'gt_size; and no other key.')
+    for name in section.get('logger') or {}:
+        if name not in LOGGER:
+            raise InputError(f"logger: '{name}' is not an option of a study{did_you_mean(name, LOGGER)}; they are: "
+                             f"{', '.join(LOGGER)}.")
+    return section
+
+
+def _check_numbers(section, where):
+    for key, value in section.items():
+        if isinstance(value, dict):
+            _check_numbers(value, f'{where}{key}: ')
+        elif isinstance(value, str) and re.fullmatch(r'[\d.]+e-?\d+', value):
+            raise InputError(f"{where}{key}: '{value}' is a string to yml; write !!float {value}.")

@@ -1,0 +1,77 @@
+"""One run of a study, in a process of its own: python -m udl_plugin.studies.worker NAME, in the study's folder.
+
+Trains options/NAME.yml, goes on where an earlier process was killed, scores the network on the benchmarks that are
+named in options/NAME.benchmarks.json, and writes scores/NAME.json. Ends when its standard input does: with whoever
+started it.
+"""
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+import yaml
+
+from udl_plugin import entry
+from udl_plugin.files import write_whole
+
+
+def main():
+    # by number: the lock of sys.stdin would be held, and the processes that load data want to close that
+    threading.Thread(target=_end_with_the_parent, args=(os.dup(0),), daemon=True).start()
+    name = sys.argv[1]
+    yml, experiment = Path('options', f'{name}.yml'), Path('experiments', name)
+    start = time.time()
+    if not (experiment / 'models' / 'net_g_latest.pth').exists():  # written last, and whole
+        if not list(experiment.glob('training_states/*.state')):
+            for folder in (experiment, Path('tb_logger', name)):  # upstream would rename it and begin beside it
+                shutil.rmtree(folder, ignore_errors=True)
+        sys.argv = ['udl-train', '-opt', str(yml), '--auto_resume']
+        status = entry.run('basicsr.train', 'train_pipeline')
+        if status:
+            return status
+    seconds = time.time() - start
+    opt = yaml.safe_load(yml.read_text())
+    scores = score(opt, json.loads(Path('options', f'{name}.benchmarks.json').read_text()))
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads'
+    write_whole(Path('scores', f'{name}.json'), json.dumps({
+        'seconds': seconds, 'device': device, 'torch': torch.__version__, 'scores': scores,
+        'curve': curve(Path('tb_logger', name), opt['datasets']['val']['name'], opt['train']['total_iter'])},
+        indent=1).encode())
+    shutil.rmtree(experiment / 'training_states')  # needed to go on from the middle only, and large
+    return 0
+
+
+def score(opt, benchmarks):
+    """Benchmark to image to PSNR and SSIM."""
+    from udl_plugin.studies.evaluate import evaluate, scores_of, test_options
+    scores = {benchmark['name']: {} for benchmark in benchmarks}
+
+    def on_image(set_name, image):
+        scores[set_name][image.name] = scores_of(image.sr, image.gt, opt['scale'])
+
+    path = {'pretrain_network_g': f'experiments/{opt["name"]}/models/net_g_latest.pth'}
+    evaluate(test_options(opt['name'], opt['network_g'], path, opt['scale'], benchmarks), on_image)
+    return scores
+
+
+def curve(folder, benchmark, total_iter):
+    """Iteration to PSNR, as TensorBoard has it. (Upstream's last validation says an iteration two too high.)"""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(folder)).Reload()
+    tag = f'metrics/{benchmark}/psnr'
+    values = events.Scalars(tag) if tag in events.Tags()['scalars'] else []
+    return {min(event.step, total_iter): event.value for event in values}
+
+
+def _end_with_the_parent(handle):
+    while os.read(handle, 1):
+        pass
+    os._exit(1)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
