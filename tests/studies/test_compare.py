@@ -1,3 +1,5 @@
+import csv
+
 import cv2
 import numpy as np
 import pytest
@@ -126,15 +128,16 @@ def test_map_is_rated_as_the_metrics_rate_it(results):
     shown = results[1].shown
     assert shown.name == 'face'
     args = shown.sr, shown.gt, shown.log_var, 2
-    found = results[1].maps['One'][0]
+    found = results[1].maps['One']['face']
     assert found.ause == uncertainty_metrics.calculate_map_ause(*args)
     assert found.spearman == uncertainty_metrics.calculate_map_spearman(*args)
     assert found.pearson == uncertainty_metrics.calculate_map_pearson(*args)
     assert found.calibration == uncertainty_metrics.calculate_map_calibration(*args, factor=1.0)
-    assert results[2].maps['One'][0].calibration == uncertainty_metrics.calculate_map_calibration(*args, factor=2.0)
+    other = results[2].maps['One']['face']
+    assert other.calibration == uncertainty_metrics.calculate_map_calibration(*args, factor=2.0)
     assert found.gini == uncertainty_metrics.calculate_map_sparsity(*args)
     assert found.hoyer == uncertainty_metrics.calculate_map_sparsity(*args, measure='hoyer')
-    assert len(results[1].maps['Two']) == 2
+    assert set(results[1].maps['Two']) == {'odd', 'plain'}
     assert not results[3].maps
 
 
@@ -208,13 +211,17 @@ def test_command(models, benchmarks, tmp_path, capsys, monkeypatch):
     assert main([f'A={models}/var.pth', f'{models}/rcan.yml', *sets, '--uncertainty', '--image', 'plain', '--box', '3',
                  '4', '20', '16', '--sort', 'psnr', '--out', 'out']) == 0
     assert {path.name for path in (tmp_path / 'out').iterdir()} == {
-        'table.md', 'scores.csv', 'crops.png', 'sparsification_Two.png', 'report.html'}
+        'table.md', 'scores.csv', 'crops.png', 'sparsification_Two.png', 'report.html', 'maps.csv'}
     table = (tmp_path / 'out/table.md').read_text()
     assert 'Maps, Two:' in table
     page = (tmp_path / 'out/report.html').read_text()
     assert 'box 1 at 3,4, 20 x 16' in page
     assert page.count('data:image/png') == 2
     assert len((tmp_path / 'out/scores.csv').read_text().splitlines()) == 1 + 3 * 2
+    maps = list(csv.DictReader((tmp_path / 'out/maps.csv').open()))
+    assert [(row['network'], row['image']) for row in maps] == [
+        (network, image) for network in ('A', 'A: gradient of the SR image') for image in ('odd', 'plain')]
+    assert 0 < float(maps[0]['ause']) < 1
     assert not list(tmp_path.rglob('*.pth'))
     capsys.readouterr()
 

@@ -32,13 +32,13 @@ def test_study_from_nothing_to_report(runner):
     assert '4 trainings, 4 of them to be done' in process.stdout
     folder = runner.folder / 'results/tiny'
     assert {path.name for path in folder.iterdir()} == {
-        'options', 'experiments', 'tb_logger', 'scores', 'table.md', 'table.csv', 'images.csv', 'differences.png',
-        'curves.png', 'report.html'}
+        'options', 'experiments', 'tb_logger', 'scores', 'tiny.md', 'tiny.csv', 'tiny_images.csv',
+        'tiny_differences.png', 'tiny_curves.png', 'tiny.html'}
     scores = {path.stem: json.loads(path.read_text()) for path in (folder / 'scores').iterdir()}
     assert len(scores) == 4
     udl = scores['tiny_x2_ESU_then_UDL_seed0']
     psnr, ssim = udl['scores']['astronaut']['astronaut']
-    assert f'| UDL | 10 | 1 | {psnr:.3f} | {ssim:.4f} |' in (folder / 'table.md').read_text()
+    assert f'| UDL | 10 | 1 | {psnr:.3f} | {ssim:.4f} |' in (folder / 'tiny.md').read_text()
     assert set(udl['curve']) == {'2', '4', '6'}
     assert udl['curve']['6'] == pytest.approx(psnr, abs=1e-4)
 

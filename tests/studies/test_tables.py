@@ -100,12 +100,12 @@ def test_table_and_files(study):
     assert Heading('tiny, x2') in parts
     assert 'Trained on: a machine, torch 2. 12.00 hours' in parts[1].text
     udl = find(rows_of(study, read_scores(study)), 'UDL', 'Set2')
-    assert f'{statistics.fmean(udl.psnr):.3f} ± {statistics.stdev(udl.psnr):.3f}' in files['table.md']
-    assert f'{udl.difference:+.3f} [{udl.interval[0]:+.3f}, {udl.interval[1]:+.3f}]' in files['table.md']
-    lines = list(csv.DictReader(io.StringIO(files['table.csv'])))
+    assert f'{statistics.fmean(udl.psnr):.3f} ± {statistics.stdev(udl.psnr):.3f}' in files['tiny.md']
+    assert f'{udl.difference:+.3f} [{udl.interval[0]:+.3f}, {udl.interval[1]:+.3f}]' in files['tiny.md']
+    lines = list(csv.DictReader(io.StringIO(files['tiny.csv'])))
     line = next(line for line in lines if (line['variant'], line['benchmark']) == ('UDL', 'Set2'))
     assert float(line['difference']) == pytest.approx(udl.difference, abs=1e-6)
-    images = list(csv.DictReader(io.StringIO(files['images.csv'])))
+    images = list(csv.DictReader(io.StringIO(files['tiny_images.csv'])))
     assert len(images) == 4 * 3 * 3
     for part in parts:
         if isinstance(part, Picture):
@@ -118,7 +118,7 @@ def test_nothing_finished(study):
         path.unlink()
     parts, files = report_of(study)
     assert '0 of 12 trainings are finished' in parts[0].text
-    assert 'differences.png' not in files
+    assert 'tiny_differences.png' not in files
 
 
 def test_curve_goes_through_all_steps(study, monkeypatch):

@@ -17,8 +17,8 @@ Tests networks, and bicubic, on benchmarks through BasicSR's test code, and writ
 
 Each INPUT is a checkpoint (.pth, .pt, .safetensors) or a test yml, which any network of BasicSR can have; LABEL=FILE
 names it in the tables. --sets are folders that udl-prepare benchmark wrote; without it, the data sets of the ymls are
-taken. It writes, below --out: table.md, scores.csv (every image), crops.png, with --uncertainty sparsification_SET.png,
-and report.html with all of it.
+taken. It writes, below --out: report.html with all of it, table.md, scores.csv (every image) and crops.png, and with
+--uncertainty maps.csv (every image) and sparsification_SET.png.
 """
 
 SORTS = ('given', 'psnr', 'ssim', 'params', 'madds', 'time', 'memory')

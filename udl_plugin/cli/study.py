@@ -13,9 +13,10 @@ Trains the variants, networks, scales and seeds that a yml names, each through B
   udl-study options/studies/losses.yml --jobs 4
 
 The second trains four at once, each on a GPU of its own where there are GPUs. What is finished is not trained again,
-and what was killed goes on from its last checkpoint: give the same command. Everything goes into one folder: table.md,
-table.csv, images.csv, differences.png, curves.png, report.html with all of it; options/, experiments/ and tb_logger/
-are those of the trainings.
+and what was killed goes on from its last checkpoint: give the same command. Everything goes into one folder, here
+results/losses: losses.html, the report; losses.md and losses.csv, its table; losses_images.csv, the scores of every
+image; losses_differences.png and losses_curves.png; options/, experiments/ and tb_logger/ are those of the trainings.
+Studies with the same --out share trainings.
 """
 
 
@@ -47,12 +48,12 @@ def run(args):
     if not args.report:
         failed = run_study(study, args.jobs, lambda line: None if args.quiet else print(line, flush=True))
     parts, files = report_of(study)
-    files['report.html'] = to_html(f'Study: {study.name}', parts)
+    files[f'{study.name}.html'] = to_html(f'Study: {study.name}', parts)
     for name, content in files.items():
         write_whole(study.folder / name, content if isinstance(content, bytes) else content.encode())
     if not args.quiet:
-        print('\n' + files['table.md'])
-        print(f'Report: {(study.folder / "report.html").resolve()}')
+        print('\n' + files[f'{study.name}.md'])
+        print(f'Report: {(study.folder / study.name).resolve()}.html')
     if failed:
         show(f'udl-study: trainings that failed: {len(failed)} of {len(study.runs)}; the same command tries them again',
              [f'{name} {why}' for name, why in failed.items()], file=sys.stderr)

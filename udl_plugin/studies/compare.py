@@ -57,8 +57,8 @@ class Result:
         scores (dict): Benchmark to image to `Scores`.
         cost (dict): `params`, `madds`, `time` (s), `memory` (bytes).
         shown (Image | None): What became of the image of which crops are shown.
-        maps, gradients (dict): Benchmark to a list of `MapQuality`, one for each image: of the network's map, and of
-            the gradient's magnitude of its SR image in the map's place.
+        maps, gradients (dict): Benchmark to image to `MapQuality`: of the network's map, and of the gradient's
+            magnitude of its SR image in the map's place.
     """
 
     def __init__(self, label):
@@ -248,7 +248,7 @@ def compare(entries, benchmarks, scale, shown=None, uncertainty=False, factors=N
             if uncertainty and entry is not None and entry.has_map:
                 factor = (factors or {}).get(entry.label, 2.0)
                 for log_var, into in ((image.log_var, result.maps), (None, result.gradients)):
-                    into.setdefault(set_name, []).append(quality_of(image.sr, image.gt, log_var, scale, factor))
+                    into.setdefault(set_name, {})[image.name] = quality_of(image.sr, image.gt, log_var, scale, factor)
         return on_image
 
     evaluate_bicubic(benchmarks, scale, recorder(results[0]))
@@ -316,7 +316,7 @@ def table_of(results, sort='given'):
 def scores_csv(results):
     lines = [('network', 'benchmark', 'image', 'psnr', 'ssim')]
     lines += [(result.label, benchmark, image, f'{scores.psnr:.4f}', f'{scores.ssim:.6f}') for result in results
-              for benchmark, images in result.scores.items() for image, scores in images.items()]
+              for benchmark, images in result.scores.items() for image, scores in sorted(images.items())]
     return to_csv(lines)
 
 
@@ -336,11 +336,24 @@ def map_table_of(results, benchmark):
     for result in results:
         if benchmark not in result.maps:
             continue
-        for label, images in ((result.label, result.maps[benchmark]),
-                              (f'{result.label}: {GRADIENT}', result.gradients[benchmark])):
-            means = [statistics.fmean(getattr(image, name) for image in images) for name in COLUMNS]
+        for label, images in _rated(result, benchmark):
+            means = [statistics.fmean(getattr(image, name) for image in images.values()) for name in COLUMNS]
             rows.append([label, *('-' if np.isnan(mean) else f'{mean:.3f}' for mean in means)])
     return rows
+
+
+def _rated(result, benchmark):
+    return ((result.label, result.maps[benchmark]), (f'{result.label}: {GRADIENT}', result.gradients[benchmark]))
+
+
+def maps_csv(results):
+    lines = [('network', 'benchmark', 'image', *COLUMNS)]
+    for result in results:
+        for benchmark in result.maps:
+            for label, images in _rated(result, benchmark):
+                lines += [(label, benchmark, image, *(f'{getattr(quality, name):.6f}' for name in COLUMNS))
+                          for image, quality in sorted(images.items())]
+    return to_csv(lines)
 
 
 def draw_sparsification(results, benchmark):
@@ -349,10 +362,10 @@ def draw_sparsification(results, benchmark):
     plot, calibration = plots
     fractions = np.arange(metrics.STEPS) / metrics.STEPS
     for number, result in enumerate(result for result in results if benchmark in result.maps):
-        images, color = result.maps[benchmark], f'C{number}'
+        images, color = result.maps[benchmark].values(), f'C{number}'
         plot.plot(fractions, np.mean([image.curve for image in images], axis=0), color=color, label=result.label)
-        plot.plot(fractions, np.mean([image.curve for image in result.gradients[benchmark]], axis=0), ':', color=color,
-                  label=f'{result.label}: gradient')
+        gradients = [image.curve for image in result.gradients[benchmark].values()]
+        plot.plot(fractions, np.mean(gradients, axis=0), ':', color=color, label=f'{result.label}: gradient')
         plot.plot(fractions, np.mean([image.oracle for image in images], axis=0), '--', color=color, linewidth=0.8,
                   label=f'{result.label}: oracle')
         calibration.plot(np.mean([image.predicted for image in images], axis=0),
@@ -469,5 +482,6 @@ def report_of(results, scale, boxes, sort, machine):
         files[plot.name] = plot.png
     if any(result.maps for result in results):
         parts.append(Text(MAPS))
+        files['maps.csv'] = maps_csv(results)
     parts += [Heading(f'Crops of {shown.name}'), crops]
     return parts, files

@@ -128,7 +128,7 @@ def raw_csv(study, finished):
     for run in study.runs:
         for benchmark, images in finished.get(run.name, {'scores': {}})['scores'].items():
             lines += [(run.name, run.network, run.scale, ' then '.join(run.losses), run.seed, run.iterations, benchmark,
-                       image, f'{psnr:.4f}', f'{ssim:.6f}') for image, (psnr, ssim) in images.items()]
+                       image, f'{psnr:.4f}', f'{ssim:.6f}') for image, (psnr, ssim) in sorted(images.items())]
     return to_csv(lines)
 
 
@@ -159,11 +159,12 @@ def report_of(study):
         parts += [Heading(f'{network}, x{scale}'), Table(table_of(group))]
     table = '\n\n'.join(f'{network}, x{scale}:\n\n{markdown_table(table_of(group))}'
                         for (network, scale), group in grouped(rows).items())
-    files = {'table.md': table + '\n', 'table.csv': table_csv(rows), 'images.csv': raw_csv(study, finished)}
+    files = {f'{study.name}.md': table + '\n', f'{study.name}.csv': table_csv(rows),
+             f'{study.name}_images.csv': raw_csv(study, finished)}
     if rows:
-        pictures = [Picture('differences.png', draw_differences(study, rows),
+        pictures = [Picture(f'{study.name}_differences.png', draw_differences(study, rows),
                             f'PSNR-Y against {study.baseline}, in dB, with 95 % intervals'),
-                    Picture('curves.png', draw_curves(study, finished), 'PSNR over iterations on '
+                    Picture(f'{study.name}_curves.png', draw_curves(study, finished), 'PSNR over iterations on '
                             f'{study.section["val"]["benchmark"]}; bands span the seeds')]
         parts += [Heading('Plots'), *pictures]
         files.update({picture.name: picture.png for picture in pictures})
