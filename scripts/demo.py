@@ -14,7 +14,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 import yaml
 from basicsr.archs import build_network
 from basicsr.metrics import calculate_psnr, calculate_ssim
@@ -25,7 +24,7 @@ from torch.nn import functional as F
 from udl_plugin.checkpoints import read_checkpoint, sr_state_dict
 from udl_plugin.data.demo import CROP, SCALE, STEP, write_demo_data
 from udl_plugin.files import write_whole
-from udl_plugin.measure import time_in_turn
+from udl_plugin.measure import machine, time_in_turn
 from udl_plugin.pictures import encode_png, error_picture, sheet, uncertainty_picture
 
 DATA = 'datasets/demo'
@@ -72,8 +71,7 @@ def main():
         parameters = networks[row][1] if row in networks else 0
         lines.append(f'| {row} | {psnr[row]:.2f} | {ssim[row]:.4f} | {trained[row]} | {parameters:,} '
                      f'| {1e3 * seconds[row]:.1f} |')
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads'
-    lines += ['', f'Seed {read_yml("train_udl_step2")["manual_seed"]}, {device}, torch {torch.__version__}.', '']
+    lines += ['', f'Seed {read_yml("train_udl_step2")["manual_seed"]}, {machine()}.', '']
     write_whole(TABLE, '\n'.join(lines).encode())
     write_whole(PICTURE, encode_png(draw(images['bicubic'], images['UDL step 2'], gt, psnr)))
     print('\n' + '\n'.join(lines))

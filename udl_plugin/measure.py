@@ -12,6 +12,12 @@ from udl_plugin.sections import plain_section, size_multiple
 OUTPUT = (720, 1280)  # the field's size for multiply-adds
 
 
+def machine():
+    """What it is measured on, such as `CPU, 2 threads, torch 2.8.0`."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads'
+    return f'{device}, torch {torch.__version__}'
+
+
 def parameters(net):
     """How many numbers of it are trained."""
     return sum(parameter.numel() for parameter in net.parameters())

@@ -169,6 +169,9 @@ def test_tables(results):
     maps = map_table_of(results, 'One')
     assert [row[0] for row in maps] == ['', 'VAR', 'VAR: gradient of the SR image', 'run',
                                         'run: gradient of the SR image']
+    ours, theirs = ([side['Two'][image].ause for image in ('odd', 'plain')]
+                    for side in (results[1].maps, results[1].gradients))
+    assert map_table_of(results, 'Two')[1][-1].startswith(f'{np.mean(ours) - np.mean(theirs):+.3f} [')
 
 
 def test_boxes_are_where_the_map_is_highest(results):

@@ -49,8 +49,7 @@ def parse(argv):
 
 
 def run(args):
-    import torch  # from here on it takes seconds
-
+    from udl_plugin.measure import machine  # from here on it takes seconds
     from udl_plugin.report import markdown_table, to_html
     from udl_plugin.studies import compare
     logging.getLogger('basicsr').setLevel(logging.WARNING)
@@ -72,8 +71,7 @@ def run(args):
         if not (0 <= x < x + box_width <= width and 0 <= y < y + box_height <= height):
             raise InputError(f'--box {x} {y} {box_width} {box_height}: is not inside {results[0].shown.name}, '
                              f'{width} x {height}.')
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads'
-    parts, files = compare.report_of(results, scale, boxes, args.sort, f'{device}, torch {torch.__version__}')
+    parts, files = compare.report_of(results, scale, boxes, args.sort, machine())
     table = markdown_table(compare.table_of(results, args.sort))
     tables = [table] + [f'Maps, {benchmark}:\n\n' + markdown_table(compare.map_table_of(results, benchmark))
                         for benchmark in results[0].scores if any(benchmark in result.maps for result in results)]

@@ -25,6 +25,7 @@ from udl_plugin.report import Heading, Picture, Table, Text, new_figure, png_of,
 from udl_plugin.sections import plain_section
 from udl_plugin.studies.evaluate import evaluate, evaluate_bicubic, for_test, scores_of, test_options
 from udl_plugin.studies.matrix import benchmark_section
+from udl_plugin.studies.tables import paired, with_interval
 
 BICUBIC = 'bicubic'
 GRADIENT = 'gradient of the SR image'  # what a map must beat
@@ -327,18 +328,22 @@ COLUMNS = {'spearman': 'Spearman', 'pearson': 'Pearson', 'ause': 'AUSE', 'calibr
 MAPS = ('Of the maps: each sample is one channel of one pixel; figures are means over the images. Spearman: correlation'
         ' of the map with the absolute error; Pearson: of exp(map). AUSE: area between the sparsification curve and '
         'that of the error itself, lower is better. Calibration error: of the mean absolute error that the map '
-        'predicts, in ten bins, lower is better. Sparsity: of the map less its minimum, as step 2 weighs by it.')
+        'predicts, in ten bins, lower is better. Sparsity: of the map less its minimum, as step 2 weighs by it. The '
+        'last column has the 95 % confidence interval of a paired t-test over the images.')
 
 
 def map_table_of(results, benchmark):
     """Cells of the table of the maps' quality on one benchmark."""
-    rows = [['', *COLUMNS.values()]]
+    rows = [['', *COLUMNS.values(), 'AUSE against the gradient']]
     for result in results:
         if benchmark not in result.maps:
             continue
         for label, images in _rated(result, benchmark):
             means = [statistics.fmean(getattr(image, name) for image in images.values()) for name in COLUMNS]
-            rows.append([label, *('-' if np.isnan(mean) else f'{mean:.3f}' for mean in means)])
+            rows.append([label, *('-' if np.isnan(mean) else f'{mean:.3f}' for mean in means), '-'])
+        ours, theirs = ([side[image].ause for image in result.maps[benchmark]]
+                        for side in (result.maps[benchmark], result.gradients[benchmark]))
+        rows[-2][-1] = with_interval(*paired(ours, theirs))
     return rows
 
 

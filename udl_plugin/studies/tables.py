@@ -75,11 +75,19 @@ def _row(study, finished, network, scale, variant, benchmark):
                             for side in sides)
         else:
             ours, theirs = ([side[pairs[0]][name][0] for name in images[pairs[0]]] for side in sides)
-        difference = statistics.fmean(ours) - statistics.fmean(theirs)
-        if len(ours) > 1:
-            interval = tuple(map(float, ttest_rel(ours, theirs).confidence_interval(LEVEL)))
+        difference, interval = paired(ours, theirs)
     return Row(network, scale, variant, study.iterations(variant), benchmark, list(images), psnr, ssim, difference,
                interval)
+
+
+def paired(ours, theirs):
+    """The mean difference, and the interval in which it lies with a confidence of 95 % by a paired t-test (Student's
+    distribution), or None of one pair.
+    """
+    difference = statistics.fmean(ours) - statistics.fmean(theirs)
+    if len(ours) < 2:
+        return difference, None
+    return difference, tuple(map(float, ttest_rel(ours, theirs).confidence_interval(LEVEL)))
 
 
 def with_deviation(values, digits):
@@ -88,12 +96,12 @@ def with_deviation(values, digits):
     return text if len(values) < 2 else f'{text} ± {statistics.stdev(values):.{digits}f}'
 
 
-def with_interval(row):
-    """`+0.10 [+0.06, +0.14]`"""
-    if row.difference is None:
+def with_interval(difference, interval):
+    """`+0.100 [+0.061, +0.139]`"""
+    if difference is None:
         return '-'
-    text = f'{row.difference:+.3f}'
-    return text if row.interval is None else f'{text} [{row.interval[0]:+.3f}, {row.interval[1]:+.3f}]'
+    text = f'{difference:+.3f}'
+    return text if interval is None else f'{text} [{interval[0]:+.3f}, {interval[1]:+.3f}]'
 
 
 def table_of(rows):
@@ -109,7 +117,8 @@ def table_of(rows):
         line = [variant, str(first.iterations), str(len(first.seeds))]
         for benchmark in benchmarks:
             row = of_variant[benchmark]
-            line += [with_deviation(row.psnr, 3), with_deviation(row.ssim, 4), with_interval(row)]
+            line += [with_deviation(row.psnr, 3), with_deviation(row.ssim, 4),
+                     with_interval(row.difference, row.interval)]
         cells.append(line)
     return cells
 
@@ -172,9 +181,9 @@ def report_of(study):
 
 
 def _machine(finished):
-    devices = sorted({f'{one["device"]}, torch {one["torch"]}' for one in finished.values()})
+    machines = sorted({one['machine'] for one in finished.values()})
     hours = sum(one['seconds'] for one in finished.values()) / 3600
-    return f'Trained on: {"; ".join(devices)}. {hours:.2f} hours in all, one training after the other.'
+    return f'Trained on: {"; ".join(machines)}. {hours:.2f} hours in all, one training after the other.'
 
 
 def draw_differences(study, rows):

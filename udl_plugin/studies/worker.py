@@ -12,11 +12,11 @@ import threading
 import time
 from pathlib import Path
 
-import torch
 import yaml
 
 from udl_plugin import entry
 from udl_plugin.files import write_whole
+from udl_plugin.measure import machine
 
 
 def main():
@@ -36,9 +36,8 @@ def main():
     seconds = time.time() - start
     opt = yaml.safe_load(yml.read_text())
     scores = score(opt, json.loads(Path('options', f'{name}.benchmarks.json').read_text()))
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads'
     write_whole(Path('scores', f'{name}.json'), json.dumps({
-        'seconds': seconds, 'device': device, 'torch': torch.__version__, 'scores': scores,
+        'seconds': seconds, 'machine': machine(), 'scores': scores,
         'curve': curve(Path('tb_logger', name), opt['datasets']['val']['name'], opt['train']['total_iter'])},
         indent=1).encode())
     shutil.rmtree(experiment / 'training_states')  # needed to go on from the middle only, and large

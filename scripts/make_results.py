@@ -1,0 +1,40 @@
+"""Brings docs/results.md up to date: python scripts/make_results.py [RESULTS]
+
+Copies what udl-study and udl-compare wrote below the folder RESULTS (see docs/results.md for the commands) into
+docs/results/, and puts the tables of docs/results/ into docs/results.md, between the lines that name them. Without
+RESULTS, does the latter only. A test compares.
+"""
+import re
+import shutil
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parents[1] / 'docs'
+# where udl-study and udl-compare put them, and their names in docs/results/
+FILES = {
+    **{f'photos/photos{end}': f'photos{end}' for end in ('.md', '.csv', '_differences.png', '_curves.png')},
+    **{f'photos/photos_variants{end}': f'photos_variants{end}' for end in ('.md', '.csv', '_differences.png')},
+    'maps/table.md': 'maps.md', 'maps/sparsification_Set14.png': 'maps_sparsification_Set14.png',
+    'networks/table.md': 'networks.md', 'networks/crops.png': 'networks_crops.png',
+}
+
+
+def main(arguments):
+    for folder in arguments:
+        for source, name in FILES.items():
+            shutil.copyfile(Path(folder, source), DOCS / 'results' / name)
+    page = DOCS / 'results.md'
+    page.write_text(filled(page.read_text()))
+
+
+def filled(text):
+    """`text` with each table between its lines."""
+    def block(match):
+        table = (DOCS / 'results' / match[1]).read_text().strip()
+        return f'<!-- {match[1]} -->\n\n{table}\n\n<!-- end -->'
+
+    return re.sub(r'<!-- (\w+\.md) -->\n.*?<!-- end -->', block, text, flags=re.DOTALL)
+
+
+if __name__ == '__main__':
+    main(sys.argv[1:])

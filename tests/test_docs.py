@@ -1,0 +1,66 @@
+"""What README and docs/ promise."""
+import importlib.util
+import re
+
+import pytest
+from conftest import ROOT
+
+from udl_plugin.cli import compare, study
+
+README = (ROOT / 'README.md').read_text()
+
+
+def make_results():
+    spec = importlib.util.spec_from_file_location('make_results', ROOT / 'scripts/make_results.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_of_results_are_those_that_the_commands_wrote():
+    text = (ROOT / 'docs/results.md').read_text()
+    assert '<!-- photos.md -->' in text
+    assert make_results().filled(text) == text, 'run python scripts/make_results.py'
+
+
+def test_tables_are_filled_in(tmp_path, monkeypatch):
+    module = make_results()
+    (tmp_path / 'results').mkdir()
+    (tmp_path / 'results/x.md').write_text('| new |\n')
+    monkeypatch.setattr(module, 'DOCS', tmp_path)
+    assert module.filled('a\n<!-- x.md -->\nold\n<!-- end -->\nb') == 'a\n<!-- x.md -->\n\n| new |\n\n<!-- end -->\nb'
+
+
+@pytest.mark.parametrize('page', ['README.md', 'docs/results.md'])
+def test_files_that_a_page_shows_are_there(page):
+    text = (ROOT / page).read_text()
+    links = [link for link in re.findall(r'\]\(([^)#]+)\)', text) if not link.startswith('http')]
+    assert links
+    for link in links:
+        assert ((ROOT / page).parent / link).exists(), link
+
+
+@pytest.mark.parametrize(('name', 'parse'), [('udl-study', study.parse), ('udl-compare', compare.parse)])
+@pytest.mark.parametrize('page', ['README.md', 'docs/results.md'])
+def test_commands_can_be_parsed(name, parse, page):
+    text = (ROOT / page).read_text().replace('\\\n', ' ')
+    commands = re.findall(rf'^ +{name} ([^#\n]*)', text, re.MULTILINE)
+    assert commands
+    for command in commands:
+        args = parse(command.split())
+        if name == 'udl-study':
+            assert (ROOT / args.study).exists()
+
+
+def test_help_of_the_commands_can_be_parsed():
+    for module, name in ((study, 'udl-study'), (compare, 'udl-compare')):
+        commands = re.findall(rf'^  {name} (.*)', module.ABOUT, re.MULTILINE)
+        assert commands
+        for command in commands:
+            module.parse(command.split())
+
+
+def test_readme_lists_the_studies():
+    rows = ''.join(re.findall(r'^\| `\w+`.*\|$', README, re.MULTILINE))
+    for path in (ROOT / 'options/studies').glob('*.yml'):
+        assert f'`{path.stem}`' in rows
