@@ -49,3 +49,10 @@ def test_memory_is_that_of_one_run():
     large, small = (peak_memory(section, (1, 3, size, size)) / 2**20 for size in (512, 64))
     assert 64 < large < 1000
     assert small < large / 4
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='of the CPU')
+def test_where_there_is_not_enough_memory_none_is_told():
+    """It must not take with it what else was measured."""
+    assert peak_memory({'type': 'EDSR', **TINY}, (1, 3, 10**6, 10**7)) is None
+

@@ -2,6 +2,7 @@
 import multiprocessing
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -78,10 +79,14 @@ def peak_memory(network_g, shape):
         shape (tuple[int]): Of the LR image, `(1, C, H, W)`; filled up to what the network takes.
 
     Returns:
-        int | None: None where it cannot be told, on the CPU of other systems than Linux.
+        int | None: None where it cannot be told: on the CPU of other systems than Linux, or where there is not
+        enough.
     """
-    with multiprocessing.get_context('spawn').Pool(1) as pool:
-        return pool.apply(_peak_memory, (plain_section(network_g), tuple(shape)))
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+        try:
+            return pool.submit(_peak_memory, plain_section(network_g), tuple(shape)).result()
+        except RuntimeError:  # there is not enough; BrokenProcessPool is one too: killed by the system
+            return None
 
 
 def _peak_memory(network_g, shape):

@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
-from scipy.stats import laplace
+import torch
+from scipy.stats import laplace, norm
 
+from udl_plugin.errors import InputError
+from udl_plugin.losses import ESU, EU, GaussianNLL
 from udl_plugin.metrics.uncertainty_metrics import (
     ause,
     calculate_map_ause,
@@ -10,6 +13,7 @@ from udl_plugin.metrics.uncertainty_metrics import (
     calculate_map_sparsity,
     calculate_map_spearman,
     calibration,
+    expected_error,
     gini,
     hoyer,
     pearson,
@@ -63,17 +67,42 @@ def test_correlations():
     assert spearman(np.ones(5), np.arange(5.)) == pearson(np.ones(5), np.arange(5.)) == 0
 
 
-@pytest.mark.parametrize(('factor', 'shift'), [(1.0, 0.0), (2.0, np.log(2))])
-def test_calibration_of_a_laplace_scale_that_is_right(factor, shift):
+@pytest.mark.parametrize(('loss', 'shift'), [('EU', 0.0), ('ESU', np.log(2))])
+def test_calibration_of_a_laplace_scale_that_is_right(loss, shift):
     """At EU's optimum exp(s) is the mean error, at ESU's the half of it."""
     scale = np.random.default_rng(2).uniform(1, 20, 100_000)
     error = np.abs(laplace.rvs(scale=scale, random_state=3))
     log_var = np.log(scale) - shift
-    assert calibration(log_var, error, factor) < 0.03
-    assert calibration(log_var + np.log(2), error, factor) == pytest.approx(0.5, abs=0.03)
-    predicted, observed = reliability(log_var, error, factor)
+    assert calibration(log_var, error, loss) < 0.03
+    assert calibration(log_var + np.log(2), error, loss) == pytest.approx(0.5, abs=0.03)
+    predicted, observed = reliability(log_var, error, loss)
     assert predicted.shape == observed.shape == (10,)
     assert (np.diff(predicted) > 0).all()
+
+
+def test_calibration_of_a_gaussian_variance_that_is_right():
+    deviation = np.random.default_rng(2).uniform(1, 20, 100_000)
+    error = np.abs(np.random.default_rng(3).normal(scale=deviation))
+    log_var = 2 * np.log(deviation)  # the log of the variance
+    assert calibration(log_var, error, 'GaussianNLL') < 0.03
+    assert calibration(log_var, error, 'ESU') > 0.5
+    assert pearson(expected_error(log_var, 'GaussianNLL'), error) > pearson(expected_error(log_var, 'ESU'), error)
+
+
+@pytest.mark.parametrize(('loss', 'cls'), [('ESU', ESU), ('EU', EU), ('GaussianNLL', GaussianNLL)])
+def test_what_a_map_states_is_where_its_loss_is_least(loss, cls):
+    """Of errors of the loss's own distribution."""
+    distribution = norm if loss == 'GaussianNLL' else laplace
+    error = torch.from_numpy(distribution.rvs(scale=5, size=20_000, random_state=0))
+    levels = torch.linspace(-1, 5, 601, dtype=torch.float64)
+    values = [cls(img_range=1)(torch.zeros_like(error), error, level.expand_as(error)) for level in levels]
+    best = levels[int(torch.stack(values).argmin())].numpy()
+    assert expected_error(best, loss) == pytest.approx(float(error.abs().mean()), rel=0.03)
+
+
+def test_unknown_loss():
+    with pytest.raises(InputError, match="loss: 'L1' is none that maps are trained with: ESU, EU, GaussianNLL"):
+        expected_error(np.zeros(3), 'L1')
 
 
 @pytest.mark.parametrize('sparsity', [gini, hoyer])
@@ -108,7 +137,7 @@ def test_samples_match_the_channels_of_map_and_image():
     assert calculate_map_ause(sr, gt, rgb, 2) == 0
     assert calculate_map_spearman(sr, gt, rgb, 2) == pytest.approx(1)
     assert calculate_map_pearson(sr, gt, np.log(rgb + 1e-9), 2) == pytest.approx(1)
-    assert calculate_map_calibration(sr, gt, np.log(rgb + 1), 2, factor=1) < 0.2
+    assert calculate_map_calibration(sr, gt, np.log(rgb + 1), 2, loss='EU') < 0.2
     grey = rgb[:1]
     assert samples(sr[..., 2], gt[..., 2], grey)[1].tolist() == grey.ravel().tolist()
 

@@ -267,7 +267,7 @@ def test_validation_saves_the_map_beside_the_image(tmp_path, step, is_train, suf
 def test_validation_rates_the_map(tmp_path, step):
     opt = step2_options(tmp_path) if step == 2 else model_options(1, tmp_path)
     opt['val']['metrics'] = {'ause': {'type': 'calculate_map_ause', 'crop_border': 2, 'better': 'lower'},
-                             'calibration': {'type': 'calculate_map_calibration', 'crop_border': 2, 'factor': 1.0}}
+                             'calibration': {'type': 'calculate_map_calibration', 'crop_border': 2, 'loss': 'EU'}}
     before = copy.deepcopy(opt['val'])
     model = build_model(opt)
     model.validation(DataLoader(OnePair()), 7, None, save_img=False)
@@ -276,7 +276,7 @@ def test_validation_rates_the_map(tmp_path, step):
         sr, log_var = model.net_g.eval()(pair['lq'][None], return_log_var=True)
     images = tensor2img([sr]), tensor2img([pair['gt'][None]]), log_var[0].numpy()
     assert model.metric_results['ause'] == pytest.approx(calculate_map_ause(*images, 2), abs=1e-6)
-    assert model.metric_results['calibration'] == pytest.approx(calculate_map_calibration(*images, 2, 1.0), abs=1e-6)
+    assert model.metric_results['calibration'] == pytest.approx(calculate_map_calibration(*images, 2, 'EU'), abs=1e-6)
     assert not (tmp_path / 'visualization').exists()
     assert opt['val'] == before
 
@@ -304,25 +304,27 @@ def test_step_2_weighs_by_the_error_of_the_frozen_network(tmp_path):
     assert loss == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_training_state_is_never_torn(tmp_path, monkeypatch):
-    """A kill while upstream writes leaves the state before, and nothing that --auto_resume would take."""
+def test_training_state_is_whole_and_has_its_network(tmp_path, monkeypatch, caplog):
+    """What is torn, or without its network, --auto_resume would take and fail over."""
     model = iterate(build_model(model_options(1, tmp_path)), 1)
-    model.save_training_state(0, 1)
-    states = sorted(path.name for path in tmp_path.iterdir())
-    assert states == ['1.state']
+    model.save(0, 1)
     assert torch.load(tmp_path / '1.state')['iter'] == 1
 
-    def torn(state, path):
-        assert not path.startswith(str(tmp_path / '2'))
-        with open(path, 'wb') as file:
-            file.write(b'half')
-        raise KeyboardInterrupt
+    def full(file):
+        raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(torch, 'save', torn)
-    with pytest.raises(KeyboardInterrupt):
-        model.save_training_state(0, 2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == states
-    assert model.opt['path']['training_states'] == str(tmp_path)
+    files = sorted(path.name for path in tmp_path.iterdir())
+    with monkeypatch.context() as context:
+        context.setattr('udl_plugin.files.os.fsync', full)
+        model.save(0, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
+    with monkeypatch.context() as context:
+        context.setattr(model, 'save_network', lambda *_, **__: setattr(model, 'network_is_saved', False))
+        model.save(0, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
+    model.save(0, 4)
+    model.save(-1, -1)
+    assert {path.name for path in tmp_path.iterdir()} == {*files, 'net_g_4.pth', '4.state', 'net_g_latest.pth'}
 
 
 def test_validation_gives_the_same_image_with_and_without_map(tmp_path):

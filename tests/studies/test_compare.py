@@ -10,7 +10,7 @@ from basicsr.archs.swinir_arch import SwinIR
 from basicsr.metrics import calculate_psnr, calculate_ssim
 from conftest import OPTIONS, TINY
 
-from udl_plugin.archs import EDSRTwo, EDSRVar
+from udl_plugin.archs import DPDNNVar, EDSRTwo, EDSRVar
 from udl_plugin.authors import to_authors
 from udl_plugin.checkpoints import write_checkpoint
 from udl_plugin.cli.compare import main
@@ -25,8 +25,10 @@ from udl_plugin.model_files import read_model
 from udl_plugin.studies.compare import (
     BICUBIC,
     compare,
+    draw_crops,
     find_benchmarks,
     find_boxes,
+    find_shown,
     map_table_of,
     quality_of,
     read_entries,
@@ -84,7 +86,7 @@ def results(benchmarks, models, tmp_path_factory):
               str(models / 'rcan.yml'), f'Swin={models}/swinir.yml']
     entries, _, scale = read_entries(inputs, tmp_path_factory.mktemp('copies'))
     sections = find_benchmarks([str(benchmarks / name) for name in ('One', 'Two')], {}, scale)
-    return compare(entries, sections, scale, uncertainty=True, factors={'VAR': 1.0})
+    return compare(entries, sections, scale, find_shown(None, sections, scale), True, {'VAR': 'EU'})
 
 
 def test_labels(results):
@@ -132,9 +134,9 @@ def test_map_is_rated_as_the_metrics_rate_it(results):
     assert found.ause == uncertainty_metrics.calculate_map_ause(*args)
     assert found.spearman == uncertainty_metrics.calculate_map_spearman(*args)
     assert found.pearson == uncertainty_metrics.calculate_map_pearson(*args)
-    assert found.calibration == uncertainty_metrics.calculate_map_calibration(*args, factor=1.0)
+    assert found.calibration == uncertainty_metrics.calculate_map_calibration(*args, loss='EU')
     other = results[2].maps['One']['face']
-    assert other.calibration == uncertainty_metrics.calculate_map_calibration(*args, factor=2.0)
+    assert other.calibration == uncertainty_metrics.calculate_map_calibration(*args, loss='ESU')
     assert found.gini == uncertainty_metrics.calculate_map_sparsity(*args)
     assert found.hoyer == uncertainty_metrics.calculate_map_sparsity(*args, measure='hoyer')
     assert set(results[1].maps['Two']) == {'odd', 'plain'}
@@ -146,7 +148,7 @@ def test_gradient_of_the_sr_image_in_the_maps_place():
     gt[:, 10:] = 200
     sr = gt.copy()
     sr[:, 9:11] = 100  # errs at the edge alone, where its gradient is
-    found = quality_of(sr, gt, None, 2, 2.0)
+    found = quality_of(sr, gt, None, 2)
     assert found.ause < 0.1
     assert found.pearson > 0.6
     assert np.isnan(found.calibration)
@@ -203,7 +205,8 @@ def test_other_layouts(models, benchmarks, tmp_path):
     write_checkpoint(tmp_path / 'ours.pth', {'params': authors.state_dict()}, {**section, 'type': 'EDSRVar'})
     entries, _, scale = read_entries([f'{name}={tmp_path}/{file}' for name, file in (
         ('a', 'plain.safetensors'), ('b', 'authors.pt'), ('c', 'ours.pth'))] + [f'd={models}/var.pth'], tmp_path)
-    _, a, b, c, d = compare(entries, find_benchmarks([str(benchmarks / 'Two')], {}, scale), scale)
+    sections = find_benchmarks([str(benchmarks / 'Two')], {}, scale)
+    _, a, b, c, d = compare(entries, sections, scale, find_shown('plain', sections, scale))
     assert a.scores == d.scores
     assert b.scores == c.scores != d.scores
 
@@ -229,7 +232,7 @@ def test_command(models, benchmarks, tmp_path, capsys, monkeypatch):
     capsys.readouterr()
 
     def refused(*arguments):
-        assert main([*arguments, *sets, '--out', 'bad']) == 2
+        assert main([*sets, '--out', 'bad', *arguments]) == 2
         assert not (tmp_path / 'bad').exists()
         return capsys.readouterr().err
 
@@ -239,7 +242,9 @@ def test_command(models, benchmarks, tmp_path, capsys, monkeypatch):
     assert "no 'plan' in the benchmarks (did you mean 'plain'?)" in refused(f'{models}/rcan.yml', '--image', 'plan')
     assert 'is not inside odd, 58 x 70' in refused(f'{models}/rcan.yml', '--box', '50', '0', '20', '20')
     assert "the label 'A' is taken" in refused(f'A={models}/var.pth', f'A={models}/rcan.yml')
-    assert "--eu: there is no network 'B'" in refused(f'A={models}/var.pth', '--eu', 'B')
+    assert "there is no network 'B'" in refused(f'A={models}/var.pth', '--eu', 'B', '--uncertainty')
+    assert 'two benchmarks are called Two' in refused(f'A={models}/var.pth', '--sets', str(benchmarks / 'Two'), str(
+        benchmarks / 'other/../Two'))
     assert 'rcan.pth' in refused(f'{models}/rcan.pth')  # of a kind that weights do not tell
 
 
@@ -260,6 +265,38 @@ def test_benchmarks_of_ymls(models, benchmarks, tmp_path):
         find_benchmarks([], {}, 2)
     with pytest.raises(InputError, match="--sets: Nowhere: dataroot_gt: there is no folder 'Nowhere/GTmod2'"):
         find_benchmarks(['Nowhere'], {}, 2)
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({'train': {}}, 'is not the yml of a test.*; of a training, name the checkpoint'),
+    ({'path': {'pretrain_network_g': None}}, 'path: pretrain_network_g: is missing: there is nothing to test'),
+    ({'path': None}, 'path: is missing'), ({'scale': None}, 'scale: is missing'),
+    ({'datasets': [1]}, 'datasets: holds sections, each with a name'),
+    ({'datasets': {'test': {}}}, 'datasets: holds sections, each with a name'),
+    ({'network_g': {'type': 'EDSRR'}}, "network_g: type: there is no 'EDSRR'"),
+])
+def test_bad_yml(models, tmp_path, changes, message):
+    opt = {**yaml.safe_load((models / 'rcan.yml').read_text()), **changes}
+    (tmp_path / 'x.yml').write_text(yaml.safe_dump(opt))
+    with pytest.raises(InputError, match=message):
+        read_entries([str(tmp_path / 'x.yml')], tmp_path)
+
+
+def test_file_that_is_no_text(tmp_path):
+    (tmp_path / 'x.yml').write_bytes(b'name: \xff\xfe')
+    with pytest.raises(InputError, match='is no yml'):
+        read_entries([str(tmp_path / 'x.yml')], tmp_path)
+
+
+def test_network_of_one_channel_is_given_y(benchmarks, tmp_path):
+    grey = {'num_in_ch': 1, 'num_out_ch': 1, 'num_feat': 4, 'num_step': 1, 'upscale': 2}
+    write_checkpoint(tmp_path / 'grey.pth', {'params': DPDNNVar(**grey).state_dict()}, {'type': 'DPDNNVar', **grey})
+    entries, _, scale = read_entries([str(tmp_path / 'grey.pth')], tmp_path / 'copies')
+    sections = find_benchmarks([str(benchmarks / 'One')], {}, scale)
+    results = compare(entries, sections, scale, find_shown(None, sections, scale), True)
+    assert results[1].shown.sr.shape == (100, 120)
+    assert results[1].maps['One']['face'].ause > 0
+    assert draw_crops(results, find_boxes(results, 32), scale).startswith(b'\x89PNG')
 
 
 def test_scales_do_not_mix(models, tmp_path):

@@ -82,17 +82,48 @@ def test_source_of_the_weight_tells_the_network(source, network):
     ({'variants': {'L1': [{'type': 'ESU'}, {'type': 'UDL', 'scaling': 'cube'}]}}, "step 2: type: UDL: scaling is"),
     ({'networks': {'tiny': {'type': 'EDSR', 'upscale': 2}}}, 'networks: tiny: is the section of a plain network'),
     ({'benchmarks': {}}, 'benchmarks: is a section'),
+    ({'steps': None, 'logger': None, 'base': 1}, "'base' is not a key"),
+    ({'seeds': [-1]}, 'seeds: is a list of different whole'), ({'baseline': ['L1']}, 'baseline: is the name of'),
+    ({'steps': []}, 'steps: is a list'), ({'num_gpu': 2}, 'num_gpu: 2: each training of a study has one GPU at most'),
+    ({'benchmarks': {'a': []}}, 'benchmarks: a: is a folder that udl-prepare benchmark wrote'),
+    ({'networks': {'debug': {'type': 'EDSR'}}}, "networks: debug: BasicSR takes what has 'debug' in its name"),
+    ({'networks': {'x': {'type': 'EDSR', 'res_scale': '1E-1'}}}, "networks: x: res_scale: '1E-1' is a string"),
+    ({'variants': {'L1': [{'type': 'L1Loss', 'loss_weight': '1e-2'}]}}, "L1: 1: loss_weight: '1e-2' is a string"),
     ({'val': {'benchmark': 'Set5', 'val_freq': 2}}, 'val: has benchmark, one of astronaut'),
     ({'logger': {'print_freqs': 1}}, r"logger: 'print_freqs' is not .* \(did you mean 'print_freq'\?\)"),
     ({'steps': [{'total_iter': '4'}] * 2}, 'steps: number 1 is what stands under train'),
     ({'steps': [{'total_iter': 4, 'optim_g': {'lr': '4e-4'}}] * 2}, "optim_g: lr: '4e-4' is a string"),
-    ({'datasets': {'train': {'gt_size': 4}}}, 'datasets: has train:, as in a yml of BasicSR but with lq_size'),
+    ({'datasets': {'train': {'gt_size': 4}}}, 'datasets: has train:, .* but with lq_size'),
     ({'networks': {'a b': {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3}, 'a-b': {
         'type': 'RCAN', 'num_in_ch': 3, 'num_out_ch': 3}}}, "two .* trainings would be called 'a-b_x2_L1Loss_seed0'"),
 ])
 def test_bad_study(changes, message):
     with pytest.raises(InputError, match=message):
         Study(study_section(**changes), '.')
+
+
+def test_moving_average_is_what_goes_on(tmp_path):
+    steps = study_section()['steps']
+    study = Study(study_section(steps=[{**steps[0], 'ema_decay': 0.9}, steps[1]]), '.')
+    keys = {run.losses: run.opt['path'].get('param_key_g') for run in study.runs}
+    assert keys['ESU', 'UDL'] == keys['L1Loss', 'L1Loss'] == 'params_ema'
+    assert keys['ESU',] is None
+
+
+def test_braces_of_other_options_stay():
+    section = study_section()
+    section['datasets']['train'].update(filename_tmpl='{}', color='y')
+    run = Study(section, '.').runs[0]
+    assert run.opt['datasets']['train']['filename_tmpl'] == '{}'
+    assert run.opt['datasets']['val']['color'] == 'y'
+
+
+def test_folder_may_be_a_link(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'disk/deep').mkdir(parents=True)
+    (tmp_path / 'results').symlink_to(tmp_path / 'disk/deep')
+    root = Study(study_section(), 'results/tiny').runs[0].opt['datasets']['train']['dataroot_gt']
+    assert root == '../../../datasets/demo/demo_train_HR_sub.lmdb'
 
 
 def test_base(tmp_path):

@@ -54,6 +54,9 @@ def test_study_from_nothing_to_report(runner):
         assert torch.equal(value, models['ESU_then_UDL'][f'var_net.{name}'])
     EDSR(**TINY).load_state_dict(models['L1Loss_then_L1Loss'])
     assert not list(folder.glob('experiments/*/training_states'))
+    assert not list(folder.glob('experiments/*/models/net_g_[0-9]*'))
+    assert {one['resumed'] for one in scores.values()} == {0}
+    assert all(0 <= one['seconds'] < 60 for one in scores.values())
 
     # again: nothing is trained, and nothing else comes out
     before = {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
@@ -69,7 +72,8 @@ def test_study_from_nothing_to_report(runner):
     write_study(runner.folder, steps=[{**study_section()['steps'][0], 'total_iter': 3}] * 2)
     process = runner.run(*STUDY)
     assert process.returncode == 2
-    assert "tiny_x2_L1Loss_seed0.yml' is of a study with other options (now: total_iter: 3)" in process.stdout
+    assert runner.run(*STUDY, '--report').stdout == process.stdout
+    assert "tiny_x2_L1Loss_seed0.yml' is of a study with other options (total_iter: 3)" in process.stdout
 
 
 @pytest.mark.skipif(not hasattr(os, 'killpg'), reason='kills a process as POSIX has it')
@@ -97,7 +101,9 @@ def test_killed_study_goes_on(runner):
     assert '1 of them to be done' in process.stdout
     log = '\n'.join(path.read_text() for path in (folder / 'experiments/tiny_x2_L1Loss_seed0').glob('*.log'))
     assert re.search(rf'Resuming training from epoch: \d+, iter: {reached}\.', log)
-    assert len(list((folder / 'scores').iterdir())) == 1
+    scores = json.loads((folder / 'scores/tiny_x2_L1Loss_seed0.json').read_text())
+    assert scores['resumed'] == 1
+    assert '1 were stopped and went on from a checkpoint' in (folder / 'tiny.html').read_text()
 
 
 def wait_for(condition, seconds=60):
@@ -154,6 +160,35 @@ def test_bad_input_is_refused_before_anything_is_written(runner, monkeypatch, ch
     with pytest.raises(InputError, match=message):
         run_study(read_study('tiny.yml'))
     assert not (runner.folder / 'results').exists()
+
+
+def test_process_that_cannot_be_started_fails_its_run(runner, monkeypatch):
+    """And ends the study with what is left, instead of waiting for ever."""
+    def popen(*_, **__):
+        raise OSError(12, 'Cannot allocate memory')
+
+    monkeypatch.chdir(runner.folder)
+    monkeypatch.setattr('udl_plugin.studies.runner.subprocess.Popen', popen)
+    write_study(runner.folder)
+    failed = run_study(read_study('tiny.yml'), jobs=2, tell=lambda line: None)
+    assert len(failed) == 4
+    assert 'Cannot allocate memory' in failed['tiny_x2_ESU_seed0']
+
+
+def test_moving_average_is_scored(runner):
+    steps = study_section()['steps']
+    write_study(runner.folder, steps=[{**steps[0], 'ema_decay': 0.5}], variants={'L1': [{'type': 'L1Loss'}]})
+    assert runner.run(*STUDY).returncode == 0
+    scores = json.loads((runner.folder / 'results/tiny/scores/tiny_x2_L1Loss_seed0.json').read_text())
+    assert scores['curve']['4'] == pytest.approx(scores['scores']['astronaut']['astronaut'][0], abs=1e-4)
+
+
+def test_channels_that_the_data_does_not_have(runner, monkeypatch):
+    monkeypatch.chdir(runner.folder)
+    grey = {'type': 'DPDNN', 'num_in_ch': 1, 'num_out_ch': 1, 'num_feat': 4, 'num_step': 1}
+    write_study(runner.folder, networks={'grey': grey})
+    with pytest.raises(InputError, match='grey, x2, L1Loss: the network takes images of 1 channels: write color: y'):
+        run_study(read_study('tiny.yml'))
 
 
 def test_one_study_at_a_time_in_a_folder(runner, monkeypatch):

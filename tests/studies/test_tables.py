@@ -37,7 +37,7 @@ def write_scores(study, run):
     scores = {benchmark: {image: [psnr_of(run, image), 0.9] for image in names} for benchmark, names in images.items()}
     total = run.opt['train']['total_iter']
     (study.folder / 'scores' / f'{run.name}.json').write_text(json.dumps({
-        'seconds': 3600, 'machine': 'a machine', 'scores': scores,
+        'seconds': 3600, 'resumed': 0, 'machine': 'a machine', 'scores': scores,
         'curve': {str(at): 30 + at for at in range(2, total + 1, 2)}}))
 
 
@@ -92,13 +92,20 @@ def test_what_is_not_finished_is_left_out(study):
     assert {row.variant for row in rows} == {'L1', 'UDL'}
 
 
+def test_pairs_of_an_unfinished_study_are_told(study):
+    (study.folder / 'scores' / 'tiny_x2_L1Loss_then_L1Loss_seed2.json').unlink()
+    assert table_of(rows_of(study, read_scores(study)))[2][-1].endswith('] (2 seeds)')
+    (study.folder / 'scores' / 'tiny_x2_L1Loss_then_L1Loss_seed1.json').unlink()
+    assert table_of(rows_of(study, read_scores(study)))[2][-1].endswith('] (1 seed, over images)')
+
+
 def test_table_and_files(study):
     parts, files = report_of(study)
     table = next(part for part in parts if isinstance(part, Table))
     assert table.rows == table_of(rows_of(study, read_scores(study)))
     assert [row[0] for row in table.rows] == ['', 'L1', 'UDL', 'half']
     assert Heading('tiny, x2') in parts
-    assert 'Trained on: a machine. 12.00 hours' in parts[1].text
+    assert 'Trained on: a machine. The hours of all trainings add up to 12.00.' in parts[1].text
     udl = find(rows_of(study, read_scores(study)), 'UDL', 'Set2')
     assert f'{statistics.fmean(udl.psnr):.3f} ± {statistics.stdev(udl.psnr):.3f}' in files['tiny.md']
     assert f'{udl.difference:+.3f} [{udl.interval[0]:+.3f}, {udl.interval[1]:+.3f}]' in files['tiny.md']

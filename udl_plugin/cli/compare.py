@@ -44,8 +44,12 @@ def parse(argv):
     add('--box-size', type=a_count, default=96, metavar='N', help='sides of the crops that are picked (96)')
     add('--uncertainty', action='store_true', help='rate the maps: correlation, AUSE, calibration, sparsity')
     add('--eu', nargs='+', default=[], metavar='LABEL', help='networks whose map is from EU, not ESU, for calibration')
+    add('--gaussian', nargs='+', default=[], metavar='LABEL', help='networks whose map is from GaussianNLL')
     add('--quiet', action='store_true', help='show errors only')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if (args.eu or args.gaussian) and not args.uncertainty:
+        parser.error('--eu and --gaussian want --uncertainty')
+    return args
 
 
 def run(args):
@@ -55,22 +59,24 @@ def run(args):
     logging.getLogger('basicsr').setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix='udl_compare_') as folder:
         entries, datasets, scale = compare.read_entries(args.inputs, folder)
-        for label in args.eu:
+        losses = {**dict.fromkeys(args.eu, 'EU'), **dict.fromkeys(args.gaussian, 'GaussianNLL')}
+        for label in losses:
             if label not in [entry.label for entry in entries]:
-                raise InputError(f"--eu: there is no network '{label}'; there are: "
+                raise InputError(f"--eu, --gaussian: there is no network '{label}'; there are: "
                                  f'{", ".join(entry.label for entry in entries)}.')
         if args.uncertainty and not any(entry.has_map for entry in entries):
             raise InputError('--uncertainty: none of the networks has a map; take checkpoints of step 1 or 2.')
         benchmarks = compare.find_benchmarks(args.sets, datasets, scale)
+        shown = compare.find_shown(args.image, benchmarks, scale)
+        boxes = [tuple(box) for box in args.box or ()]
+        for x, y, width, height in boxes:
+            if not (0 <= x < x + width <= shown.width and 0 <= y < y + height <= shown.height):
+                raise InputError(f'--box {x} {y} {width} {height}: is not inside {shown.name}, {shown.width} x '
+                                 f'{shown.height}.')
         results = compare.compare(
-            entries, benchmarks, scale, args.image, args.uncertainty, dict.fromkeys(args.eu, 1.0),
+            entries, benchmarks, scale, shown, args.uncertainty, losses,
             lambda pairs, number: args.track(pairs, number, 'Testing', 'networks'))
-    boxes = [tuple(box) for box in args.box or ()] or compare.find_boxes(results, args.box_size)
-    height, width = results[0].shown.gt.shape[:2]
-    for x, y, box_width, box_height in boxes:
-        if not (0 <= x < x + box_width <= width and 0 <= y < y + box_height <= height):
-            raise InputError(f'--box {x} {y} {box_width} {box_height}: is not inside {results[0].shown.name}, '
-                             f'{width} x {height}.')
+    boxes = boxes or compare.find_boxes(results, args.box_size)
     parts, files = compare.report_of(results, scale, boxes, args.sort, machine())
     table = markdown_table(compare.table_of(results, args.sort))
     tables = [table] + [f'Maps, {benchmark}:\n\n' + markdown_table(compare.map_table_of(results, benchmark))

@@ -16,7 +16,7 @@ The second trains four at once, each on a GPU of its own where there are GPUs. W
 and what was killed goes on from its last checkpoint: give the same command. Everything goes into one folder, here
 results/losses: losses.html, the report; losses.md and losses.csv, its table; losses_images.csv, the scores of every
 image; losses_differences.png and losses_curves.png; options/, experiments/ and tb_logger/ are those of the trainings.
-Studies with the same --out share trainings.
+Studies with the same --out share trainings. Of each training the last network is kept.
 """
 
 
@@ -41,11 +41,13 @@ def parse(argv):
 def run(args):
     from udl_plugin.report import to_html  # from here on it takes seconds
     from udl_plugin.studies.matrix import read_study
-    from udl_plugin.studies.runner import run_study
+    from udl_plugin.studies.runner import refuse_others, run_study
     from udl_plugin.studies.tables import report_of
     study = read_study(args.study, args.out and Path(args.out))
     failed = {}
-    if not args.report:
+    if args.report:
+        refuse_others(study)
+    else:
         failed = run_study(study, args.jobs, lambda line: None if args.quiet else print(line, flush=True))
     parts, files = report_of(study)
     files[f'{study.name}.html'] = to_html(f'Study: {study.name}', parts)

@@ -6,6 +6,8 @@ A sample is one channel of one pixel. Errors are absolute, in 8-bit levels.
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
+from udl_plugin.errors import InputError
+
 STEPS = 100  # of the sparsification curves
 
 
@@ -59,38 +61,53 @@ def _correlation(function, uncertainty, error):
     return float(function(uncertainty, error).statistic)
 
 
-def scale(log_var):
-    """The error's scale that a map states, in 8-bit levels; an untrained one may state what float32 cannot hold."""
-    return np.exp(log_var.astype(np.float64))
+# what a map states, by the loss that it comes from: mean absolute error = factor * exp(power * s), where that is least
+MEANINGS = {'ESU': (2.0, 1.0), 'EU': (1.0, 1.0), 'GaussianNLL': (np.sqrt(2 / np.pi), 0.5)}
 
 
-def reliability(log_var, error, factor=2.0, bins=10):
+def expected_error(log_var, loss='ESU'):
+    """The mean absolute error that a map states, in 8-bit levels.
+
+    Args:
+        log_var (ndarray): Any shape.
+        loss (str): That the map was trained with: `ESU`, `EU` (a Laplace distribution's) or `GaussianNLL`.
+
+    Raises:
+        InputError: another loss.
+    """
+    if loss not in MEANINGS:
+        raise InputError(f"loss: '{loss}' is none that maps are trained with: {', '.join(MEANINGS)}.")
+    factor, power = MEANINGS[loss]
+    return factor * np.exp(power * log_var.astype(np.float64))  # an untrained map may state what float32 cannot hold
+
+
+def reliability(log_var, error, loss='ESU', bins=10):
     """Predicted and observed mean absolute error, over samples of like prediction.
 
     Args:
         log_var (ndarray): `(N,)`: log of the error's scale in 8-bit levels.
         error (ndarray): `(N,)`.
-        factor (float): Of the expected error over `exp(log_var)`: 2 at ESU's optimum, 1 at EU's.
+        loss (str): See `expected_error`.
         bins (int): Of equally many samples, by prediction; fewer where there are fewer samples.
 
     Returns:
         tuple[ndarray, ndarray]: `(bins,)` each, in 8-bit levels.
     """
-    predicted = factor * scale(log_var)
+    predicted = expected_error(log_var, loss)
     order = np.argsort(predicted, kind='stable')
     parts = [part for part in np.array_split(order, bins) if len(part)]
     return tuple(np.array([values[part].mean() for part in parts]) for values in (predicted, error))
 
 
-def calibration(log_var, error, factor=2.0, bins=10):
-    """Expected normalised calibration error of the Laplace scale: the mean over bins of |observed - predicted| error
+def calibration(log_var, error, loss='ESU', bins=10):
+    """Expected normalised calibration error: the mean over bins of |observed - predicted| error
     over the predicted one. Levi et al., 'Evaluating and Calibrating Uncertainty Prediction in Regression Tasks',
     Sensors 2022, with the mean absolute error in place of the root of the mean square.
 
     Returns:
         float: 0 is perfect; 1 is wrong by as much as is predicted.
     """
-    predicted, observed = reliability(log_var, error, factor, bins)
+    predicted, observed = reliability(log_var, error, loss, bins)
     return float(np.mean(np.abs(observed - predicted) / predicted))
 
 
@@ -161,10 +178,10 @@ def calculate_map_spearman(img, img2, log_var, crop_border, better=None):
     return spearman(*samples(img, img2, log_var, crop_border))
 
 
-def calculate_map_pearson(img, img2, log_var, crop_border, better=None):
-    """Linear correlation of the error's scale that the map states, `exp(log_var)`, with the absolute error."""
+def calculate_map_pearson(img, img2, log_var, crop_border, loss='ESU', better=None):
+    """Linear correlation of the error that the map states, `expected_error`, with the absolute error."""
     log_var, error = samples(img, img2, log_var, crop_border)
-    return pearson(scale(log_var), error)
+    return pearson(expected_error(log_var, loss), error)
 
 
 def calculate_map_ause(img, img2, log_var, crop_border, better=None):
@@ -172,9 +189,9 @@ def calculate_map_ause(img, img2, log_var, crop_border, better=None):
     return ause(*samples(img, img2, log_var, crop_border))
 
 
-def calculate_map_calibration(img, img2, log_var, crop_border, factor=2.0, bins=10, better=None):
-    """Calibration error of the Laplace scale; lower is better. `factor`: 2 for a map from ESU, 1 for one from EU."""
-    return calibration(*samples(img, img2, log_var, crop_border), factor, bins)
+def calculate_map_calibration(img, img2, log_var, crop_border, loss='ESU', bins=10, better=None):
+    """Calibration error of a map that was trained with `loss`; lower is better."""
+    return calibration(*samples(img, img2, log_var, crop_border), loss, bins)
 
 
 def calculate_map_sparsity(img, img2, log_var, crop_border, measure='gini', better=None):

@@ -1,7 +1,5 @@
 """BasicSR's SRModel for both steps: hands the loss the log-variance that it asks for, and saves maps in validation."""
 import io
-import os
-import tempfile
 from collections import OrderedDict
 from os import path as osp
 
@@ -41,6 +39,8 @@ class UDLModel(SRModel):
     Raises:
         InputError: options, data or checkpoint do not fit each other; before the first iteration.
     """
+
+    network_is_saved = True  # the last time
 
     def __init__(self, opt):
         check_options(opt)
@@ -111,23 +111,18 @@ class UDLModel(SRModel):
         iteration = 'latest' if current_iter == -1 else current_iter
         path = osp.join(self.opt['path']['models'], f'{net_label}_{iteration}.pth')
         state_dicts = {key: self.get_bare_model(net).state_dict() for net, key in zip(nets, keys)}
-        try:
-            write_checkpoint(path, state_dicts, self.opt['network_g'])
-        except OSError as err:  # a full disk ends no training upstream either
-            get_root_logger().error(f"'{path}' cannot be written: {err}. Training goes on.")
+        self.network_is_saved = _try(write_checkpoint, path, state_dicts, self.opt['network_g'])
 
     @master_only
     def save_training_state(self, epoch, current_iter):
-        """As upstream's, but the file is never torn: upstream writes it elsewhere, and it is moved when it is whole."""
-        states = self.opt['path']['training_states']
-        with tempfile.TemporaryDirectory(prefix='.', dir=states) as folder:
-            self.opt['path']['training_states'] = folder
-            try:
-                super().save_training_state(epoch, current_iter)
-            finally:
-                self.opt['path']['training_states'] = states
-            for name in os.listdir(folder):
-                os.replace(osp.join(folder, name), osp.join(states, name))
+        """As upstream's, but the file is never torn, and never without the network that belongs to it."""
+        if current_iter == -1 or not self.network_is_saved:
+            return
+        state = {'epoch': epoch, 'iter': current_iter, 'optimizers': [part.state_dict() for part in self.optimizers],
+                 'schedulers': [part.state_dict() for part in self.schedulers]}
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        _try(write_whole, osp.join(self.opt['path']['training_states'], f'{current_iter}.state'), buffer.getvalue())
 
     def feed_data(self, data):
         super().feed_data(data)
@@ -187,3 +182,13 @@ class UDLModel(SRModel):
         write_whole(f'{stem}_log_var.npy', raw.getvalue())
         write_whole(f'{stem}_uncertainty.png', encode_png(
             uncertainty_picture(log_var, self.opt['val'].get('uncertainty_limits'))))
+
+
+def _try(write, path, *content):
+    """Whether it could be written: a full disk ends no training upstream either."""
+    try:
+        write(path, *content)
+    except OSError as err:
+        get_root_logger().error(f"'{path}' cannot be written: {err}. Training goes on.")
+        return False
+    return True

@@ -6,15 +6,15 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import yaml
+from basicsr.data import build_dataset
 from basicsr.utils import img2tensor
 from basicsr.utils.options import ordered_yaml
 from torch.nn import functional as F
 
 from udl_plugin import measure
 from udl_plugin.archs.two_step import TwoStep
-from udl_plugin.archs.with_variance import WithVariance, build
+from udl_plugin.archs.with_variance import WithVariance, build, run_small
 from udl_plugin.checkpoints import as_plain_data, read_fitting, write_checkpoint
-from udl_plugin.data.image_files import list_images
 from udl_plugin.data.pairs import check_pairs
 from udl_plugin.errors import InputError, did_you_mean
 from udl_plugin.metrics import uncertainty_metrics as metrics
@@ -23,7 +23,7 @@ from udl_plugin.options import check_options
 from udl_plugin.pictures import color_bar, encode_png, error_picture, luma, sheet, uncertainty_picture
 from udl_plugin.report import Heading, Picture, Table, Text, new_figure, png_of, to_csv
 from udl_plugin.sections import plain_section
-from udl_plugin.studies.evaluate import evaluate, evaluate_bicubic, for_test, scores_of, test_options
+from udl_plugin.studies.evaluate import evaluate, evaluate_bicubic, for_test, name_of, scores_of, test_options
 from udl_plugin.studies.matrix import benchmark_section
 from udl_plugin.studies.tables import paired, with_interval
 
@@ -40,6 +40,7 @@ class Entry(NamedTuple):
         opt (dict): Test options, without data sets.
         net (nn.Module): The plain network, with its weights, on the CPU.
         network_g (dict): Its section.
+        channels (int): Of its images; of one, it is given Y.
         has_map (bool): Whether the network in `opt` gives one.
     """
 
@@ -47,6 +48,7 @@ class Entry(NamedTuple):
     opt: dict
     net: object
     network_g: dict
+    channels: int
     has_map: bool
 
 
@@ -92,8 +94,8 @@ class MapQuality(NamedTuple):
     observed: np.ndarray
 
 
-def quality_of(sr, gt, log_var, border, factor):
-    """`MapQuality` of a map; of the SR image's own gradient, where `log_var` is None."""
+def quality_of(sr, gt, log_var, border, loss='ESU'):
+    """`MapQuality` of a map that was trained with `loss`; of the SR image's own gradient, where `log_var` is None."""
     if log_var is None:
         planes = np.atleast_3d(sr)[:, :, ::-1].transpose(2, 0, 1).astype(np.float64)
         uncertainty, error = metrics.samples(sr, gt, np.hypot(*np.gradient(planes, axis=(1, 2))), border)
@@ -101,9 +103,9 @@ def quality_of(sr, gt, log_var, border, factor):
         linear, calibration, sparse, bins = uncertainty, np.nan, None, (nothing, nothing)
     else:
         uncertainty, error = metrics.samples(sr, gt, log_var, border)
-        linear, calibration = metrics.scale(uncertainty), metrics.calibration(uncertainty, error, factor)
+        linear, calibration = metrics.expected_error(uncertainty, loss), metrics.calibration(uncertainty, error, loss)
         sparse = metrics.step2_weight(metrics.crop(log_var, border))
-        bins = metrics.reliability(uncertainty, error, factor)
+        bins = metrics.reliability(uncertainty, error, loss)
     sparsity = (np.nan, np.nan) if sparse is None else (metrics.gini(sparse), metrics.hoyer(sparse))
     return MapQuality(
         metrics.spearman(uncertainty, error), metrics.pearson(linear, error), metrics.ause(uncertainty, error),
@@ -159,15 +161,21 @@ def _from_yml(path, label, _):
             opt = as_plain_data(yaml.load(file, Loader=ordered_yaml()[0]))
     except OSError as err:
         raise InputError(f"'{path}': {err.strerror}.") from err
-    except yaml.YAMLError as err:
+    except (UnicodeDecodeError, yaml.YAMLError) as err:
         raise InputError(f"'{path}' is no yml: {err}.") from err
-    for key in ('name', 'scale', 'network_g', 'path'):
-        if not isinstance(opt, dict) or key not in opt:
-            raise InputError(f"'{path}': {key}: is missing; a test yml is needed, such as options/test_udl.yml.")
-    datasets = {}
-    for phase, section in (opt.get('datasets') or {}).items():
-        if phase.split('_')[0] in ('test', 'val'):
-            datasets[section['name']] = as_plain_data(section)
+    if not isinstance(opt, dict) or 'train' in opt:
+        raise InputError(f"'{path}' is not the yml of a test, such as options/test_udl.yml; of a training, name the "
+                         'checkpoint.')
+    for key, kind in (('name', str), ('scale', int), ('network_g', dict), ('path', dict)):
+        if not isinstance(opt.get(key), kind):
+            raise InputError(f"'{path}': {key}: is missing, or not what BasicSR has there.")
+    if not isinstance(opt['path'].get('pretrain_network_g'), str):
+        raise InputError(f"'{path}': path: pretrain_network_g: is missing: there is nothing to test.")
+    sections = opt.get('datasets') or {}
+    if not isinstance(sections, dict) or not all(isinstance(section, dict) and 'name' in section
+                                                 for section in sections.values()):
+        raise InputError(f"'{path}': datasets: holds sections, each with a name.")
+    datasets = {section['name']: section for section in sections.values()}
     opt = {**test_options(opt['name'], opt['network_g'], opt['path'], opt['scale'], []),
            'model_type': opt.get('model_type', 'UDLModel')}
     check_options(opt)
@@ -194,7 +202,7 @@ def _from_checkpoint(path, label, copy):
 def _entry(label, opt, net):
     has_map = opt['model_type'] == 'UDLModel' and isinstance(net, (TwoStep, WithVariance))
     net = net.sr_net if isinstance(net, TwoStep) else net.backbone if isinstance(net, WithVariance) else net
-    return Entry(label, opt, net.eval(), plain_section(opt['network_g']), has_map)
+    return Entry(label, opt, net.eval(), plain_section(opt['network_g']), run_small(net)[0][1], has_map)
 
 
 def find_benchmarks(sets, datasets, scale):
@@ -208,7 +216,11 @@ def find_benchmarks(sets, datasets, scale):
     Raises:
         InputError: there are none, or they do not fit the scale.
     """
-    found = [benchmark_section(Path(root).name, root, scale) for root in sets] or list(datasets.values())
+    found = [benchmark_section(Path(root).resolve().name, root, scale) for root in sets] or list(datasets.values())
+    names = [section['name'] for section in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f'--sets: two benchmarks are called {name}; rename a folder.')
     if not found:
         raise InputError('--sets: is missing: folders that udl-prepare wrote, --sets datasets/Set5 datasets/Set14.')
     for section in found:
@@ -216,61 +228,73 @@ def find_benchmarks(sets, datasets, scale):
     return found
 
 
+class Shown(NamedTuple):
+    """The image of which crops are shown: its benchmark, its name, height and width of its ground truth."""
+
+    benchmark: str
+    name: str
+    height: int
+    width: int
+
+
+def find_shown(name, benchmarks, scale):
+    """The image that is asked for; without a name, the first of the first benchmark.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    known = {}
+    for section in benchmarks:
+        dataset = build_dataset(for_test(section, scale))
+        own = {name_of(paths['lq_path']): number for number, paths in enumerate(dataset.paths)}
+        for image, number in sorted(own.items()):
+            known.setdefault(image, (section['name'], dataset, number))
+    if name is not None and name not in known:
+        raise InputError(f"--image: there is no '{name}' in the benchmarks{did_you_mean(name, known)}.")
+    name = next(iter(known)) if name is None else name
+    benchmark, dataset, number = known[name]
+    return Shown(benchmark, name, *dataset[number]['gt'].shape[1:])
+
+
 # ---- comparing
 
-def compare(entries, benchmarks, scale, shown=None, uncertainty=False, factors=None, track=None):
+def compare(entries, benchmarks, scale, shown, uncertainty=False, losses=None, track=None):
     """Tests the entries and bicubic on the benchmarks and measures what they cost.
 
     Args:
         entries (list[Entry]): Of one scale.
         benchmarks (list[dict]): Sections of data sets.
         scale (int): Theirs.
-        shown (str | None): The image of which crops are wanted; the first one of the first benchmark where not given.
+        shown (Shown): The image of which crops are wanted.
         uncertainty (bool): Whether maps are rated.
-        factors (dict): Label to `factor` of `reliability`, where it is not 2.
+        losses (dict): Label to the loss that its map was trained with, where it is not ESU.
         track (Callable): Called as `track(entries, number)`, to be iterated over in their place: a progress bar.
 
     Returns:
         list[Result]: Bicubic first.
-
-    Raises:
-        InputError: there is no such image.
     """
-    first = benchmarks[0]
-    names = list(list_images(first['dataroot_lq']))
-    wanted = _shown_name(shown, benchmarks, names)
     results = [Result(BICUBIC), *(Result(entry.label) for entry in entries)]
 
     def recorder(result, entry=None):
         def on_image(set_name, image):
             result.scores.setdefault(set_name, {})[image.name] = scores_of(image.sr, image.gt, scale)
-            if (set_name, image.name) == wanted:
+            if (set_name, image.name) == shown[:2]:
                 result.shown = image
             if uncertainty and entry is not None and entry.has_map:
-                factor = (factors or {}).get(entry.label, 2.0)
+                loss = (losses or {}).get(entry.label, 'ESU')
                 for log_var, into in ((image.log_var, result.maps), (None, result.gradients)):
-                    into.setdefault(set_name, {})[image.name] = quality_of(image.sr, image.gt, log_var, scale, factor)
+                    into.setdefault(set_name, {})[image.name] = quality_of(image.sr, image.gt, log_var, scale, loss)
         return on_image
 
     evaluate_bicubic(benchmarks, scale, recorder(results[0]))
     pairs = list(zip(results[1:], entries))
     for result, entry in track(pairs, len(pairs)) if track else pairs:
-        datasets = {f'test_{number}': for_test(section, scale) for number, section in enumerate(benchmarks)}
+        color = {'color': 'y'} if entry.channels == 1 else {}
+        datasets = {f'test_{number}': for_test({**section, **color}, scale)
+                    for number, section in enumerate(benchmarks)}
         evaluate({**entry.opt, 'datasets': datasets}, recorder(result, entry), uncertainty=entry.has_map)
     _measure(results, entries, scale)
     return results
-
-
-def _shown_name(shown, benchmarks, names):
-    if shown is None:
-        return benchmarks[0]['name'], names[0]
-    known = {}
-    for section in benchmarks:
-        for name in list_images(section['dataroot_lq']):
-            known.setdefault(name, (section['name'], name))
-    if shown not in known:
-        raise InputError(f"--image: there is no '{shown}' in the benchmarks{did_you_mean(shown, known)}.")
-    return known[shown]
 
 
 def _measure(results, entries, scale):
@@ -278,18 +302,18 @@ def _measure(results, entries, scale):
     functions = {BICUBIC: lambda lq: F.interpolate(lq, scale_factor=scale, mode='bicubic', antialias=True)}
     for result, entry in zip(results[1:], entries):
         multiple = measure.size_multiple(entry.network_g)
-        functions[result.label] = _padded(entry.net, multiple)
+        functions[result.label] = _padded(entry, multiple)
         result.cost['params'] = measure.parameters(entry.net)
-        result.cost['madds'] = measure.multiply_adds(entry.net, entry.network_g, lq.shape[1], scale)
-        result.cost['memory'] = measure.peak_memory(entry.network_g, lq.shape)
+        result.cost['madds'] = measure.multiply_adds(entry.net, entry.network_g, entry.channels, scale)
+        result.cost['memory'] = measure.peak_memory(entry.network_g, (1, entry.channels, *lq.shape[2:]))
     for label, seconds in measure.time_in_turn(functions, lq).items():
         next(result for result in results if result.label == label).cost['time'] = seconds
 
 
-def _padded(net, multiple):
+def _padded(entry, multiple):
     def run(lq):
-        net.to(lq.device)
-        return net(F.pad(lq, (0, -lq.shape[3] % multiple, 0, -lq.shape[2] % multiple), mode='replicate'))
+        lq = F.pad(lq[:, :entry.channels], (0, -lq.shape[3] % multiple, 0, -lq.shape[2] % multiple), mode='replicate')
+        return entry.net.to(lq.device)(lq)
     return run
 
 
@@ -428,7 +452,7 @@ def draw_crops(results, boxes, border):
         cv2.rectangle(overview, (x, y), (x + width - 1, y + height - 1), (0, 0, 255), 2)
         cv2.putText(overview, str(number + 1), (x + 4, y + 18), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 0, 255), 2)
     errors = [('ground truth', overview)]
-    errors += [(f'{result.label}: error, red: 32 levels', error_picture(_bgr(result.shown.sr), gt))
+    errors += [(f'{result.label}: error, red: 32 levels', error_picture(_bgr(result.shown.sr), _bgr(result.shown.gt)))
                for result in results]
     drawn = []
     for label, log_var in maps.items():

@@ -40,6 +40,11 @@ def scores_of(sr, gt, scale):
                     for metric in (calculate_psnr, calculate_ssim)))
 
 
+def name_of(path):
+    """As upstream's validation calls an image."""
+    return osp.splitext(osp.basename(path))[0]
+
+
 def evaluate(opt, on_image, uncertainty=False):
     """Runs a network over its data sets, as BasicSR's `test_pipeline` does.
 
@@ -57,7 +62,7 @@ def evaluate(opt, on_image, uncertainty=False):
     now = {}
 
     def feed_and_note(data):
-        now['name'] = osp.splitext(osp.basename(data['lq_path'][0]))[0]
+        now['name'] = name_of(data['lq_path'][0])
         feed_data(data)
 
     def visuals_and_report():
@@ -85,8 +90,7 @@ def evaluate_bicubic(datasets, scale, on_image):
         for number in range(len(dataset)):
             item = dataset[number]
             lq, gt = tensor2img([item['lq']]), tensor2img([item['gt']])
-            name = osp.splitext(osp.basename(item['lq_path']))[0]
-            on_image(dataset_opt['name'], Image(name, lq, imresize(lq, scale), gt))
+            on_image(dataset_opt['name'], Image(name_of(item['lq_path']), lq, imresize(lq, scale), gt))
 
 
 def for_test(section, scale):

@@ -13,10 +13,15 @@ from udl_plugin.errors import InputError, did_you_mean
 from udl_plugin.options import loss_of
 from udl_plugin.sections import section_of
 
-KEYS = {  # in order; whether a study may do without
-    'name': False, 'baseline': False, 'seeds': False, 'scales': False, 'networks': False, 'variants': False,
-    'steps': False, 'datasets': False, 'benchmarks': False, 'val': False, 'logger': True, 'num_gpu': True,
+KEYS = {
+    'name': (str, 'a word'), 'baseline': (str, 'the name of a variant'),
+    'seeds': (list, 'a list of different whole numbers'), 'scales': (list, 'a list of different whole numbers'),
+    'networks': (dict, 'a section'), 'variants': (dict, 'a section'), 'steps': (list, 'a list'),
+    'datasets': (dict, 'a section'), 'benchmarks': (dict, 'a section'), 'val': (dict, 'a section'),
+    'logger': (dict, 'a section'), 'num_gpu': ((str, int), 'auto or a number'),
 }
+OPTIONAL = ('logger', 'num_gpu')
+PATHS = ('dataroot_gt', 'dataroot_lq', 'meta_info_file')  # in the section of a data set
 LOGGER = {'print_freq': 100, 'save_checkpoint_freq': 5000}
 # manual_seed of a later step, which is to see other crops than the first: the study's seed and so many for each step
 SEEDS_APART = 1000
@@ -84,7 +89,7 @@ class Study:
     def benchmark(self, name, scale):
         """Options of a PairedImageDataset, as a yml of BasicSR has them, seen from the study's folder."""
         root = self._path(self.section['benchmarks'][name])
-        return benchmark_section(name, root, scale)
+        return benchmark_section(name, root, scale, self.section['datasets']['train'].get('color'))
 
     def _runs_of(self, variant, network, scale, seed):
         plain = {**self.section['networks'][network], 'upscale': scale}
@@ -104,22 +109,30 @@ class Study:
                 'val': {'val_freq': self.section['val']['val_freq'], 'save_img': False, 'metrics': metrics(scale)},
                 'logger': {**LOGGER, **self.section.get('logger', {}), 'use_tb_logger': True},
             }
+            if step and self.section['steps'][step - 1].get('ema_decay'):
+                opt['path']['param_key_g'] = 'params_ema'
             opt['datasets']['val'] = self.benchmark(self.section['val']['benchmark'], scale)
             iterations = sum(step['total_iter'] for step in self.section['steps'][:step + 1])
             yield Run(name, network, scale, seed, short, iterations, parent, copy.deepcopy(opt))
             parent = name
 
     def _train_set(self, scale):
-        section = {key: value.format(scale=scale) if isinstance(value, str) else value
+        section = {key: value.replace('{scale}', str(scale)) if isinstance(value, str) else value
                    for key, value in self.section['datasets']['train'].items()}
         section['gt_size'] = section.pop('lq_size') * scale
-        for key in ('dataroot_gt', 'dataroot_lq'):
-            section[key] = self._path(section[key])
+        for key in PATHS:
+            if key in section:
+                section[key] = self._path(section[key])
         return {'name': 'train', **section}
 
     def _path(self, path):
         path = os.path.expanduser(path)
-        return path if os.path.isabs(path) else os.path.relpath(path, self.folder)
+        if os.path.isabs(path):
+            return path
+        try:
+            return os.path.relpath(os.path.abspath(path), os.path.realpath(self.folder))  # the folder may be a link
+        except ValueError:  # another drive of Windows
+            return os.path.abspath(path)
 
 
 def read_study(path, folder=None):
@@ -156,10 +169,11 @@ def _read(path, seen=()):
     return section if base is None else {**_read(path.parent / str(base), (*seen, path)), **section}
 
 
-def benchmark_section(name, root, scale):
+def benchmark_section(name, root, scale, color=None):
     """Options of the benchmark that udl-prepare wrote into the folder `root`, as a yml of BasicSR has them."""
-    return {'name': name, 'type': 'PairedImageDataset', 'dataroot_gt': f'{root}/GTmod{scale}',
-            'dataroot_lq': f'{root}/LRbicx{scale}', 'io_backend': {'type': 'disk'}}
+    section = {'name': name, 'type': 'PairedImageDataset', 'dataroot_gt': f'{root}/GTmod{scale}',
+               'dataroot_lq': f'{root}/LRbicx{scale}', 'io_backend': {'type': 'disk'}}
+    return section if color is None else {**section, 'color': color}
 
 
 def metrics(scale):
@@ -193,21 +207,31 @@ def _checked(section):
         if key not in KEYS:
             raise InputError(f"'{key}' is not a key of a study{did_you_mean(key, KEYS)}; they are: base, "
                              f'{", ".join(KEYS)}.')
-    for key, optional in KEYS.items():
-        if key not in section and not optional:
+    for key, (kind, what) in KEYS.items():
+        if key not in section and key not in OPTIONAL:
             raise InputError(f'{key}: is missing.')
-    for key in ('networks', 'variants', 'datasets', 'benchmarks', 'val'):
-        if not isinstance(section[key], dict) or not section[key]:
-            raise InputError(f'{key}: is a section, not {section[key]!r}.')
+        value = section.get(key)
+        if key in section and (not isinstance(value, kind) or (kind in (dict, list) and not value)):
+            raise InputError(f'{key}: is {what}, not {value!r}.')
     for key in ('seeds', 'scales'):
         values = section[key]
-        if not isinstance(values, list) or not values or not all(type(value) is int for value in values) \
-                or len(set(values)) < len(values):
-            raise InputError(f'{key}: is a list of different whole numbers, not {values!r}.')
+        if not all(type(value) is int and value >= 0 for value in values) or len(set(values)) < len(values):
+            raise InputError(f'{key}: is {KEYS[key][1]}, not {values!r}.')
+    if section.get('num_gpu', 'auto') not in ('auto', 0, 1):
+        raise InputError(f'num_gpu: {section["num_gpu"]}: each training of a study has one GPU at most; write auto or '
+                         '0, and --jobs for several at once.')
+    for name, root in section['benchmarks'].items():
+        if not isinstance(root, str):
+            raise InputError(f'benchmarks: {name}: is a folder that udl-prepare benchmark wrote, not {root!r}.')
+    for key in ('networks', 'variants'):
+        for name, value in section[key].items():
+            _check_numbers(value, f'{key}: {name}: ')
     for name, network in section['networks'].items():
         if not isinstance(network, dict) or 'type' not in network or 'upscale' in network:
             raise InputError(f'networks: {name}: is the section of a plain network, with a type and without upscale, '
                              f'which is taken from scales, not {network!r}.')
+        if 'debug' in str(name):
+            raise InputError(f"networks: {name}: BasicSR takes what has 'debug' in its name for a trial; rename it.")
     for step, train in enumerate(section['steps'], 1):
         if not isinstance(train, dict) or type(train.get('total_iter')) is not int or 'pixel_opt' in train:
             raise InputError(f'steps: number {step} is what stands under train: in a yml of BasicSR, with a whole '
@@ -229,9 +253,9 @@ def _checked(section):
                          f'key: not {section["val"]!r}.')
     train = section['datasets'].get('train')
     if section['datasets'].keys() != {'train'} or not isinstance(train, dict) or type(train.get('lq_size')) is not int \
-            or 'gt_size' in train:
-        raise InputError('datasets: has train:, as in a yml of BasicSR but with lq_size, for all scales, in place of '
-                         'gt_size; and no other key.')
+            or 'gt_size' in train or not all(isinstance(train.get(key), str) for key in ('dataroot_gt', 'dataroot_lq')):
+        raise InputError('datasets: has train:, as in a yml of BasicSR with dataroot_gt and dataroot_lq, but with '
+                         'lq_size, for all scales, in place of gt_size; and no other key.')
     for name in section.get('logger') or {}:
         if name not in LOGGER:
             raise InputError(f"logger: '{name}' is not an option of a study{did_you_mean(name, LOGGER)}; they are: "
@@ -240,8 +264,9 @@ def _checked(section):
 
 
 def _check_numbers(section, where):
-    for key, value in section.items():
-        if isinstance(value, dict):
+    pairs = section.items() if isinstance(section, dict) else enumerate(section, 1) if isinstance(section, list) else ()
+    for key, value in pairs:
+        if isinstance(value, (dict, list)):
             _check_numbers(value, f'{where}{key}: ')
-        elif isinstance(value, str) and re.fullmatch(r'[\d.]+e-?\d+', value):
+        elif isinstance(value, str) and re.fullmatch(r'[\d.]+[eE][-+]?\d+', value):
             raise InputError(f"{where}{key}: '{value}' is a string to yml; write !!float {value}.")

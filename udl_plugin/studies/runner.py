@@ -10,11 +10,12 @@ import threading
 import torch
 import yaml
 
-from udl_plugin.archs.with_variance import build
+from udl_plugin.archs.with_variance import build, run_small
 from udl_plugin.data.pairs import check_pairs
 from udl_plugin.errors import InputError
 from udl_plugin.files import alone, write_whole
 from udl_plugin.options import check_options
+from udl_plugin.studies.matrix import PATHS
 
 
 def run_study(study, jobs=1, tell=print):
@@ -35,7 +36,10 @@ def run_study(study, jobs=1, tell=print):
     _check(study)
     study.folder.mkdir(parents=True, exist_ok=True)
     with alone(study.folder) as lock:
-        _write_options(study)
+        refuse_others(study)
+        for path, text in _options(study).items():
+            if not path.exists():
+                write_whole(path, text.encode())
         return _Queue(study, jobs, tell, lock).work()
 
 
@@ -50,7 +54,10 @@ def _check(study):
             check_options({**run.opt, 'datasets': {}, 'is_train': True})
             if run.parent is None:
                 check_data(study, run)
-                build(run.opt['network_g'])
+                channels = run_small(build(run.opt['network_g']))[0][1]
+                if (channels == 1) != (run.opt['datasets']['train'].get('color') == 'y'):
+                    raise InputError(f'the network takes images of {channels} channels: write color: y in datasets: '
+                                     'train: for those of one, and for no other.')
         except InputError as err:
             raise InputError(f'{run.network}, x{run.scale}, {" then ".join(run.losses)}: {err}') from err
 
@@ -60,7 +67,8 @@ def check_data(study, run):
     sets = [('train', run.opt['datasets']['train']),
             *(('val', study.benchmark(name, run.scale)) for name in study.section['benchmarks'])]
     for phase, section in sets:
-        here = {key: os.path.relpath(study.folder / section[key]) for key in ('dataroot_gt', 'dataroot_lq')}
+        here = {key: os.path.relpath(os.path.join(os.path.realpath(study.folder), section[key]))
+                for key in PATHS if key in section}
         check_pairs({**section, **here, 'phase': phase, 'scale': run.scale}, section['name'])
 
 
@@ -68,24 +76,28 @@ def is_finished(study, run):
     return (study.folder / 'scores' / f'{run.name}.json').exists()
 
 
-def _write_options(study):
-    """Writes the runs' ymls; refuses those that are there and differ: their results would be taken for these."""
+def _options(study):
+    """The files that say what the runs are: path to text."""
     texts = {}
     for run in study.runs:
-        texts[f'{run.name}.yml'] = yaml.safe_dump(run.opt, sort_keys=False)
         benchmarks = [study.benchmark(name, run.scale) for name in study.section['benchmarks']]
-        texts[f'{run.name}.benchmarks.json'] = json.dumps(benchmarks, indent=1)
-    folder = study.folder / 'options'
-    for name, text in texts.items():
-        path = folder / name
-        if path.exists() and path.read_text() != text:
-            now, before = text.splitlines(), path.read_text().splitlines()
-            changed = next((line for line in now if line not in before), now[0])
-            raise InputError(f"'{path}' is of a study with other options (now: {changed.strip()}). Give another "
-                             '--out, or remove that folder.')
-    for name, text in texts.items():
-        if not (folder / name).exists():
-            write_whole(folder / name, text.encode())
+        texts[study.folder / 'options' / f'{run.name}.yml'] = yaml.safe_dump(run.opt, sort_keys=False)
+        texts[study.folder / 'options' / f'{run.name}.benchmarks.json'] = json.dumps(benchmarks, indent=1)
+    return texts
+
+
+def refuse_others(study):
+    """Refuses a folder with runs of other options under the same names: their results would be taken for these.
+
+    Raises:
+        InputError: names the file and what is different.
+    """
+    for path, text in _options(study).items():
+        before = path.read_text() if path.exists() else text
+        if before != text:
+            changed = sorted(set(text.splitlines()) ^ set(before.splitlines()))[0].strip()
+            raise InputError(f"'{path}' is of a study with other options ({changed}). Give another --out, or remove "
+                             'that folder.')
 
 
 class _Queue:
@@ -127,14 +139,26 @@ class _Queue:
                     return
                 self.waiting.remove(run)
                 self.begun += 1
-                self.tell(f'{self.begun} of {self.total}: {run.name}')
-                process = self.processes[run.name] = self._start(run, slot)
-            last = self._follow(process, run)
+                number = self.begun
+            why = self._do(run, number, slot)
             with self.changed:
-                del self.processes[run.name]
                 if not is_finished(self.study, run):
-                    self._fail(run, f'ended with status {process.returncode}:\n{"".join(last)}'.rstrip())
+                    self._fail(run, why)
                 self.changed.notify_all()
+
+    def _do(self, run, number, slot):
+        """Trains and scores; returns what to say of it if it is not finished then."""
+        try:
+            with self.changed:
+                process = self.processes[run.name] = self._start(run, slot)
+            self.tell(f'{number} of {self.total}: {run.name}')
+            last = self._follow(process, run)
+            return f'ended with status {process.returncode}:\n{"".join(last)}'.rstrip()
+        except Exception as err:  # no memory for a process, no reader of what is told: it must not end this thread
+            return f'failed ({type(err).__name__}: {err}).'
+        finally:
+            with self.changed:
+                self.processes.pop(run.name, None)
 
     def _next(self):
         """The first run whose parent is finished."""

@@ -19,6 +19,7 @@ class Row(NamedTuple):
             and where that has not been trained yet.
         interval (tuple[float] | None): Where the mean difference lies with a confidence of 95 %: from paired t-tests,
             the pairs being the seeds, or, of one seed, the images.
+        pairs (int): Of how many seeds the two are: those that are finished for variant and baseline.
     """
 
     network: str
@@ -31,6 +32,7 @@ class Row(NamedTuple):
     ssim: list
     difference: float
     interval: tuple
+    pairs: int
 
 
 def read_scores(study):
@@ -77,7 +79,7 @@ def _row(study, finished, network, scale, variant, benchmark):
             ours, theirs = ([side[pairs[0]][name][0] for name in images[pairs[0]]] for side in sides)
         difference, interval = paired(ours, theirs)
     return Row(network, scale, variant, study.iterations(variant), benchmark, list(images), psnr, ssim, difference,
-               interval)
+               interval, len(pairs))
 
 
 def paired(ours, theirs):
@@ -104,6 +106,13 @@ def with_interval(difference, interval):
     return text if interval is None else f'{text} [{interval[0]:+.3f}, {interval[1]:+.3f}]'
 
 
+def _unlike(row):
+    """What of an unfinished study is not as the text says."""
+    if row.difference is None or row.pairs == len(row.seeds):
+        return ''
+    return f' ({row.pairs} seed{"s" * (row.pairs > 1)}{", over images" * (row.pairs == 1)})'
+
+
 def table_of(rows):
     """Cells of the table of one network and scale: the benchmarks side by side."""
     benchmarks = list(dict.fromkeys(row.benchmark for row in rows))
@@ -118,7 +127,7 @@ def table_of(rows):
         for benchmark in benchmarks:
             row = of_variant[benchmark]
             line += [with_deviation(row.psnr, 3), with_deviation(row.ssim, 4),
-                     with_interval(row.difference, row.interval)]
+                     with_interval(row.difference, row.interval) + _unlike(row)]
         cells.append(line)
     return cells
 
@@ -183,7 +192,11 @@ def report_of(study):
 def _machine(finished):
     machines = sorted({one['machine'] for one in finished.values()})
     hours = sum(one['seconds'] for one in finished.values()) / 3600
-    return f'Trained on: {"; ".join(machines)}. {hours:.2f} hours in all, one training after the other.'
+    resumed = sum(one['resumed'] > 0 for one in finished.values())
+    text = f'Trained on: {"; ".join(machines)}. The hours of all trainings add up to {hours:.2f}.'
+    return text if not resumed else (
+        f'{text} Of the trainings, {resumed} were stopped and went on from a checkpoint; from there on they saw other '
+        'crops than they would have.')
 
 
 def draw_differences(study, rows):

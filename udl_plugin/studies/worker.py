@@ -24,7 +24,6 @@ def main():
     threading.Thread(target=_end_with_the_parent, args=(os.dup(0),), daemon=True).start()
     name = sys.argv[1]
     yml, experiment = Path('options', f'{name}.yml'), Path('experiments', name)
-    start = time.time()
     if not (experiment / 'models' / 'net_g_latest.pth').exists():  # written last, and whole
         if not list(experiment.glob('training_states/*.state')):
             for folder in (experiment, Path('tb_logger', name)):  # upstream would rename it and begin beside it
@@ -33,14 +32,15 @@ def main():
         status = entry.run('basicsr.train', 'train_pipeline')
         if status:
             return status
-    seconds = time.time() - start
     opt = yaml.safe_load(yml.read_text())
     scores = score(opt, json.loads(Path('options', f'{name}.benchmarks.json').read_text()))
     write_whole(Path('scores', f'{name}.json'), json.dumps({
-        'seconds': seconds, 'machine': machine(), 'scores': scores,
+        **history(experiment), 'machine': machine(), 'scores': scores,
         'curve': curve(Path('tb_logger', name), opt['datasets']['val']['name'], opt['train']['total_iter'])},
         indent=1).encode())
-    shutil.rmtree(experiment / 'training_states')  # needed to go on from the middle only, and large
+    shutil.rmtree(experiment / 'training_states')  # to go on from the middle, which is done; and large
+    for path in experiment.glob('models/net_g_[0-9]*.pth'):
+        path.unlink()
     return 0
 
 
@@ -52,9 +52,17 @@ def score(opt, benchmarks):
     def on_image(set_name, image):
         scores[set_name][image.name] = scores_of(image.sr, image.gt, opt['scale'])
 
-    path = {'pretrain_network_g': f'experiments/{opt["name"]}/models/net_g_latest.pth'}
+    path = {'pretrain_network_g': f'experiments/{opt["name"]}/models/net_g_latest.pth',
+            'param_key_g': 'params_ema' if opt['train'].get('ema_decay') else 'params'}
     evaluate(test_options(opt['name'], opt['network_g'], path, opt['scale'], benchmarks), on_image)
     return scores
+
+
+def history(experiment):
+    """Seconds of training, those before a kill included, and how often it went on after one: upstream's logs tell."""
+    logs = list(experiment.glob('train_*.log'))
+    begun = [time.mktime(time.strptime(log.stem[-15:], '%Y%m%d_%H%M%S')) for log in logs]
+    return {'seconds': sum(log.stat().st_mtime - start for log, start in zip(logs, begun)), 'resumed': len(logs) - 1}
 
 
 def curve(folder, benchmark, total_iter):
