@@ -24,6 +24,8 @@ def main(arguments):
     for folder in arguments:
         for source, name in FILES.items():
             shutil.copyfile(Path(folder, source), DOCS / 'results' / name)
+        maps = DOCS / 'results/maps.md'
+        maps.write_text(''.join(maps.read_text().partition('Maps, ')[1:]))  # networks.md has the scores and costs
     page = DOCS / 'results.md'
     page.write_text(filled(page.read_text()))
 

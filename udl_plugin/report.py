@@ -3,9 +3,12 @@ import base64
 import csv
 import html
 import io
+from pathlib import Path
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
+
+from udl_plugin.files import write_whole
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 75rem; margin: 2rem auto;
@@ -41,22 +44,8 @@ class Picture(NamedTuple):
     caption: str
 
 
-def to_markdown(parts):
-    """The parts of a report as Markdown, which names the pictures' files."""
-    blocks = []
-    for part in parts:
-        if isinstance(part, Heading):
-            blocks.append(f'## {part.text}')
-        elif isinstance(part, Text):
-            blocks.append(part.text)
-        elif isinstance(part, Table):
-            blocks.append(markdown_table(part.rows))
-        else:
-            blocks.append(f'![{part.caption}]({part.name})')
-    return '\n\n'.join(blocks) + '\n'
-
-
 def markdown_table(rows):
+    """Rows of texts, the first of which is the header."""
     lines = ['| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |' for row in rows]
     return '\n'.join([lines[0], '|' + '---|' * len(rows[0]), *lines[1:]])
 
@@ -89,6 +78,12 @@ def to_csv(rows):
     text = io.StringIO()
     csv.writer(text, lineterminator='\n').writerows(rows)
     return text.getvalue()
+
+
+def write_files(folder, files):
+    """Writes files, name to text or bytes, into a folder; each is there when it is whole."""
+    for name, content in files.items():
+        write_whole(Path(folder, name), content if isinstance(content, bytes) else content.encode())
 
 
 # ---- plots

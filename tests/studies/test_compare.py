@@ -22,18 +22,8 @@ from udl_plugin.errors import InputError
 from udl_plugin.files import write_whole
 from udl_plugin.metrics import uncertainty_metrics
 from udl_plugin.model_files import read_model
-from udl_plugin.studies.compare import (
-    BICUBIC,
-    compare,
-    draw_crops,
-    find_benchmarks,
-    find_boxes,
-    find_shown,
-    map_table_of,
-    quality_of,
-    read_entries,
-    table_of,
-)
+from udl_plugin.studies.compare import BICUBIC, compare, find_benchmarks, find_shown, quality_of, read_entries
+from udl_plugin.studies.compare_report import draw_crops, find_boxes, map_table_of, table_of
 from udl_plugin.upscale import Upscaler
 
 VAR = {'type': 'EDSRVar', **TINY}
@@ -230,6 +220,9 @@ def test_command(models, benchmarks, tmp_path, capsys, monkeypatch):
     assert 0 < float(maps[0]['ause']) < 1
     assert not list(tmp_path.rglob('*.pth'))
     capsys.readouterr()
+    assert main([f'{models}/rcan.yml', *sets, '--out', 'out']) == 2
+    assert "'out/report.html' exists already; choose another --out or give --force" in capsys.readouterr().err
+    assert (tmp_path / 'out/report.html').read_text() == page
 
     def refused(*arguments):
         assert main([*sets, '--out', 'bad', *arguments]) == 2

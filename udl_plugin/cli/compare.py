@@ -7,7 +7,6 @@ from pathlib import Path
 
 from udl_plugin.cli.command import a_count, a_path, run_command
 from udl_plugin.errors import InputError
-from udl_plugin.files import write_whole
 
 ABOUT = """\
 Tests networks, and bicubic, on benchmarks through BasicSR's test code, and writes a table, crops and a report.
@@ -45,6 +44,7 @@ def parse(argv):
     add('--uncertainty', action='store_true', help='rate the maps: correlation, AUSE, calibration, sparsity')
     add('--eu', nargs='+', default=[], metavar='LABEL', help='networks whose map is from EU, not ESU, for calibration')
     add('--gaussian', nargs='+', default=[], metavar='LABEL', help='networks whose map is from GaussianNLL')
+    add('--force', action='store_true', help='replace a report that exists')
     add('--quiet', action='store_true', help='show errors only')
     args = parser.parse_args(argv)
     if (args.eu or args.gaussian) and not args.uncertainty:
@@ -53,9 +53,12 @@ def parse(argv):
 
 
 def run(args):
+    report = Path(args.out, 'report.html')
+    if report.exists() and not args.force:
+        raise InputError(f"'{report}' exists already; choose another --out or give --force.")
     from udl_plugin.measure import machine  # from here on it takes seconds
-    from udl_plugin.report import markdown_table, to_html
-    from udl_plugin.studies import compare
+    from udl_plugin.report import markdown_table, to_html, write_files
+    from udl_plugin.studies import compare, compare_report
     logging.getLogger('basicsr').setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix='udl_compare_') as folder:
         entries, datasets, scale = compare.read_entries(args.inputs, folder)
@@ -76,17 +79,16 @@ def run(args):
         results = compare.compare(
             entries, benchmarks, scale, shown, args.uncertainty, losses,
             lambda pairs, number: args.track(pairs, number, 'Testing', 'networks'))
-    boxes = boxes or compare.find_boxes(results, args.box_size)
-    parts, files = compare.report_of(results, scale, boxes, args.sort, machine())
-    table = markdown_table(compare.table_of(results, args.sort))
-    tables = [table] + [f'Maps, {benchmark}:\n\n' + markdown_table(compare.map_table_of(results, benchmark))
+    boxes = boxes or compare_report.find_boxes(results, args.box_size)
+    parts, files = compare_report.report_of(results, scale, boxes, args.sort, machine())
+    table = markdown_table(compare_report.table_of(results, args.sort))
+    tables = [table] + [f'Maps, {benchmark}:\n\n' + markdown_table(compare_report.map_table_of(results, benchmark))
                         for benchmark in results[0].scores if any(benchmark in result.maps for result in results)]
     files.update({'table.md': '\n\n'.join(tables) + '\n', 'report.html': to_html(f'Networks at x{scale}', parts)})
-    for name, content in files.items():
-        write_whole(Path(args.out, name), content if isinstance(content, bytes) else content.encode())
+    write_files(args.out, files)
     if not args.quiet:
         print('\n' + files['table.md'])
-        print(f'Report: {Path(args.out, "report.html").resolve()}')
+        print(f'Report: {report.resolve()}')
     return 0
 
 

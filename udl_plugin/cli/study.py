@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 from udl_plugin.cli.command import a_count, a_path, run_command, show
-from udl_plugin.files import write_whole
 
 ABOUT = """\
 Trains the variants, networks, scales and seeds that a yml names, each through BasicSR's training, and compares them.
@@ -39,7 +38,7 @@ def parse(argv):
 
 
 def run(args):
-    from udl_plugin.report import to_html  # from here on it takes seconds
+    from udl_plugin.report import to_html, write_files  # from here on it takes seconds
     from udl_plugin.studies.matrix import read_study
     from udl_plugin.studies.runner import refuse_others, run_study
     from udl_plugin.studies.tables import report_of
@@ -51,8 +50,7 @@ def run(args):
         failed = run_study(study, args.jobs, lambda line: None if args.quiet else print(line, flush=True))
     parts, files = report_of(study)
     files[f'{study.name}.html'] = to_html(f'Study: {study.name}', parts)
-    for name, content in files.items():
-        write_whole(study.folder / name, content if isinstance(content, bytes) else content.encode())
+    write_files(study.folder, files)
     if not args.quiet:
         print('\n' + files[f'{study.name}.md'])
         print(f'Report: {(study.folder / study.name).resolve()}.html')
