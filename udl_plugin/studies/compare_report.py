@@ -89,11 +89,12 @@ def draw_sparsification(results, benchmark):
         images, color = result.maps[benchmark].values(), f'C{number}'
         plot.plot(fractions, np.mean([image.curve for image in images], axis=0), color=color, label=result.label)
         gradients = [image.curve for image in result.gradients[benchmark].values()]
-        plot.plot(fractions, np.mean(gradients, axis=0), ':', color=color, label=f'{result.label}: gradient')
-        plot.plot(fractions, np.mean([image.oracle for image in images], axis=0), '--', color=color, linewidth=0.8,
-                  label=f'{result.label}: oracle')
+        plot.plot(fractions, np.mean(gradients, axis=0), ':', color=color)
+        plot.plot(fractions, np.mean([image.oracle for image in images], axis=0), '--', color=color, linewidth=0.8)
         calibration.plot(np.mean([image.predicted for image in images], axis=0),
                          np.mean([image.observed for image in images], axis=0), 'o-', color=color, label=result.label)
+    plot.plot([], [], ':', color='grey', label='gradient of the SR image')
+    plot.plot([], [], '--', color='grey', linewidth=0.8, label='oracle: the error itself')
     plot.axhline(1, color='grey', linewidth=0.8, label='random')
     plot.set(xlabel='part of the samples taken away, the least sure first', ylabel='mean error of the rest / of all',
              title=f'Sparsification, {benchmark}')
