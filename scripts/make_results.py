@@ -13,7 +13,7 @@ DOCS = Path(__file__).resolve().parents[1] / 'docs'
 # where udl-study and udl-compare put them, and their names in docs/results/
 FILES = {
     **{f'photos/photos{end}': f'photos{end}' for end in ('.md', '.csv', '_differences.png', '_curves.png')},
-    'photos/photos_weighting.md': 'photos_weighting.md',
+    'photos/photos_weighting.md': 'photos_weighting.md', 'photos/photos_sources.md': 'photos_sources.md',
     **{f'photos/photos_variants{end}': f'photos_variants{end}' for end in ('.md', '.csv', '_differences.png')},
     'maps/table.md': 'maps.md', 'maps/sparsification_Set14.png': 'maps_sparsification_Set14.png',
     'networks/table.md': 'networks.md', 'networks/crops.png': 'networks_crops.png',

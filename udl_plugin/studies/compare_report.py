@@ -12,6 +12,7 @@ from udl_plugin.studies.tables import paired, with_interval
 
 GRADIENT = 'gradient of the SR image'  # what a map must beat
 ZOOMED = 240  # height of a crop in the picture
+IN_A_ROW = 7
 
 
 def table_of(results, sort='given'):
@@ -154,34 +155,39 @@ def draw_crops(results, boxes, border):
     for label, log_var in maps.items():
         drawn += [(f'{label}: map, own limits', uncertainty_picture(log_var)),
                   (f'{label}: map', uncertainty_picture(log_var, limits))]
-    if maps:
-        drawn.append(('', color_bar(ZOOMED, limits)))
-    rows = [[(label, _to_height(tile, ZOOMED)) for label, tile in part]
-            for tiles in (errors, drawn) for part in _in_rows(tiles, 7)]
+    rows = [*_in_rows([(label, _to_height(tile)) for label, tile in errors]),
+            *_in_rows(_with_bar([(label, _to_height(tile)) for label, tile in drawn], limits))]
     for number, (x, y, width, height) in enumerate(boxes, 1):
         def cut(picture, x=x, y=y, width=width, height=height):
-            return _to_height(picture[y:y + height, x:x + width], ZOOMED)
+            return _to_height(picture[y:y + height, x:x + width])
 
         row = [(f'{number}: ground truth', cut(gt))]
         for result in results:
             psnr = scores_of(result.shown.sr, result.shown.gt, border).psnr
             row.append((f'{result.label}, {psnr:.2f} dB', cut(_bgr(result.shown.sr))))
-        row += [(f'{label}: map', cut(uncertainty_picture(log_var, limits))) for label, log_var in maps.items()]
-        if maps:
-            row.append(('', color_bar(ZOOMED, limits)))
-        rows += _in_rows(row, 7)
+        own = [(f'{label}: map', cut(uncertainty_picture(log_var, limits))) for label, log_var in maps.items()]
+        rows += _in_rows(row + _with_bar(own, limits))
     return encode_png(sheet(rows))
 
 
-def _in_rows(tiles, length):
-    return [tiles[start:start + length] for start in range(0, len(tiles), length)]
+def _with_bar(tiles, limits):
+    """The last tile gets the scale of the maps beside it."""
+    if not tiles:
+        return tiles
+    label, tile = tiles[-1]
+    gap = np.full((len(tile), 6, 3), 255, np.uint8)
+    return [*tiles[:-1], (label, np.concatenate([tile, gap, color_bar(len(tile), limits)], axis=1))]
+
+
+def _in_rows(tiles):
+    return [tiles[start:start + IN_A_ROW] for start in range(0, len(tiles), IN_A_ROW)]
 
 
 def _bgr(image):
     return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image
 
 
-def _to_height(picture, height):
+def _to_height(picture, height=ZOOMED):
     width = max(1, round(picture.shape[1] * height / picture.shape[0]))
     smaller = height < picture.shape[0]
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_NEAREST)
