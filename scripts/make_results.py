@@ -16,7 +16,7 @@ FILES = {
     'photos/photos_weighting.md': 'photos_weighting.md', 'photos/photos_sources.md': 'photos_sources.md',
     **{f'photos/photos_variants{end}': f'photos_variants{end}' for end in ('.md', '.csv', '_differences.png')},
     'maps/table.md': 'maps.md', 'maps/sparsification_Set14.png': 'maps_sparsification_Set14.png',
-    'networks/table.md': 'networks.md', 'networks/crops.png': 'networks_crops.png',
+    'networks/table.md': 'networks.md',
 }
 
 
