@@ -188,14 +188,18 @@ def _find(registry, section, key, where):
     return find_registered(registry, name, f'{where}{key}: ')
 
 
+def scale_key(network):
+    """What a class of network calls its scale: `upscale`, or as RRDBNet does."""
+    return 'upscale' if 'upscale' in inspect.signature(network).parameters else 'scale'
+
+
 def _check_scale(scale, network, network_opt):
     where = 'network_g: '
     if isinstance(network_opt.get('backbone'), dict):
         from basicsr.utils.registry import ARCH_REGISTRY
         network_opt, where = plain_section(network_opt), f'{where}backbone: '
         network = _find(ARCH_REGISTRY, network_opt, 'type', where)
-    parameters = inspect.signature(network).parameters
-    key = 'upscale' if 'upscale' in parameters else 'scale'
+    parameters, key = inspect.signature(network).parameters, scale_key(network)
     if key not in parameters:
         return
     upscale = network_opt.get(key, parameters[key].default)

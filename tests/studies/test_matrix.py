@@ -110,6 +110,13 @@ def test_moving_average_is_what_goes_on(tmp_path):
     assert keys['ESU',] is None
 
 
+def test_network_that_calls_its_scale_otherwise():
+    rrdb = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4}
+    runs = Study(study_section(networks={'rrdb': rrdb}), '.').runs
+    assert runs[0].opt['network_g'] == {**rrdb, 'scale': 2}
+    assert runs[-1].opt['network_g'] == {'type': 'TwoStep', 'backbone': {**rrdb, 'scale': 2}}
+
+
 def test_braces_of_other_options_stay():
     section = study_section()
     section['datasets']['train'].update(filename_tmpl='{}', color='y')

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import yaml
 from basicsr.utils.options import ordered_yaml
 
+from udl_plugin.archs.with_variance import arch_class
 from udl_plugin.checkpoints import as_plain_data
 from udl_plugin.errors import InputError, did_you_mean
-from udl_plugin.options import loss_of
+from udl_plugin.options import loss_of, scale_key
 from udl_plugin.sections import section_of
 
 KEYS = {
@@ -92,7 +93,8 @@ class Study:
         return benchmark_section(name, root, scale, self.section['datasets']['train'].get('color'))
 
     def _runs_of(self, variant, network, scale, seed):
-        plain = {**self.section['networks'][network], 'upscale': scale}
+        plain = self.section['networks'][network]
+        plain = {**plain, scale_key(arch_class(plain['type'], f'networks: {network}: ')): scale}
         losses, parent, kind = self.section['variants'][variant], None, None
         for step, loss in enumerate(losses):
             before, kind = kind, _kind(loss, kind, f'variants: {variant}: step {step + 1}')
@@ -227,9 +229,9 @@ def _checked(section):
         for name, value in section[key].items():
             _check_numbers(value, f'{key}: {name}: ')
     for name, network in section['networks'].items():
-        if not isinstance(network, dict) or 'type' not in network or 'upscale' in network:
-            raise InputError(f'networks: {name}: is the section of a plain network, with a type and without upscale, '
-                             f'which is taken from scales, not {network!r}.')
+        if not isinstance(network, dict) or 'type' not in network or {'upscale', 'scale'} & network.keys():
+            raise InputError(f'networks: {name}: is the section of a plain network, with a type and without its scale, '
+                             f'which scales: tells, not {network!r}.')
         if 'debug' in str(name):
             raise InputError(f"networks: {name}: BasicSR takes what has 'debug' in its name for a trial; rename it.")
     for step, train in enumerate(section['steps'], 1):
