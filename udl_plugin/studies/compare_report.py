@@ -198,8 +198,9 @@ def report_of(results, scale, boxes, sort, machine):
     shown = results[0].shown
     table = Table(table_of(results, sort))
     parts = [Text(f'x{scale}. PSNR-Y and SSIM-Y through BasicSR\'s test code, {scale} pixels of border cut; bicubic is '
-                  f'MATLAB\'s. Multiply-adds are for an output of 1280 x 720. Times are medians, measured in turn on '
-                  f'{shown.name}; memory is what one run on it takes beyond the network. {machine}.'), table]
+                  f'MATLAB\'s, its time that of torch\'s. Multiply-adds are for an output of 1280 x 720. Times are '
+                  f'medians, measured in turn on {shown.name}; memory is what one run on it takes beyond the network. '
+                  f'{machine}.'), table]
     crops = Picture('crops.png', draw_crops(results, boxes, scale), f'{shown.name}: '
                     + '; '.join(f'box {number} at {x},{y}, {width} x {height}'
                                 for number, (x, y, width, height) in enumerate(boxes, 1)))
