@@ -14,13 +14,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import yaml
 from basicsr.archs import build_network
 from basicsr.metrics import calculate_psnr, calculate_ssim
 from basicsr.utils import img2tensor, tensor2img
-from basicsr.utils.options import ordered_yaml
 from torch.nn import functional as F
 
+from udl_plugin import options
 from udl_plugin.checkpoints import read_checkpoint, sr_state_dict
 from udl_plugin.data.demo import CROP, SCALE, STEP, write_demo_data
 from udl_plugin.files import write_whole
@@ -79,8 +78,7 @@ def main():
 
 
 def read_yml(name):
-    with open(OPTIONS / f'{name}.yml') as file:
-        return yaml.load(file, Loader=ordered_yaml()[0])
+    return options.read_yml(OPTIONS / f'{name}.yml')
 
 
 def experiment(name):

@@ -2,8 +2,9 @@
 import inspect
 
 import torch
+import yaml
 
-from udl_plugin.checkpoints import read_fitting
+from udl_plugin.checkpoints import as_plain_data, read_fitting
 from udl_plugin.data.pairs import check_pairs
 from udl_plugin.errors import InputError, check_option_names, did_you_mean, find_registered
 from udl_plugin.sections import plain_section
@@ -19,6 +20,21 @@ GIVES = {
     'var_sr': 'EDSRTwo, DPDNNTwo and TwoStep do, the networks of step 2',
 }
 MADE_PATHS = ('experiments_root', 'models', 'training_states', 'log', 'visualization', 'results_root')  # parse_options
+
+
+def read_yml(path):
+    """The content of a yml as plain data; nothing in it runs.
+
+    Raises:
+        InputError: the file cannot be read, or is no yml.
+    """
+    try:
+        with open(path, encoding='utf-8') as file:
+            return as_plain_data(yaml.safe_load(file))
+    except OSError as err:
+        raise InputError(f"'{path}': {err.strerror}.") from err
+    except (UnicodeDecodeError, yaml.YAMLError) as err:
+        raise InputError(f"'{path}' is no yml: {err}") from err
 
 
 def check_options(opt):
@@ -126,10 +142,10 @@ def _check_metrics(opt, network):
         where = f'val: metrics: {name}: '
         function = _find(METRIC_REGISTRY, metric, 'type', where)
         check_option_names(function, metric.keys() - {'type'}, where)
-        if 'crop_border' not in metric and 'crop_border' in inspect.signature(function).parameters:
+        parameters = inspect.signature(function).parameters
+        if 'crop_border' not in metric and 'crop_border' in parameters:
             raise InputError(f'{where}crop_border: is missing; write the scale.')
-    for metric in metrics_of_maps(opt):
-        if not _gives(network, 'log_var'):
+        if 'log_var' in parameters and not _gives(network, 'log_var'):
             raise InputError(f'val: metrics: {metric["type"]} needs log_var, and network_g: {network.__name__} gives '
                              f'none; {GIVES["log_var"]}.')
 

@@ -42,7 +42,12 @@ def ause(uncertainty, error, steps=STEPS):
     Returns:
         float: 0 for the error's own order, larger is worse.
     """
-    return float(np.mean(sparsification(uncertainty, error, steps) - sparsification(error, error, steps)))
+    return area_between(sparsification(uncertainty, error, steps), sparsification(error, error, steps))
+
+
+def area_between(curve, oracle):
+    """AUSE of two curves from `sparsification`."""
+    return float(np.mean(curve - oracle))
 
 
 def spearman(uncertainty, error):
@@ -107,7 +112,11 @@ def calibration(log_var, error, loss='ESU', bins=10):
     Returns:
         float: 0 is perfect; 1 is wrong by as much as is predicted.
     """
-    predicted, observed = reliability(log_var, error, loss, bins)
+    return normalised_error(*reliability(log_var, error, loss, bins))
+
+
+def normalised_error(predicted, observed):
+    """Calibration error of what `reliability` returns."""
     return float(np.mean(np.abs(observed - predicted) / predicted))
 
 

@@ -4,22 +4,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import yaml
 from basicsr.data import build_dataset
 from basicsr.utils import img2tensor
-from basicsr.utils.options import ordered_yaml
 from torch.nn import functional as F
 
 from udl_plugin import measure
 from udl_plugin.archs.two_step import TwoStep
 from udl_plugin.archs.with_variance import WithVariance, build, run_small
-from udl_plugin.checkpoints import as_plain_data, read_fitting, write_checkpoint
+from udl_plugin.checkpoints import read_fitting, write_checkpoint
 from udl_plugin.data.pairs import check_pairs
 from udl_plugin.errors import InputError, did_you_mean
 from udl_plugin.metrics import uncertainty_metrics as metrics
 from udl_plugin.model_files import read_model
-from udl_plugin.options import check_options
-from udl_plugin.sections import plain_section
+from udl_plugin.options import check_options, read_yml
+from udl_plugin.sections import plain_section, size_multiple
 from udl_plugin.studies.evaluate import evaluate, evaluate_bicubic, for_test, name_of, scores_of, test_options
 from udl_plugin.studies.matrix import benchmark_section
 
@@ -94,16 +92,15 @@ def quality_of(sr, gt, log_var, border, loss='ESU'):
         planes = np.atleast_3d(sr)[:, :, ::-1].transpose(2, 0, 1).astype(np.float64)
         uncertainty, error = metrics.samples(sr, gt, np.hypot(*np.gradient(planes, axis=(1, 2))), border)
         nothing = np.full(1, np.nan)
-        linear, calibration, sparse, bins = uncertainty, np.nan, None, (nothing, nothing)
+        linear, calibration, sparsity, bins = uncertainty, np.nan, (np.nan, np.nan), (nothing, nothing)
     else:
         uncertainty, error = metrics.samples(sr, gt, log_var, border)
-        linear, calibration = metrics.expected_error(uncertainty, loss), metrics.calibration(uncertainty, error, loss)
-        sparse = metrics.step2_weight(metrics.crop(log_var, border))
-        bins = metrics.reliability(uncertainty, error, loss)
-    sparsity = (np.nan, np.nan) if sparse is None else (metrics.gini(sparse), metrics.hoyer(sparse))
-    return MapQuality(
-        metrics.spearman(uncertainty, error), metrics.pearson(linear, error), metrics.ause(uncertainty, error),
-        calibration, *sparsity, metrics.sparsification(uncertainty, error), metrics.sparsification(error, error), *bins)
+        linear, bins = metrics.expected_error(uncertainty, loss), metrics.reliability(uncertainty, error, loss)
+        weight = metrics.step2_weight(metrics.crop(log_var, border))
+        calibration, sparsity = metrics.normalised_error(*bins), (metrics.gini(weight), metrics.hoyer(weight))
+    curve, oracle = metrics.sparsification(uncertainty, error), metrics.sparsification(error, error)
+    return MapQuality(metrics.spearman(uncertainty, error), metrics.pearson(linear, error),
+                      metrics.area_between(curve, oracle), calibration, *sparsity, curve, oracle, *bins)
 
 
 # ---- what is compared
@@ -150,13 +147,7 @@ def _with_own_labels(entries):
 
 
 def _from_yml(path, label, _):
-    try:
-        with open(path, encoding='utf-8') as file:
-            opt = as_plain_data(yaml.load(file, Loader=ordered_yaml()[0]))
-    except OSError as err:
-        raise InputError(f"'{path}': {err.strerror}.") from err
-    except (UnicodeDecodeError, yaml.YAMLError) as err:
-        raise InputError(f"'{path}' is no yml: {err}.") from err
+    opt = read_yml(path)
     if not isinstance(opt, dict) or 'train' in opt:
         raise InputError(f"'{path}' is not the yml of a test, such as options/test_udl.yml; of a training, name the "
                          'checkpoint.')
@@ -295,8 +286,7 @@ def _measure(results, entries, scale):
     lq = img2tensor(np.atleast_3d(results[0].shown.lq) / 255.).float().unsqueeze(0)
     functions = {BICUBIC: lambda lq: F.interpolate(lq, scale_factor=scale, mode='bicubic', antialias=True)}
     for result, entry in zip(results[1:], entries):
-        multiple = measure.size_multiple(entry.network_g)
-        functions[result.label] = _padded(entry, multiple)
+        functions[result.label] = _padded(entry, size_multiple(entry.network_g))
         result.cost['params'] = measure.parameters(entry.net)
         result.cost['madds'] = measure.multiply_adds(entry.net, entry.network_g, entry.channels, scale)
         result.cost['memory'] = measure.peak_memory(entry.network_g, (1, entry.channels, *lq.shape[2:]))

@@ -5,13 +5,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-from basicsr.utils.options import ordered_yaml
-
 from udl_plugin.archs.with_variance import arch_class
-from udl_plugin.checkpoints import as_plain_data
 from udl_plugin.errors import InputError, did_you_mean
-from udl_plugin.options import loss_of, scale_key
+from udl_plugin.options import loss_of, read_yml, scale_key
 from udl_plugin.sections import section_of
 
 KEYS = {
@@ -158,13 +154,7 @@ def _read(path, seen=()):
     """The keys of a yml and of its bases."""
     if path in seen:
         raise InputError(f"'{path}': base: goes in a circle.")
-    try:
-        with open(path, encoding='utf-8') as file:
-            section = as_plain_data(yaml.load(file, Loader=ordered_yaml()[0]))
-    except OSError as err:
-        raise InputError(f"'{path}': {err.strerror}.") from err
-    except (UnicodeDecodeError, yaml.YAMLError) as err:
-        raise InputError(f"'{path}' is no yml: {err}") from err
+    section = read_yml(path)
     if not isinstance(section, dict):
         raise InputError(f"'{path}' is not the yml of a study.")
     base = section.pop('base', None)

@@ -53,7 +53,7 @@ def _check(study):
         try:
             check_options({**run.opt, 'datasets': {}, 'is_train': True})
             if run.parent is None:
-                check_data(study, run)
+                _check_data(study, run)
                 channels = run_small(build(run.opt['network_g']))[0][1]
                 if (channels == 1) != (run.opt['datasets']['train'].get('color') == 'y'):
                     raise InputError(f'the network takes images of {channels} channels: write color: y in datasets: '
@@ -62,7 +62,7 @@ def _check(study):
             raise InputError(f'{run.network}, x{run.scale}, {" then ".join(run.losses)}: {err}') from err
 
 
-def check_data(study, run):
+def _check_data(study, run):
     """Checks the data sets of a run, which are named as seen from the study's folder."""
     sets = [('train', run.opt['datasets']['train']),
             *(('val', study.benchmark(name, run.scale)) for name in study.section['benchmarks'])]
