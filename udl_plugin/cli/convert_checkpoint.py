@@ -63,11 +63,11 @@ def read(path, args):
 
 def read_network_g(path):
     """The section `network_g` of a yml."""
+    from udl_plugin.options import read_yml
     try:
-        with open(path) as file:
-            section = yaml.safe_load(file)
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
-        raise InputError(f"--opt: '{path}': {err}") from err
+        section = read_yml(path)
+    except InputError as err:
+        raise InputError(f'--opt: {err}') from err
     section = section.get('network_g') if isinstance(section, dict) else None
     if not isinstance(section, dict):
         raise InputError(f"--opt: '{path}' has no section network_g.")
