@@ -7,7 +7,7 @@ from basicsr.archs import build_network
 from basicsr.archs.edsr_arch import EDSR
 from torch import nn
 
-from udl_plugin.archs import EDSRTwo, EDSRVar
+from udl_plugin.archs import EDSRTwo, EDSRVar, VarianceHead
 from udl_plugin.archs.edsr_arch import edsr_options
 from udl_plugin.archs.with_variance import build
 from udl_plugin.checkpoints import sr_state_dict
@@ -61,15 +61,19 @@ def test_double_precision():
     assert all(out.dtype == torch.float64 for out in EDSRVar(**TINY, upscale=2).double()(x, return_log_var=True))
 
 
-def test_variance_head_is_the_authors(seed):
-    net = EDSRVar(**TINY, upscale=3)
-    feat = torch.randn(1, 8, 4, 4)
-    x = feat.repeat_interleave(3, dim=2).repeat_interleave(3, dim=3)
+@pytest.mark.parametrize('upscale', [1, 2, 3, 4, 8])
+def test_variance_head_is_the_authors(seed, upscale):
+    """Result and gradients of the upsampling in the kernel are those of upsampling the image."""
+    head = VarianceHead(8, 3, upscale).double()
+    feat = torch.randn(2, 8, 4, 5, dtype=torch.float64, requires_grad=True)
+    x = feat.repeat_interleave(upscale, dim=2).repeat_interleave(upscale, dim=3)
     for layer in (0, 2, 4):
-        conv = net.var_conv[layer]
-        x = nn.functional.elu(nn.functional.conv2d(x, conv.weight, conv.bias, padding=1))
-    torch.testing.assert_close(net.var_conv(feat), x)
-    assert net.var_conv(1e3 * feat).min() >= -1
+        x = nn.functional.elu(nn.functional.conv2d(x, head[layer].weight, head[layer].bias, padding=1))
+    torch.testing.assert_close(head(feat), x)
+    inputs, probe = [feat, *head.parameters()], torch.randn_like(x)
+    for got, wanted in zip(*(torch.autograd.grad((out * probe).sum(), inputs) for out in (head(feat), x))):
+        torch.testing.assert_close(got, wanted)
+    assert head(1e3 * feat).min() >= -1
 
 
 def test_forward_computes_nothing_of_the_variance():

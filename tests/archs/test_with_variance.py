@@ -148,12 +148,12 @@ def test_gradients_reach_head_and_features():
 def test_named_features():
     backbone = BACKBONES[0][0]
     net = WithVariance(backbone, features='conv_last').eval()
-    assert net.var_conv.upscale == 1
+    assert net.var_conv[0].upscale == 1
     x = torch.rand(1, 3, 8, 8)
     feat = []
     net.backbone.conv_last.register_forward_pre_hook(lambda _, args: feat.append(args[0]))
     assert torch.equal(net(x, return_log_var=True)[1], net.var_conv(feat[0]))
-    assert TwoStep(backbone, features='conv_last').var_net.var_conv.upscale == 1
+    assert TwoStep(backbone, features='conv_last').var_net.var_conv[0].upscale == 1
 
 
 def test_wrong_name_lists_candidates():
