@@ -234,6 +234,50 @@ def test_metric(metric, network, message):
         check_options(minimal(val={'metrics': {'m': metric}}, network_g={**TWO, 'type': network}))
 
 
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({'train': {'amp': 'bfloat16'}}, 'train: amp: bfloat16: is bf16, fp16, or ~ for float32'),
+    ({'val': {'amp': True}}, 'val: amp: True: is bf16, fp16'),
+    ({'train': {'channels_last': 'yes'}}, 'train: channels_last: yes: is true or false'),
+    ({'train': {'compile': 'max'}}, 'train: compile: max: is true or false'),
+    ({'train': {'accumulate': 3}}, 'accumulate: 3: .* of batch_size_per_gpu: 8, a whole number that divides it'),
+    ({'train': {'accumulate': 0}}, 'accumulate: 0: '), ({'train': {'accumulate': True}}, 'accumulate: True: '),
+    ({'train': {'accumulate': 2, 'pixel_opt': {'type': 'ESU', 'reduction': 'sum'}}}, 'accumulate: the parts are aver'),
+    ({'num_gpu': 2, 'train': {'amp': 'bf16'}}, r'train: amp: bf16 on 2 GPUs wants .*torchrun --nproc_per_node=2 -m udl'),
+    ({'num_gpu': 2, 'train': {'compile': True}}, 'train: compile: True on 2 GPUs'),
+    ({'num_gpu': 2, 'val': {'amp': 'fp16'}}, 'val: amp: fp16 on 2 GPUs'),
+])
+def test_speed(changes, message):
+    """DataParallel runs replicas in threads, which know no bfloat16, and which torch.compile does not know."""
+    data = {'train': {'type': 'Another', 'batch_size_per_gpu': 8}}
+    good = {'amp': 'bf16', 'channels_last': True, 'compile': True, 'accumulate': 4}
+    for accepted in ({'train': good, 'val': {'amp': 'fp16'}}, {'train': dict.fromkeys(good), 'val': {'amp': None}},
+                     {'train': good, 'num_gpu': 2, 'dist': True}, {'train': {'channels_last': True}, 'num_gpu': 2}):
+        check_options(minimal(datasets=data, **accepted))
+    with pytest.raises(InputError, match=message):
+        check_options(minimal(datasets=data, **changes))
+
+
+MAPS = {'type': 'PairedImageUncertaintyDataset', 'batch_size_per_gpu': 8}
+
+
+@pytest.mark.parametrize('network', ['EDSR', 'EDSRTwo'])
+def test_maps_of_the_data_need_no_network(network, monkeypatch):
+    monkeypatch.setattr('udl_plugin.options.check_pairs', lambda *_: None)
+    monkeypatch.setattr('udl_plugin.options.check_maps', lambda *_: None)
+    check_options(minimal(datasets={'train': MAPS}, train={'pixel_opt': {'type': 'UDL'}},
+                          network_g={**TWO, 'type': network}, path={'pretrain_network_g': 'x.pth'}))
+
+
+@pytest.mark.parametrize('changes', [
+    {'train': {'pixel_opt': {'type': 'ESU'}}}, {'train': {'pixel_opt': {'type': 'L1Loss'}}}, {'train': {}},
+    {'train': {'pixel_opt': {'type': 'UDL', 'source': 'gradient'}}},
+    {'train': {'pixel_opt': {'type': 'L1Loss'}}, 'model_type': 'SRModel'},
+])
+def test_maps_that_no_loss_weighs_by(changes):
+    with pytest.raises(InputError, match='datasets: train: .* no loss weighs by its maps'):
+        check_options(minimal(datasets={'train': MAPS}, **changes))
+
+
 @pytest.mark.parametrize('limits', [[4, -1], [1], 4, ['a', 'b'], [1, 1]])
 def test_limits_of_pictures(limits):
     check_options(minimal(val={'uncertainty_limits': [-1, 4]}))

@@ -161,7 +161,7 @@ def write_checkpoint(path, state_dicts, network_g):
     network_g = as_plain_data(network_g)
     content = {'network_g': network_g}
     for key, state_dict in state_dicts.items():
-        content[key] = OrderedDict((name, value.detach().cpu()) for name, value in state_dict.items())
+        content[key] = OrderedDict((name, value.detach().cpu().contiguous()) for name, value in state_dict.items())
         content[key]._metadata = OrderedDict({'': {'version': 1, 'network_g': network_g}})
     buffer = io.BytesIO()
     torch.save(content, buffer)

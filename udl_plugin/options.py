@@ -5,20 +5,22 @@ import torch
 import yaml
 
 from udl_plugin.checkpoints import as_plain_data, read_fitting
-from udl_plugin.data.pairs import check_pairs
+from udl_plugin.data.pairs import check_maps, check_pairs
 from udl_plugin.errors import InputError, check_option_names, did_you_mean, find_registered
 from udl_plugin.sections import plain_section
 
 # what SRModel, train_pipeline and test_pipeline read there, and we
 KEYS = {
-    'train': ('total_iter', 'warmup_iter', 'ema_decay', 'optim_g', 'scheduler', 'pixel_opt', 'perceptual_opt'),
-    'val': ('val_freq', 'save_img', 'pbar', 'suffix', 'metrics', 'save_uncertainty', 'uncertainty_limits'),
+    'train': ('total_iter', 'warmup_iter', 'ema_decay', 'optim_g', 'scheduler', 'pixel_opt', 'perceptual_opt',
+              'amp', 'channels_last', 'compile', 'accumulate'),
+    'val': ('val_freq', 'save_img', 'pbar', 'suffix', 'metrics', 'amp', 'save_uncertainty', 'uncertainty_limits'),
     'path': ('pretrain_network_g', 'param_key_g', 'strict_load_g', 'resume_state', 'ignore_resume_networks'),
 }
 GIVES = {
     'log_var': 'EDSRVar, DPDNNVar and WithVariance do in step 1, EDSRTwo, DPDNNTwo and TwoStep in step 2',
     'var_sr': 'EDSRTwo, DPDNNTwo and TwoStep do, the networks of step 2',
 }
+WITH_MAPS = 'PairedImageUncertaintyDataset'
 MADE_PATHS = ('experiments_root', 'models', 'training_states', 'log', 'visualization', 'results_root')  # parse_options
 
 
@@ -59,16 +61,23 @@ def check_options(opt):
     if opt['model_type'] == 'SRModel' and getattr(loss, 'needs', ()):
         raise InputError(f'model_type: SRModel gives losses no {" and ".join(loss.needs)}, and train: pixel_opt: '
                          f'{type(loss).__name__} needs it; write model_type: UDLModel.')
+    has_maps = (opt['datasets'].get('train') or {}).get('type') == WITH_MAPS
+    if has_maps and not ('log_var' in getattr(loss, 'needs', ()) and loss.trains_log_var is False):
+        raise InputError(f'datasets: train: type: {WITH_MAPS}: no loss weighs by its maps, as train: pixel_opt: type: '
+                         'UDL does. Write type: PairedImageDataset.')
     if opt['model_type'] == 'UDLModel':
         for section, known in KEYS.items():
             _check_keys(section, opt.get(section) or {}, known)
-        _check_needs(opt, network, loss)
+        _check_speed(opt)
+        _check_needs(opt, network, loss, given=('log_var',) * has_maps)
         _check_start(opt, network)
         _check_metrics(opt, network)
     _check_scale(opt.get('scale'), network, opt['network_g'])
     for phase, dataset in opt['datasets'].items():
-        if dataset.get('type') == 'PairedImageDataset':
+        if dataset.get('type') in ('PairedImageDataset', WITH_MAPS):
             check_pairs(dataset, f'datasets: {phase}')
+        if dataset.get('type') == WITH_MAPS:
+            check_maps(dataset, f'datasets: {phase}')
 
 
 def check_network(opt):
@@ -97,6 +106,30 @@ def _check_keys(section, section_opt, known):
         if key not in known and not (section == 'path' and key in MADE_PATHS):
             raise InputError(f"{section}: '{key}' is not an option{did_you_mean(key, known)}. "
                              f"With model_type: UDLModel its options are: {', '.join(known)}.")
+
+
+def _check_speed(opt):
+    train, val = (opt.get(section) or {} for section in ('train', 'val'))
+    for where, amp in (('train', train.get('amp')), ('val', val.get('amp'))):
+        if amp not in (None, 'bf16', 'fp16'):
+            raise InputError(f'{where}: amp: {amp}: is bf16, fp16, or ~ for float32.')
+    for key in ('channels_last', 'compile'):
+        if train.get(key) not in (None, True, False):
+            raise InputError(f'train: {key}: {train[key]}: is true or false.')
+    accumulate = train.get('accumulate')
+    if accumulate is not None:
+        batch = (opt['datasets'].get('train') or {}).get('batch_size_per_gpu', 0)
+        if type(accumulate) is not int or accumulate < 1 or batch % accumulate:
+            raise InputError(f'train: accumulate: {accumulate}: is the number of equal parts in which a batch goes '
+                             f'through: of batch_size_per_gpu: {batch}, a whole number that divides it.')
+        if accumulate > 1 and (train.get('pixel_opt') or {}).get('reduction') == 'sum':
+            raise InputError('train: accumulate: the parts are averaged, and pixel_opt: reduction: sum is no mean; '
+                             'write mean.')
+    asked = [f'{where}: {key}: {section[key]}' for where, section in (('train', train), ('val', val))
+             for key in ('amp', 'compile') if section.get(key)]
+    if asked and opt.get('num_gpu') not in (None, 'auto', 0, 1) and not opt.get('dist'):  # auto: of a study, one each
+        raise InputError(f'{asked[0]} on {opt["num_gpu"]} GPUs wants a process for each: torchrun --nproc_per_node='
+                         f'{opt["num_gpu"]} -m udl_plugin.train -opt FILE.yml --launcher pytorch. Or take one GPU.')
 
 
 def _check_built(registry, section, where):
@@ -167,8 +200,8 @@ def loss_of(section, where):
         raise InputError(f'{where}{err}') from err
 
 
-def _check_needs(opt, network, loss):
-    """Refuses uses of maps that the network does not give, or gives for the other step."""
+def _check_needs(opt, network, loss, given):
+    """Refuses uses of maps that the network does not give, or gives for the other step; `given` are in the data."""
     if (opt.get('val') or {}).get('save_uncertainty') and not _gives(network, 'log_var'):
         raise InputError(f'val: save_uncertainty: network_g: {network.__name__} gives no log_var; {GIVES["log_var"]}.')
     limits = (opt.get('val') or {}).get('uncertainty_limits')
@@ -177,7 +210,7 @@ def _check_needs(opt, network, loss):
         raise InputError(f'val: uncertainty_limits: {limits}: are a lower and a higher number, such as [-1, 4].')
     needs = getattr(loss, 'needs', ())
     for name in needs:
-        if not _gives(network, name):
+        if name not in given and not _gives(network, name):
             raise InputError(f'train: pixel_opt: {type(loss).__name__} needs {name}, and network_g: '
                              f'{network.__name__} gives none; {GIVES[name]}.')
     if not needs:

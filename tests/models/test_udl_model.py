@@ -296,7 +296,7 @@ def test_step_2_weighs_by_the_error_of_the_frozen_network(tmp_path):
     model = build_model(step2_options(tmp_path, pixel_opt={'type': 'UDL', 'source': 'error'}))
     iterate(model, 2)  # the two branches differ now
     model.feed_data({'lq': torch.rand(2, 3, 8, 8), 'gt': torch.rand(2, 3, 16, 16)})
-    loss = model.compute_losses()['l_pix'].item()
+    loss = model.compute_losses(model.lq, model.gt)['l_pix'].item()
     with torch.no_grad():
         sr, var_sr = model.net_g.sr_net(model.lq), model.net_g.var_net(model.lq)
     error = 255 * (model.gt - var_sr).abs()

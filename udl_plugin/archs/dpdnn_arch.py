@@ -147,7 +147,8 @@ class _Bicubic(nn.Module):
     def convolve(self, x, padding, stride):
         n, c, h, w = x.shape
         x = F.pad(x.reshape(n * c, 1, h, w), (padding,) * 4, mode='replicate')
-        return F.conv2d(x, self.kernel, stride=stride)
+        with torch.autocast(x.device.type, enabled=False):  # an image: see mixed_precision.py
+            return F.conv2d(x, self.kernel, stride=stride)
 
 
 class BicubicUp(_Bicubic):

@@ -47,16 +47,20 @@ class TwoStep(nn.Module):
             Tensor | tuple[Tensor]: The SR image `(N, C, upscale * H, upscale * W)`; with others asked for, the tuple of
             it, the log-variance and the SR image of `var_net`, as far as asked for, of its shape, without gradient.
         """
+        maps = ()
+        if return_log_var or return_var_sr:
+            with torch.no_grad():  # first: what it needs in memory is free again when `sr_net` fills it
+                maps = self._maps(x, return_log_var, return_var_sr)
         sr = self.sr_net(x)
-        if not (return_log_var or return_var_sr):
-            return sr
-        with torch.no_grad():
-            if not return_var_sr:
-                return sr, self.var_net.log_var(x)
-            if not return_log_var:
-                return sr, self.var_net(x)
-            var_sr, log_var = self.var_net(x, return_log_var=True)
-            return sr, log_var, var_sr
+        return (sr, *maps) if maps else sr
+
+    def _maps(self, x, return_log_var, return_var_sr):
+        if not return_var_sr:
+            return (self.var_net.log_var(x),)
+        if not return_log_var:
+            return (self.var_net(x),)
+        var_sr, log_var = self.var_net(x, return_log_var=True)
+        return log_var, var_sr
 
     def load_state_dict(self, state_dict, *args, **kwargs):
         """Takes a state dict of this network, or one of step 1, which then goes into both branches."""

@@ -1,5 +1,6 @@
 """A variance head on any super-resolution network: where its features are found, and how they are taken out."""
 import inspect
+import itertools
 import threading
 import warnings
 from collections import namedtuple
@@ -148,7 +149,7 @@ def arch_class(name, where=''):
 
 # runs: of the module, in one pass; num_feat, upscale and num_out_ch of the head; scale of the network
 Place = namedtuple('Place', 'module runs num_feat upscale num_out_ch scale')
-_Run = namedtuple('_Run', 'name module input output is_leaf')  # shapes; in the order in which they began
+Run = namedtuple('Run', 'name module input output is_leaf')  # of a module; input and output are shapes
 
 
 def find_features(net, name=None):
@@ -164,7 +165,7 @@ def find_features(net, name=None):
     what = f'{type(net).__name__}: features:'
     if name is not None and not isinstance(name, str):
         raise InputError(f'{what} {name!r} is no name of a module.')
-    runs, lq, output = _watch(net)
+    runs, lq, output = watch(net)
     usable = {run.name: run for run in runs if _is_map(run.input) and output[2] % run.input[2] == 0}
     if name is None:
         chosen = usable.get(_entry_of_upsampler(runs))
@@ -200,8 +201,16 @@ def _entry_of_upsampler(runs):
     return convolutions[-1] if convolutions else None
 
 
-def _watch(net):
-    """What runs in `net`; the shapes of the image that it runs on and of its output."""
+def watch(net):
+    """Runs `net` on a small black image.
+
+    Returns:
+        tuple[list[Run], tuple[int], tuple[int]]: What ran, in the order in which it began; the shapes of the image and
+        of its output.
+
+    Raises:
+        InputError: see `run_small`.
+    """
     runs, stack, handles = [], [], []
 
     def enter(name):
@@ -228,7 +237,7 @@ def _watch(net):
     finally:
         for handle in handles:
             handle.remove()
-    return [_Run(**run) for run in runs], lq, output
+    return [Run(**run) for run in runs], lq, output
 
 
 @torch.no_grad()
@@ -242,11 +251,12 @@ def run_small(net):
         InputError: it takes none, or its output is no larger image.
     """
     was_training, first_error = net.training, None
+    device = next(itertools.chain(net.parameters(), net.buffers()), torch.zeros(0)).device
     net.eval()
     try:
         for channels in (3, 1):
             for height in HEIGHTS:
-                lq = torch.zeros(1, channels, height, 2 * height)
+                lq = torch.zeros(1, channels, height, 2 * height, device=device)
                 try:
                     output = _shape((net(lq),))
                 except Exception as err:  # a foreign network: anything can be wrong with a size

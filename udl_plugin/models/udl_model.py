@@ -1,4 +1,6 @@
-"""BasicSR's SRModel for both steps: hands the loss the log-variance that it asks for, and saves maps in validation."""
+"""BasicSR's SRModel for both steps: hands the loss the log-variance that it asks for, saves maps in validation, and
+trains faster or in less memory where it is asked to."""
+import contextlib
 import io
 from collections import OrderedDict
 from os import path as osp
@@ -10,6 +12,7 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 from torch.nn import functional as F
 
+from udl_plugin.archs.mixed_precision import keep_images_in_float32
 from udl_plugin.archs.two_step import TwoStep
 from udl_plugin.checkpoints import read_fitting, write_checkpoint
 from udl_plugin.files import write_whole
@@ -18,20 +21,28 @@ from udl_plugin.pictures import encode_png, uncertainty_picture
 from udl_plugin.sections import size_multiple
 
 NEEDED = ('log_var', 'var_sr')  # what networks return beside the SR image, in their order
+DTYPES = {None: None, 'bf16': torch.bfloat16, 'fp16': torch.float16}  # of amp
 
 
 class UDLModel(SRModel):
-    """Step 1 (`EDSRVar`, ESU), step 2 (`EDSRTwo`, UDL), and their test. All options of SRModel, and two more:
+    """Step 1 (`EDSRVar`, ESU), step 2 (`EDSRTwo`, UDL), and their test. All options of SRModel, and these:
 
+        train:
+          amp: bf16                    # or fp16: autocast; images, losses, weights and checkpoints stay float32
+          channels_last: true          # memory format of weights and features
+          compile: true                # torch.compile, of the training alone
+          accumulate: 4                # each batch goes through in so many parts; as one batch, in less memory
         val:
+          amp: bf16                    # or fp16, as in training
           save_uncertainty: true       # beside each SR image: IMAGE_uncertainty.png, the map as a picture, and
                                        # IMAGE_log_var.npy, float32 (C, H, W): log of the error's scale in 8-bit levels
           uncertainty_limits: [-1, 4]  # of all pictures, from blue to red; without it, each map's own
 
     Metrics of maps (`udl_plugin/metrics/`) go under `val: metrics` as BasicSR's own do.
 
-    A loss that has `needs`, names such as `log_var`, is called as `loss(sr, gt, log_var=...)` with what the network
-    gives under `return_log_var=True`; any other as `loss(sr, gt)`.
+    A loss that has `needs`, names such as `log_var`, is called as `loss(sr, gt, log_var=...)`, with what is in the
+    batch under that name (see `PairedImageUncertaintyDataset`), or else with what the network gives under
+    `return_log_var=True`; any other as `loss(sr, gt)`.
 
     Args:
         opt (dict): As BasicSR's `parse_options` returns it.
@@ -49,10 +60,31 @@ class UDLModel(SRModel):
         self.wants_log_var = self.save_uncertainty or bool(self.map_metrics)  # of the network, in validation
         self.log_var = None  # of the last image that was tested
         self.validating = None  # the data set's name and the iteration, during validation
+        train_opt = opt.get('train') or {}
+        self.amp, self.val_amp = (DTYPES[(opt.get(section) or {}).get('amp')] for section in ('train', 'val'))
+        self.channels_last = train_opt.get('channels_last', False)
+        self.accumulate = train_opt.get('accumulate') or 1
         super().__init__(opt)
+
+    def model_to_device(self, net):
+        return super().model_to_device(self.arrange(net))
+
+    def arrange(self, net):
+        """Makes a network, in place, one for the precision and memory format of the options."""
+        if self.amp or self.val_amp:
+            keep_images_in_float32(net)
+        return net.to(memory_format=torch.channels_last) if self.channels_last else net
+
+    def autocast(self, dtype):
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
     def init_training_settings(self):
         super().init_training_settings()
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp is torch.float16)
+        # beside the network itself, which is validated, saved and averaged under its own names
+        self.net_of_step = torch.compile(self.net_g) if self.opt['train'].get('compile') else self.net_g
+        if self.ema_decay > 0:
+            self.arrange(self.net_g_ema)
         net = self.get_bare_model(self.net_g)
         if isinstance(net, TwoStep) and self.ema_decay > 0:
             # upstream may have read `params` into one and `params_ema` into the other; the frozen branch is one
@@ -61,25 +93,43 @@ class UDLModel(SRModel):
 
     def optimize_parameters(self, current_iter):
         self.optimizer_g.zero_grad()
-        losses = self.compute_losses()
-        sum(losses.values()).backward()
-        self.optimizer_g.step()
-        self.log_dict = self.reduce_loss_dict(losses)
+        parts = self._parts()
+        for number, part in enumerate(parts, 1):
+            last = number == len(parts)
+            # under DistributedDataParallel, gradients travel once
+            with contextlib.nullcontext() if last or not self.opt['dist'] else self.net_g.no_sync():
+                losses = self.compute_losses(**part)
+                self.scaler.scale(sum(losses.values()) / len(parts)).backward()
+            losses = {name: loss.detach() / len(parts) for name, loss in losses.items()}
+            total = losses if number == 1 else {name: total[name] + loss for name, loss in losses.items()}
+        self.scaler.step(self.optimizer_g)
+        self.scaler.update()
+        self.log_dict = self.reduce_loss_dict(total)
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
 
-    def compute_losses(self):
-        """Runs the network on the batch in hand and returns upstream's losses by upstream's names, weighted."""
+    def _parts(self):
+        """The batch in hand in as many parts as `accumulate` says: each what `compute_losses` takes."""
+        batch = {'lq': self.lq, 'gt': self.gt, **self.given}
+        return [dict(zip(batch, part)) for part in zip(*(tensor.chunk(self.accumulate) for tensor in batch.values()))]
+
+    def compute_losses(self, lq, gt, **given):
+        """Runs the network on a batch and returns upstream's losses by upstream's names, weighted.
+
+        Args:
+            lq, gt (Tensor): `(N, C, H, W)`, `(N, C, upscale * H, upscale * W)`.
+            given (Tensor): What the loss needs, as far as it is there already.
+        """
         losses = OrderedDict()
-        if self.loss_needs:
-            self.output, *needed = self.net_g(self.lq, **{f'return_{name}': True for name in self.loss_needs})
-            losses['l_pix'] = self.cri_pix(self.output, self.gt, **dict(zip(self.loss_needs, needed)))
-        else:
-            self.output = self.net_g(self.lq)
-            if self.cri_pix:
-                losses['l_pix'] = self.cri_pix(self.output, self.gt)
+        wanted = [name for name in self.loss_needs if name not in given]
+        with self.autocast(self.amp):
+            output = self.net_of_step(lq, **{f'return_{name}': True for name in wanted})
+        self.output, *needed = [part.float() for part in (output if wanted else [output])]
+        if self.cri_pix:
+            maps = {**dict(zip(wanted, needed)), **{name: given[name] for name in self.loss_needs if name in given}}
+            losses['l_pix'] = self.cri_pix(self.output, gt, **maps)
         if self.cri_perceptual:
-            perceptual, style = self.cri_perceptual(self.output, self.gt)
+            perceptual, style = self.cri_perceptual(self.output, gt)
             losses.update({name: loss for name, loss in (('l_percep', perceptual), ('l_style', style))
                            if loss is not None})
         return losses
@@ -119,22 +169,29 @@ class UDLModel(SRModel):
         if current_iter == -1 or not self.network_is_saved:
             return
         state = {'epoch': epoch, 'iter': current_iter, 'optimizers': [part.state_dict() for part in self.optimizers],
-                 'schedulers': [part.state_dict() for part in self.schedulers]}
+                 'schedulers': [part.state_dict() for part in self.schedulers], 'scaler': self.scaler.state_dict()}
         buffer = io.BytesIO()
         torch.save(state, buffer)
         _try(write_whole, osp.join(self.opt['path']['training_states'], f'{current_iter}.state'), buffer.getvalue())
 
+    def resume_training(self, resume_state):
+        super().resume_training(resume_state)
+        if resume_state.get('scaler') and self.scaler.is_enabled():  # not in a state of BasicSR, nor of another amp
+            self.scaler.load_state_dict(resume_state['scaler'])
+
     def feed_data(self, data):
         super().feed_data(data)
         self.lq_path = data.get('lq_path')
+        self.given = {name: data[name].to(self.device) for name in NEEDED if name in data}
 
     def test(self):
         """As upstream's, for images of any size: SwinIR's windows, say, are filled up."""
         lq, multiple = self.lq, size_multiple(self.opt['network_g'])
         height, width = (self.opt['scale'] * size for size in lq.shape[2:])
         self.lq = F.pad(lq, (0, -lq.shape[3] % multiple, 0, -lq.shape[2] % multiple), mode='replicate')
-        self.log_var = self._test()
-        self.lq, self.output = lq, self.output[:, :, :height, :width]
+        with self.autocast(self.val_amp):
+            self.log_var = self._test()
+        self.lq, self.output = lq, self.output[:, :, :height, :width].float()
         if self.log_var is not None:
             self.log_var = self.log_var[:, :, :height, :width].float().cpu()
             for metric in self.map_metrics:
@@ -165,7 +222,8 @@ class UDLModel(SRModel):
 
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img):
         self.validating = (dataloader.dataset.opt['name'], current_iter)
-        super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
+        with _emptied_once():
+            super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
         self.validating = None
         for metric in self.map_metrics:
             metric.pop('log_var', None)
@@ -182,6 +240,19 @@ class UDLModel(SRModel):
         write_whole(f'{stem}_log_var.npy', raw.getvalue())
         write_whole(f'{stem}_uncertainty.png', encode_png(
             uncertainty_picture(log_var, self.opt['val'].get('uncertainty_limits'))))
+
+
+@contextlib.contextmanager
+def _emptied_once():
+    """Upstream gives the GPU's memory back after each image, and has to ask for it again for the next one. PyTorch gives
+    it back by itself where it runs short; here, at the end of the block."""
+    empty_cache = torch.cuda.empty_cache
+    torch.cuda.empty_cache = lambda: None
+    try:
+        yield
+    finally:
+        torch.cuda.empty_cache = empty_cache
+        empty_cache()
 
 
 def _try(write, path, *content):

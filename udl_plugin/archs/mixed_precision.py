@@ -1,0 +1,36 @@
+"""What autocast must leave in float32: the convolutions that take an image, or make one.
+
+Inside, networks have images in [0, 255], or nearly; there, bfloat16 has steps of 1.
+"""
+import torch
+from torch import nn
+
+from udl_plugin.archs.two_step import TwoStep
+from udl_plugin.archs.with_variance import watch
+
+
+def keep_images_in_float32(net):
+    """Has autocast pass by, in place, the convolutions of `net` that take an image or make one, and its last one, which
+    may make an image whose pixels are still to be shuffled. Its parameters and their names stay as they are.
+
+    Args:
+        net (nn.Module): One of ours, or of BasicSR.
+
+    Raises:
+        InputError: it cannot be run on a small image.
+    """
+    for part in (net.sr_net, net.var_net) if isinstance(net, TwoStep) else (net,):
+        runs, lq, sr = watch(part)
+        last = [run.module for run in runs if isinstance(run.module, nn.Conv2d)][-1:]
+        for module in part.modules():
+            if type(module) is nn.Conv2d and (
+                    module.in_channels == lq[1] or module.out_channels == sr[1] or module in last):
+                module.__class__ = Float32Conv2d
+
+
+class Float32Conv2d(nn.Conv2d):
+    """A convolution in float32, whatever autocast says, of what came before it."""
+
+    def forward(self, x):
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
