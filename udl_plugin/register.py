@@ -1,7 +1,8 @@
 """The names that BasicSR finds, in one table, and the function that puts them into its registries.
 
-Any of our modules may be the first that a user imports. What keeps that free of circles: importing `udl_plugin.archs`
-or `udl_plugin.models` registers everything first, and no other module that those two need imports basicsr or them.
+Any of our modules may be the first that a user imports. What keeps that free of circles: importing `udl_plugin.archs`,
+`udl_plugin.datasets` or `udl_plugin.models` registers everything first, and no other module that they need imports
+basicsr or them.
 """
 import importlib
 import inspect
@@ -18,6 +19,9 @@ NAMES = {
         'DPDNNTwo': 'udl_plugin.archs.dpdnn_arch',
         'WithVariance': 'udl_plugin.archs.with_variance',
         'TwoStep': 'udl_plugin.archs.two_step',
+    },
+    'DATASET_REGISTRY': {
+        'PairedImageUncertaintyDataset': 'udl_plugin.datasets.paired_uncertainty_dataset',
     },
     'LOSS_REGISTRY': {
         'GaussianNLL': 'udl_plugin.losses.uncertainty_loss',

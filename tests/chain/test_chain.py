@@ -101,6 +101,47 @@ def test_our_entry_points(runner):
          'plain.yml'}
 
 
+FAST = {'train__amp': 'bf16', 'train__channels_last': True, 'train__accumulate': 2, 'train__ema_decay': 0.9,
+        'val__amp': 'bf16'}
+
+
+def test_fast_training_with_cached_maps(runner):
+    """Step 2 from the same yml plus two lines; resumed, tested, and what ships is the same."""
+    ok(runner.train(runner.write_yml('step1', **{**FAST, 'train__amp': 'fp16'})))
+    step1, roots = 'experiments/step1/models/net_g_latest.pth', [
+        f'datasets/demo/demo_train_{side}_sub.lmdb' for side in ('HR', 'LR_bicubic_X2')]
+    log = ok(runner.run(SCRIPTS / 'prepare_data.py', 'uncertainty', '--model', step1, '--data', *roots, '--out',
+                        'maps/x2.lmdb', '--param-key', 'params_ema'))
+    assert '\n  type: PairedImageUncertaintyDataset\n  dataroot_uncertainty: maps/x2.lmdb\n' in log
+    ok(runner.run(SCRIPTS / 'prepare_data.py', 'check', 'maps/x2.lmdb'))
+
+    cached = {'datasets__train__type': 'PairedImageUncertaintyDataset',
+              'datasets__train__dataroot_uncertainty': 'maps/x2.lmdb', 'path__param_key_g': 'params_ema', **FAST}
+    yml = step2(runner, **cached)
+    log = ok(runner.train(yml))
+    assert 'Dataset [PairedImageUncertaintyDataset] - ' in log
+    models = runner.folder / 'experiments/step2/models'
+    before = torch.load(models / 'net_g_latest.pth')
+    (models / 'net_g_latest.pth').unlink()
+    assert 'Resuming training from epoch: 0, iter: 4' in ok(runner.train(yml, '--auto_resume'))
+    after = torch.load(models / 'net_g_latest.pth')
+    for key in ('params', 'params_ema'):
+        assert equal(before[key], after[key], '')
+        assert {value.dtype for value in after[key].values()} == {torch.float32}
+        EDSR(**TINY).load_state_dict({name[7:]: value for name, value in after[key].items() if 'sr_net.' in name})
+
+    test = runner.write_yml('test', 'demo/test_udl_step2', val__amp='bf16',
+                            path__pretrain_network_g='experiments/step2/models/net_g_latest.pth')
+    log = ok(runner.test(test))
+    assert '# psnr: ' in log
+
+    # maps of another set, before anything is made
+    yml = step2(runner, **{**cached, 'datasets__train__dataroot_uncertainty': roots[0]})
+    process = runner.train(yml)
+    assert process.returncode == 2
+    assert "datasets: train: dataroot_uncertainty: 'datasets/demo/demo_train_HR_sub.lmdb' has no" in process.stdout
+
+
 @pytest.fixture
 def checkout(runner):
     """A folder that looks like a BasicSR checkout: a copy of the installed package."""

@@ -1,8 +1,10 @@
 import pytest
 from conftest import random_images, write_images
 
-from udl_plugin.data.pairs import check_pairs
+from udl_plugin.data.pairs import check_maps, check_pairs
+from udl_plugin.data.uncertainty_maps import ABOUT, about
 from udl_plugin.errors import InputError
+from udl_plugin.files import write_whole
 
 
 def options(folder, kind, gt, lq, phase='train', scale=2, gt_size=8):
@@ -127,3 +129,43 @@ def test_truncated_lmdb(tmp_path):
 def test_lmdb_as_folder(tmp_path):
     opt = options(tmp_path, 'lmdb', {'a': (8, 8)}, {'a': (4, 4)})
     refused({**opt, 'io_backend': {'type': 'disk'}}, 'dataroot_gt', 'is an LMDB; write type: lmdb')
+
+
+def maps(folder, sizes, scale=2, without=()):
+    """Writes maps of those sizes and returns the options of a data set with them."""
+    opt = options(folder, 'lmdb', {'a': (16, 20), 'b': (24, 16)}, {'a': (8, 10), 'b': (12, 8)})
+    path = write_images(folder / 'maps.lmdb', {key: random_images(1, *size)['image_0'] for key, size in sizes.items()})
+    limits = {key: (0.0, 1.0) for key in sizes if key not in without}
+    write_whole(path / ABOUT, about('m', {}, scale, limits))
+    return {**opt, 'dataroot_uncertainty': str(path)}
+
+
+GOOD = {'a': (16, 20), 'b': (24, 16)}
+
+
+def test_good_maps_pass(tmp_path):
+    check_maps(maps(tmp_path, {**GOOD, 'another': (4, 4)}), 'datasets: train')
+
+
+@pytest.mark.parametrize(('sizes', 'kwargs', 'changes', 'message'), [
+    (GOOD, {}, {'phase': 'val'}, 'is for training from LMDBs; write PairedImageDataset'),
+    (GOOD, {}, {'io_backend': {'type': 'disk'}}, 'is for training from LMDBs'),
+    (GOOD, {}, {'dataroot_uncertainty': None}, 'dataroot_uncertainty is missing; udl-prepare uncertainty writes it'),
+    (GOOD, {}, {'dataroot_uncertainty': 'nowhere.lmdb'}, "dataroot_uncertainty: there is no LMDB 'nowhere.lmdb'"),
+    (GOOD, {'scale': 4}, {}, "maps.lmdb' are of scale 4, and not of scale: 2"),
+    ({'a': (16, 20)}, {}, {}, "there is no map of 'b'. Have udl-prepare uncertainty write"),
+    (GOOD, {'without': ['a']}, {}, "there is no map of 'a'"),
+    ({**GOOD, 'b': (16, 24)}, {}, {}, "'b': its map is 24 x 16 and not 16 x 24 pixels"),
+])
+def test_bad_maps(tmp_path, sizes, kwargs, changes, message):
+    opt = {**maps(tmp_path, sizes, **kwargs), **changes}
+    with pytest.raises(InputError) as caught:
+        check_maps(opt, 'datasets: train')
+    assert message in str(caught.value)
+    assert str(caught.value).startswith('datasets: train')
+
+
+def test_maps_that_are_images(tmp_path):
+    opt = {**maps(tmp_path, GOOD), 'dataroot_uncertainty': str(tmp_path / 'gt.lmdb')}
+    with pytest.raises(InputError, match=r"datasets: train: dataroot_uncertainty: '.*gt.lmdb' has no uncertainty.json"):
+        check_maps(opt, 'datasets: train')

@@ -34,6 +34,18 @@ writes, below datasets/Set5/,
 
   GTmod2/*.png   LRbicx2/*.png   and so for 3 and 4
 """
+UNCERTAINTY = """\
+Runs the network of step 1 once over a training set and keeps its uncertainty maps, so that step 2 need not run it.
+
+  udl-prepare uncertainty --model experiments/train_udl_step1/models/net_g_latest.pth \\
+      --data datasets/DIV2K/DIV2K_train_HR_sub.lmdb datasets/DIV2K/DIV2K_train_LR_bicubic_X4_sub.lmdb \\
+      --out datasets/DIV2K/DIV2K_train_uncertainty_X4_sub.lmdb
+
+Then, in the yml of step 2, under datasets: train:,
+
+  type: PairedImageUncertaintyDataset
+  dataroot_uncertainty: datasets/DIV2K/DIV2K_train_uncertainty_X4_sub.lmdb
+"""
 CHECK = """\
 Decodes every image of an LMDB or a folder. With two of them, HR and LR, compares names and sizes.
 
@@ -74,6 +86,18 @@ def parse(argv):
     add('--out', type=a_path, required=True, metavar='DIR', help='where the folder NAME goes')
     _add_making_options(benchmark)
     add('--lmdb', action='store_true', dest='as_lmdb', help='write GTmod4.lmdb and LRbicx4.lmdb, not PNG files')
+
+    uncertainty = _add_command(commands, 'uncertainty', run_uncertainty, 'the maps of a training set, for step 2',
+                               UNCERTAINTY)
+    add = uncertainty.add_argument
+    add('--model', type=a_path, required=True, metavar='FILE', help='checkpoint of step 1')
+    add('--data', nargs=2, type=a_path, required=True, metavar='LMDB', help='the training set: HR, then LR')
+    add('--out', type=a_path, required=True, metavar='LMDB', help='where the maps go')
+    add('--param-key', default='params', metavar='KEY', help='of the state dict, as param_key_g in the yml of step 2: '
+        'params_ema is the moving average (%(default)s)')
+    add('--opt', type=a_path, metavar='YML', help='whose network_g the checkpoint is of, where it does not say so')
+    add('--batch', type=a_count, metavar='N', help='sub-images at once (default: 16 on a GPU, otherwise 1)')
+    add('--force', action='store_true', help='replace what exists, once the new is complete')
 
     check = _add_command(commands, 'check', run_check, 'decode and compare what an LMDB or a folder holds', CHECK)
     add = check.add_argument
@@ -133,6 +157,21 @@ def report(args, prepared):
                  f'training: {len(prepared.small)}', prepared.small[:NAMED])
     if prepared.skipped:
         show(f'udl-prepare: images left out: {len(prepared.skipped)}', prepared.skipped, file=sys.stderr)
+    return 0
+
+
+def run_uncertainty(args):
+    # here: they need torch, and the processes of the other commands do not
+    from udl_plugin.cli.convert_checkpoint import read_network_g
+    from udl_plugin.training_maps import prepare_uncertainty
+    network_g = read_network_g(args.opt) if args.opt else None
+    made = prepare_uncertainty(args.model, *args.data, args.out, args.param_key, network_g, args.batch, args.force,
+                               args.workers, args.track)
+    if not args.quiet:
+        print(f'{args.out}: {made.images} maps, {made.size / 1e6:.1f} MB, {made.size / made.pixels:.2f} '
+              'MB a megapixel.')
+        print(f'Under datasets: train: of step 2:\n  type: PairedImageUncertaintyDataset\n'
+              f'  dataroot_uncertainty: {args.out}')
     return 0
 
 

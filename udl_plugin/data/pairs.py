@@ -4,6 +4,7 @@ from pathlib import Path
 from PIL import Image
 
 from udl_plugin.data.records import read_meta_info
+from udl_plugin.data.uncertainty_maps import read_about
 from udl_plugin.errors import InputError
 
 MAX_FILES = 100  # of a folder, spread evenly: a header costs an open file; LMDBs list all sizes in one file
@@ -46,6 +47,34 @@ def check_pairs(dataset_opt, where):
             raise InputError(f"{where}: '{name}': GT is {gt_size[1]} x {gt_size[0]} and LQ {lq_size[1]} x {lq_size[0]} "
                              f"pixels, {problem}. GT is from {dataset_opt['dataroot_gt']}, LQ from "
                              f"{dataset_opt['dataroot_lq']}.")
+
+
+def check_maps(dataset_opt, where):
+    """Checks that the maps of a PairedImageUncertaintyDataset, whose pairs have passed `check_pairs`, belong to them.
+
+    Raises:
+        InputError: names the option and the path, and the image where there is one.
+    """
+    if dataset_opt['phase'] != 'train' or dataset_opt['io_backend']['type'] != 'lmdb':
+        raise InputError(f'{where}: type: PairedImageUncertaintyDataset is for training from LMDBs; write '
+                         'PairedImageDataset.')
+    root, scale = dataset_opt.get('dataroot_uncertainty'), dataset_opt['scale']
+    if root is None:
+        raise InputError(f'{where}: dataroot_uncertainty is missing; udl-prepare uncertainty writes it.')
+    try:
+        shapes, about = read_meta_info(root), read_about(root)
+    except InputError as err:
+        raise InputError(f'{where}: dataroot_uncertainty: {err}') from err
+    if about['scale'] != scale:
+        raise InputError(f"{where}: dataroot_uncertainty: the maps in '{root}' are of scale {about['scale']}, and not "
+                         f'of scale: {scale}.')
+    again = f"Have udl-prepare uncertainty write '{root}' anew, from these images."
+    for key, (height, width, _) in read_meta_info(dataset_opt['dataroot_lq']).items():
+        if key not in shapes or key not in about['limits']:
+            raise InputError(f"{where}: dataroot_uncertainty: there is no map of '{key}'. {again}")
+        if shapes[key][:2] != (scale * height, scale * width):
+            raise InputError(f"{where}: dataroot_uncertainty: '{key}': its map is {shapes[key][1]} x {shapes[key][0]} "
+                             f'and not {scale * width} x {scale * height} pixels. {again}')
 
 
 def _size_problem(gt_size, lq_size, dataset_opt):

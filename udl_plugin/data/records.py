@@ -59,18 +59,19 @@ class LmdbWriter:
         self.batch, self.batch_bytes = [], 0
         self.lines = {}
 
-    def put(self, name, png, shape):
+    def put(self, name, png, shape, key=None):
         """Adds an image.
 
         Args:
             name (str): Any; `lmdb_key` makes a key of it.
             png (bytes): Its PNG file.
             shape (tuple[int]): `(H, W, C)`.
+            key (str): That of an image in another LMDB, in place of one made of `name`.
 
         Raises:
             InputError: a second image of this name; a name too long; a full disk, here or at the end of the block.
         """
-        key = lmdb_key(name)
+        key = lmdb_key(name) if key is None else key
         if key in self.lines:
             raise InputError(f"two images are called '{name}'.")
         self.lines[key] = '{}.png ({},{},{}) {}\n'.format(key, *shape, COMPRESS_LEVEL)
