@@ -76,6 +76,10 @@ def test_source_of_the_weight_tells_the_network(source, network):
     ({'baseline': 'one', 'variants': {'one': [{'type': 'L1Loss'}], 'two': [{'type': 'L1Loss'}] * 2}},
      'baseline: one has fewer steps'),
     ({'variants': {'L1': []}}, 'variants: L1: is a list'),
+    ({'variants': {'L1': [{'pixel_opt': {'type': 'L1Loss'}, 'total_iter': 3}]}}, 'train: other than total_iter'),
+    ({'variants': {'L1': [{'pixel_opt': 'L1Loss'}]}}, 'variants: L1: is a list'),
+    ({'variants': {'L1': [{'type': 'L1Loss'}, {'pixel_opt': {'type': 'L1Loss'}, 'cached_maps': True}]}},
+     'L1: step 2: cached_maps: no loss weighs by maps'),
     ({'variants': {'L1': [{'type': 'L1Loss'}] * 3}}, 'the pixel_opt of each step, 2 at most'),
     ({'variants': {'L1': [{'type': 'UDL'}]}}, 'L1: step 1: UDL weighs by a network of step 1, and there is none'),
     ({'variants': {'L1': [{'type': 'L1Los'}]}}, r"step 1: type: there is no 'L1Los' \(did you mean 'L1Loss'\?\)"),
@@ -100,6 +104,34 @@ def test_source_of_the_weight_tells_the_network(source, network):
 def test_bad_study(changes, message):
     with pytest.raises(InputError, match=message):
         Study(study_section(**changes), '.')
+
+
+def test_options_of_a_step(tmp_path):
+    """Beside the loss, for this variant alone."""
+    variants = {'L1': [{'type': 'L1Loss'}] * 2, 'UDL': [{'type': 'ESU'}, {'type': 'UDL'}],
+                'fast': [{'type': 'ESU'}, {'pixel_opt': {'type': 'UDL', 'offset': 0}, 'amp': 'bf16'}]}
+    study = Study(study_section(variants=variants), '.')
+    opts = {run.losses: run.opt for run in study.runs}
+    assert len(opts) == 5
+    fast = opts['ESU', 'UDL-offset=0-amp=bf16']
+    assert fast['train'] == {**opts['ESU', 'UDL']['train'], 'amp': 'bf16', 'pixel_opt': {'type': 'UDL', 'offset': 0}}
+    assert fast['network_g']['type'] == 'EDSRTwo'
+    assert study.run_of('fast', 'tiny', 2, 0) == 'tiny_x2_ESU_then_UDL-offset=0-amp=bf16_seed0'
+
+
+def test_cached_maps(tmp_path):
+    variants = {'L1': [{'type': 'L1Loss'}] * 2,
+                'cached': [{'type': 'ESU'}, {'pixel_opt': {'type': 'UDL'}, 'cached_maps': True}]}
+    steps = study_section()['steps']
+    study = Study(study_section(variants=variants, steps=[{**steps[0], 'ema_decay': 0.9}, steps[1]]), tmp_path)
+    run = study.runs[-1]
+    train_set = run.opt['datasets']['train']
+    assert train_set['type'] == 'PairedImageUncertaintyDataset'
+    assert run.maps == {'model': run.opt['path']['pretrain_network_g'], 'param_key': 'params_ema',
+                        'hr': train_set['dataroot_gt'], 'lr': train_set['dataroot_lq'],
+                        'out': train_set['dataroot_uncertainty']}
+    assert 'cached_maps' not in run.opt['train']
+    assert all(other.maps is None for other in study.runs[:-1])
 
 
 def test_moving_average_is_what_goes_on(tmp_path):

@@ -198,3 +198,24 @@ def test_one_study_at_a_time_in_a_folder(runner, monkeypatch):
     (runner.folder / 'results/tiny').mkdir(parents=True)
     with alone('results/tiny'), pytest.raises(InputError, match='another process is writing there'):
         run_study(read_study('tiny.yml'))
+
+
+def test_cached_maps_are_made_and_removed(runner):
+    variants = {'L1': [{'type': 'L1Loss'}] * 2,
+                'cached': [{'type': 'ESU'}, {'pixel_opt': {'type': 'UDL'}, 'cached_maps': True, 'channels_last': True}]}
+    write_study(runner.folder, variants=variants)
+    process = runner.run(*STUDY)
+    assert process.returncode == 0, process.stdout
+    folder, name = runner.folder / 'results/tiny', 'tiny_x2_ESU_then_UDL-cached_maps=True-channels_last=True_seed0'
+    log = next((folder / 'experiments' / name).glob('train_*.log')).read_text()
+    assert 'Dataset [PairedImageUncertaintyDataset]' in log
+    assert (folder / 'scores' / f'{name}.json').exists()
+    assert not list(folder.glob('maps/*'))
+    assert '| cached | 10 | 1 |' in (folder / 'tiny.md').read_text()
+
+
+def test_misspelt_option_of_a_step(runner, monkeypatch):
+    monkeypatch.chdir(runner.folder)
+    write_study(runner.folder, variants={'L1': [{'type': 'L1Loss'}, {'pixel_opt': {'type': 'L1Loss'}, 'amq': 'bf16'}]})
+    with pytest.raises(InputError, match=r"train: 'amq' is not an option .did you mean 'amp'"):
+        run_study(read_study('tiny.yml'))

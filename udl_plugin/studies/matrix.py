@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from udl_plugin.archs.with_variance import arch_class
 from udl_plugin.errors import InputError, did_you_mean
-from udl_plugin.options import loss_of, read_yml, scale_key
+from udl_plugin.options import WITH_MAPS, loss_of, read_yml, scale_key
 from udl_plugin.sections import section_of
 
 KEYS = {
@@ -18,6 +18,7 @@ KEYS = {
     'logger': (dict, 'a section'), 'num_gpu': ((str, int), 'auto or a number'),
 }
 OPTIONAL = ('logger', 'num_gpu')
+CACHED = 'cached_maps'  # in a step of a variant, beside pixel_opt and options of train:
 PATHS = ('dataroot_gt', 'dataroot_lq', 'meta_info_file')  # in the section of a data set
 LOGGER = {'print_freq': 100, 'save_checkpoint_freq': 5000}
 # manual_seed of a later step, which is to see other crops than the first: the study's seed and so many for each step
@@ -34,6 +35,7 @@ class Run(NamedTuple):
         iterations (int): Of all steps up to this one.
         parent (str | None): The run that it goes on from.
         opt (dict): The yml that it is trained with, in the study's folder.
+        maps (dict | None): Where the data set wants maps of the parent's network, what `prepare_uncertainty` takes.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Run(NamedTuple):
     iterations: int
     parent: str
     opt: dict
+    maps: dict = None
 
 
 class Study:
@@ -64,7 +67,7 @@ class Study:
     def __init__(self, section, folder):
         self.section, self.folder = _checked(section), Path(folder)
         self.name, self.baseline = section['name'], section['baseline']
-        self.variants = {variant: [_short(loss) for loss in losses] for variant, losses in section['variants'].items()}
+        self.variants = {variant: list(map(_short, steps)) for variant, steps in section['variants'].items()}
         runs = {}
         for seed in section['seeds']:
             for network in section['networks']:
@@ -91,8 +94,10 @@ class Study:
     def _runs_of(self, variant, network, scale, seed):
         plain = self.section['networks'][network]
         plain = {**plain, scale_key(arch_class(plain['type'], f'networks: {network}: ')): scale}
-        losses, parent, kind = self.section['variants'][variant], None, None
-        for step, loss in enumerate(losses):
+        parent, kind, maps = None, None, None
+        for step, section in enumerate(self.section['variants'][variant]):
+            loss, options = _loss_and_options(section)
+            cached = options.pop(CACHED, False)
             before, kind = kind, _kind(loss, kind, f'variants: {variant}: step {step + 1}')
             short = tuple(self.variants[variant][:step + 1])
             name = run_name(network, scale, short, seed)
@@ -103,15 +108,24 @@ class Study:
                 'network_g': section_of(kind, plain),
                 'path': {'pretrain_network_g': parent and f'experiments/{parent}/models/net_g_latest.pth',
                          'strict_load_g': before in (None, kind) or kind == 'step 2', 'resume_state': None},
-                'train': {**self.section['steps'][step], 'pixel_opt': loss},
+                'train': {**self.section['steps'][step], **options, 'pixel_opt': loss},
                 'val': {'val_freq': self.section['val']['val_freq'], 'save_img': False, 'metrics': metrics(scale)},
                 'logger': {**LOGGER, **self.section.get('logger', {}), 'use_tb_logger': True},
             }
             if step and self.section['steps'][step - 1].get('ema_decay'):
                 opt['path']['param_key_g'] = 'params_ema'
             opt['datasets']['val'] = self.benchmark(self.section['val']['benchmark'], scale)
+            if cached:
+                if kind != 'step 2':
+                    raise InputError(f'variants: {variant}: step {step + 1}: {CACHED}: no loss weighs by maps of a step '
+                                     'before, as UDL does.')
+                train_set = opt['datasets']['train']
+                maps = {'model': opt['path']['pretrain_network_g'], 'out': f'maps/{name}/uncertainty.lmdb',
+                        'param_key': opt['path'].get('param_key_g', 'params'), 'hr': train_set['dataroot_gt'],
+                        'lr': train_set['dataroot_lq']}
+                train_set.update(type=WITH_MAPS, dataroot_uncertainty=maps['out'])
             iterations = sum(step['total_iter'] for step in self.section['steps'][:step + 1])
-            yield Run(name, network, scale, seed, short, iterations, parent, copy.deepcopy(opt))
+            yield Run(name, network, scale, seed, short, iterations, parent, copy.deepcopy(opt), maps)
             parent = name
 
     def _train_set(self, scale):
@@ -178,9 +192,18 @@ def run_name(network, scale, losses, seed):
     return re.sub(r'[^\w.=+-]+', '-', f'{network}_x{scale}_{"_then_".join(losses)}_seed{seed}')
 
 
-def _short(loss):
-    """`L1Loss`, or `UDL-offset=0` of a section with options."""
-    return '-'.join([loss['type'], *(f'{key}={value}' for key, value in sorted(loss.items()) if key != 'type')])
+def _loss_and_options(step):
+    """The pixel_opt of a variant's step, and what else it says."""
+    if 'pixel_opt' not in step:
+        return step, {}
+    return step['pixel_opt'], {key: value for key, value in step.items() if key != 'pixel_opt'}
+
+
+def _short(step):
+    """`L1Loss`, or `UDL-offset=0-amp=bf16` of a section with options."""
+    loss, options = _loss_and_options(step)
+    return '-'.join([loss['type'], *(f'{key}={value}' for section in (loss, options)
+                                     for key, value in sorted(section.items()) if key != 'type')])
 
 
 def _kind(loss, before, where):
@@ -231,9 +254,10 @@ def _checked(section):
         _check_numbers(train, f'steps: number {step}: ')
     for name, losses in section['variants'].items():
         if not isinstance(losses, list) or not 0 < len(losses) <= len(section['steps']) \
-                or not all(isinstance(loss, dict) and 'type' in loss for loss in losses):
+                or not all(map(_is_step, losses)):
             raise InputError(f'variants: {name}: is a list with the pixel_opt of each step, {len(section["steps"])} at '
-                             f'most, not {losses!r}.')
+                             f'most, or with sections of pixel_opt, options of train: other than total_iter, and '
+                             f'{CACHED}: true, not {losses!r}.')
     if section['baseline'] not in section['variants']:
         raise InputError(f"baseline: '{section['baseline']}' is none of the variants: "
                          f"{', '.join(section['variants'])}.")
@@ -253,6 +277,14 @@ def _checked(section):
             raise InputError(f"logger: '{name}' is not an option of a study{did_you_mean(name, LOGGER)}; they are: "
                              f"{', '.join(LOGGER)}.")
     return section
+
+
+def _is_step(step):
+    if not isinstance(step, dict):
+        return False
+    loss, options = _loss_and_options(step)
+    return (isinstance(loss, dict) and 'type' in loss and 'total_iter' not in options
+            and options.get(CACHED, False) in (True, False))
 
 
 def _check_numbers(section, where):

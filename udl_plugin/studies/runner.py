@@ -83,6 +83,8 @@ def _options(study):
         benchmarks = [study.benchmark(name, run.scale) for name in study.section['benchmarks']]
         texts[study.folder / 'options' / f'{run.name}.yml'] = yaml.safe_dump(run.opt, sort_keys=False)
         texts[study.folder / 'options' / f'{run.name}.benchmarks.json'] = json.dumps(benchmarks, indent=1)
+        if run.maps:
+            texts[study.folder / 'options' / f'{run.name}.maps.json'] = json.dumps(run.maps, indent=1)
     return texts
 
 

@@ -1,8 +1,8 @@
 """One run of a study, in a process of its own: python -m udl_plugin.studies.worker NAME, in the study's folder.
 
-Trains options/NAME.yml, goes on where an earlier process was killed, scores the network on the benchmarks that are
-named in options/NAME.benchmarks.json, and writes scores/NAME.json. Ends when its standard input does: with whoever
-started it.
+Writes the maps that options/NAME.maps.json asks for, if that is there, trains options/NAME.yml, goes on where an earlier
+process was killed, scores the network on the benchmarks that are named in options/NAME.benchmarks.json, and writes
+scores/NAME.json. Ends when its standard input does: with whoever started it.
 """
 import json
 import os
@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from udl_plugin import entry
+from udl_plugin.errors import InputError
 from udl_plugin.files import write_whole
 from udl_plugin.measure import machine
 
@@ -29,7 +30,7 @@ def main():
             for folder in (experiment, Path('tb_logger', name)):  # upstream would rename it and begin beside it
                 shutil.rmtree(folder, ignore_errors=True)
         sys.argv = ['udl-train', '-opt', str(yml), '--auto_resume']
-        status = entry.run('basicsr.train', 'train_pipeline')
+        status = write_maps(name) or entry.run('basicsr.train', 'train_pipeline')
         if status:
             return status
     opt = yaml.safe_load(yml.read_text())
@@ -41,6 +42,23 @@ def main():
     shutil.rmtree(experiment / 'training_states')  # to go on from the middle, which is done; and large
     for path in experiment.glob('models/net_g_[0-9]*.pth'):
         path.unlink()
+    shutil.rmtree(Path('maps', name), ignore_errors=True)  # large as well
+    return 0
+
+
+def write_maps(name):
+    """Writes the maps that a run's data set names; returns the exit status."""
+    path = Path('options', f'{name}.maps.json')
+    if not path.exists():
+        return 0
+    from udl_plugin.training_maps import prepare_uncertainty
+    maps = json.loads(path.read_text())
+    if not Path(maps['out']).exists():
+        try:
+            prepare_uncertainty(**maps)
+        except InputError as err:
+            print(err, file=sys.stderr)
+            return 2
     return 0
 
 
