@@ -242,7 +242,7 @@ def test_metric(metric, network, message):
     ({'train': {'accumulate': 3}}, 'accumulate: 3: .* of batch_size_per_gpu: 8, a whole number that divides it'),
     ({'train': {'accumulate': 0}}, 'accumulate: 0: '), ({'train': {'accumulate': True}}, 'accumulate: True: '),
     ({'train': {'accumulate': 2, 'pixel_opt': {'type': 'ESU', 'reduction': 'sum'}}}, 'accumulate: the parts are aver'),
-    ({'num_gpu': 2, 'train': {'amp': 'bf16'}}, r'train: amp: bf16 on 2 GPUs wants .*torchrun --nproc_per_node=2 -m udl'),
+    ({'num_gpu': 2, 'train': {'amp': 'bf16'}}, 'train: amp: bf16 on 2 GPUs wants .*torchrun --nproc_per_node=2 -m '),
     ({'num_gpu': 2, 'train': {'compile': True}}, 'train: compile: True on 2 GPUs'),
     ({'num_gpu': 2, 'val': {'amp': 'fp16'}}, 'val: amp: fp16 on 2 GPUs'),
 ])

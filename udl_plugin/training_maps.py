@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from basicsr.utils import bgr2ycbcr, imfrombytes, img2tensor
 from torch.nn import functional as F
 
 from udl_plugin.checkpoints import as_plain_data
@@ -92,6 +91,7 @@ class _Run:
 
     @torch.no_grad()
     def __call__(self, pngs):
+        from basicsr.utils import bgr2ycbcr, imfrombytes, img2tensor  # here: ours must be first
         images = [imfrombytes(png, float32=True) for png in pngs]
         if self.channels == 1:
             images = [bgr2ycbcr(img, y_only=True)[..., None] for img in images]

@@ -47,7 +47,8 @@ def test_convolutions_of_images(section, names):
         assert in_float32(twin) == names
 
 
-@pytest.mark.parametrize('section', [{'type': 'EDSR', **EDSR_S, 'rgb_mean': [0, 0, 0]}, {'type': 'DPDNN', **DPDNN}, VGG])
+@pytest.mark.parametrize('section', [{'type': 'EDSR', **EDSR_S, 'rgb_mean': [0, 0, 0]}, {'type': 'DPDNN', **DPDNN},
+                                     VGG])
 def test_images_are_not_rounded(section):
     """Neither what comes in nor what goes out: bfloat16 has 128 values from 0.5 to 1, an 8-bit image near 180."""
     net = lively(build(section)) if section['type'] == 'DPDNN' else build(section)

@@ -45,7 +45,8 @@ def gradients(model):
 
 
 class Pairs(Dataset):
-    opt = {'name': 'pairs'}
+    def __init__(self):
+        self.opt = {'name': 'pairs'}
 
     def __len__(self):
         return 3

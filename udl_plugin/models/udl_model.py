@@ -93,18 +93,18 @@ class UDLModel(SRModel):
 
     def optimize_parameters(self, current_iter):
         self.optimizer_g.zero_grad()
-        parts = self._parts()
+        parts, means = self._parts(), {}
         for number, part in enumerate(parts, 1):
             last = number == len(parts)
             # under DistributedDataParallel, gradients travel once
             with contextlib.nullcontext() if last or not self.opt['dist'] else self.net_g.no_sync():
                 losses = self.compute_losses(**part)
                 self.scaler.scale(sum(losses.values()) / len(parts)).backward()
-            losses = {name: loss.detach() / len(parts) for name, loss in losses.items()}
-            total = losses if number == 1 else {name: total[name] + loss for name, loss in losses.items()}
+            for name, loss in losses.items():
+                means[name] = means.get(name, 0) + loss.detach() / len(parts)
         self.scaler.step(self.optimizer_g)
         self.scaler.update()
-        self.log_dict = self.reduce_loss_dict(total)
+        self.log_dict = self.reduce_loss_dict(means)
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
 
@@ -244,8 +244,8 @@ class UDLModel(SRModel):
 
 @contextlib.contextmanager
 def _emptied_once():
-    """Upstream gives the GPU's memory back after each image, and has to ask for it again for the next one. PyTorch gives
-    it back by itself where it runs short; here, at the end of the block."""
+    """Upstream gives the GPU's memory back after each image, and has to ask for it again for the next one. PyTorch
+    gives it back by itself where it runs short; here, at the end of the block."""
     empty_cache = torch.cuda.empty_cache
     torch.cuda.empty_cache = lambda: None
     try:

@@ -117,8 +117,8 @@ class Study:
             opt['datasets']['val'] = self.benchmark(self.section['val']['benchmark'], scale)
             if cached:
                 if kind != 'step 2':
-                    raise InputError(f'variants: {variant}: step {step + 1}: {CACHED}: no loss weighs by maps of a step '
-                                     'before, as UDL does.')
+                    raise InputError(f'variants: {variant}: step {step + 1}: {CACHED}: no loss weighs by maps of a '
+                                     'step before, as UDL does.')
                 train_set = opt['datasets']['train']
                 maps = {'model': opt['path']['pretrain_network_g'], 'out': f'maps/{name}/uncertainty.lmdb',
                         'param_key': opt['path'].get('param_key_g', 'params'), 'hr': train_set['dataroot_gt'],

@@ -1,8 +1,8 @@
 """One run of a study, in a process of its own: python -m udl_plugin.studies.worker NAME, in the study's folder.
 
-Writes the maps that options/NAME.maps.json asks for, if that is there, trains options/NAME.yml, goes on where an earlier
-process was killed, scores the network on the benchmarks that are named in options/NAME.benchmarks.json, and writes
-scores/NAME.json. Ends when its standard input does: with whoever started it.
+Writes the maps that options/NAME.maps.json asks for, if that is there, trains options/NAME.yml, goes on where an
+earlier process was killed, scores the network on the benchmarks that are named in options/NAME.benchmarks.json, and
+writes scores/NAME.json. Ends when its standard input does: with whoever started it.
 """
 import json
 import os
