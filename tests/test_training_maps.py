@@ -44,16 +44,15 @@ def log_var_of(net, img):
         return net(lq, return_log_var=True)[1][0].numpy()
 
 
-@pytest.mark.parametrize('batch', [None, 2])
-@pytest.mark.parametrize('step', [1, 2])
-def test_maps_are_those_of_the_network(tmp_path, step, batch):
+@pytest.mark.parametrize(('step', 'batch', 'compress'), [(1, None, True), (1, 2, False), (2, None, False), (2, 2, True)])
+def test_maps_are_those_of_the_network(tmp_path, step, batch, compress):
     """Of sizes that change and come back, in any number at once."""
     gt = {**random_images(3, 24, 16), 'wide': random_images(1, 12, 40)['image_0'],
           'ä %': random_images(1, 24, 16)['image_0']}
     net = (EDSRVar if step == 1 else EDSRTwo)(**TINY).eval()
     path = checkpoint(tmp_path, net, {'type': f'EDSR{"Var" if step == 1 else "Two"}', **TINY})
     hr, lr = training_set(tmp_path, gt)
-    made = prepare_uncertainty(path, hr, lr, tmp_path / 'maps.lmdb', batch=batch)
+    made = prepare_uncertainty(path, hr, lr, tmp_path / 'maps.lmdb', batch=batch, compress=compress)
     assert made.images == 5
     assert made.pixels == 4 * 24 * 16 + 12 * 40
     assert made.size == sum(file.stat().st_size for file in (tmp_path / 'maps.lmdb').iterdir())

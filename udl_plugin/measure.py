@@ -1,4 +1,5 @@
 """What a network costs: multiply-adds, time, memory."""
+import functools
 import multiprocessing
 import statistics
 import time
@@ -48,25 +49,53 @@ def time_in_turn(functions, lq, rounds=7):
     Args:
         functions (dict[str, Callable]): Of an LR image `(1, C, H, W)`; networks are moved to the GPU.
         lq (Tensor): The image.
-        rounds (int): All functions run once a round, one after the other, so that a busy machine troubles all alike.
+        rounds (int): See `seconds_in_turn`.
 
     Returns:
         dict[str, float]
     """
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     lq = lq.to(device)
+    for function in functions.values():
+        if isinstance(function, torch.nn.Module):
+            function.to(device)
+    with torch.no_grad():
+        times = seconds_in_turn({name: functools.partial(function, lq) for name, function in functions.items()}, rounds)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def seconds_in_turn(functions, rounds, repeats=1):
+    """Seconds that each function took in each round; one round before them is not counted.
+
+    Args:
+        functions (dict[str, Callable]): Without arguments.
+        rounds (int): All functions run once a round, one after the other, so that a busy machine troubles all alike.
+        repeats (int): How often each runs in a round, for what is over too soon; the mean counts.
+
+    Returns:
+        dict[str, list[float]]: What a round took is at the same place in all lists. On a GPU, CUDA events tell.
+    """
     times = {name: [] for name in functions}
     for _ in range(rounds + 1):
         for name, function in functions.items():
-            if isinstance(function, torch.nn.Module):
-                function.to(device)
-            start = time.perf_counter()
-            with torch.no_grad():
-                function(lq)
-            if device.type == 'cuda':
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
+            times[name].append(_seconds(function, repeats))
+    return {name: values[1:] for name, values in times.items()}
+
+
+def _seconds(function, repeats):
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(repeats):
+            function()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / repeats
+    start = time.perf_counter()
+    for _ in range(repeats):
+        function()
+    return (time.perf_counter() - start) / repeats
 
 
 def peak_memory(network_g, shape):
@@ -82,29 +111,49 @@ def peak_memory(network_g, shape):
         int | None: None where it cannot be told: on the CPU of other systems than Linux, or where there is not
         enough.
     """
+    return peak_memory_of(_runs_of, plain_section(network_g), tuple(shape))
+
+
+def _runs_of(network_g, shape):
+    multiple = size_multiple(network_g)
+    net = build(network_g).eval().to('cuda' if torch.cuda.is_available() else 'cpu')
+
+    @torch.no_grad()
+    def run(height, width):
+        size = (-(-length // multiple) * multiple for length in (height, width))
+        net(torch.zeros(*shape[:2], *size, device=next(net.parameters()).device))
+
+    return functools.partial(run, 8, 8), functools.partial(run, *shape[2:])
+
+
+def peak_memory_of(make, *args):
+    """Peak memory of what `make(*args)` prepares, in bytes, in a fresh process.
+
+    Args:
+        make (Callable): A function of a module. Returns two functions without arguments: a small run, for libraries
+            load what they need at the first one, and the run that is measured, beyond what was taken when it began.
+        args: They can be pickled.
+
+    Returns:
+        int | None: As `peak_memory`.
+    """
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
         try:
-            return pool.submit(_peak_memory, plain_section(network_g), tuple(shape)).result()
+            return pool.submit(_peak_memory, make, args).result()
         except RuntimeError:  # there is not enough; BrokenProcessPool is one too: killed by the system
             return None
 
 
-def _peak_memory(network_g, shape):
-    multiple = size_multiple(network_g)
-    net = build(network_g).eval()
-    small, lq = torch.zeros(1, shape[1], *[8 * multiple] * 2), torch.zeros(
-        *shape[:2], *(-(-size // multiple) * multiple for size in shape[2:]))
-    with torch.no_grad():
-        if torch.cuda.is_available():
-            net, lq = net.cuda(), lq.cuda()
-            net(small.cuda())
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            net(lq)
-            return torch.cuda.max_memory_allocated() - before
-        net(small)  # libraries load what they need at the first run
-        before = _memory('VmRSS')
-        net(lq)
+def _peak_memory(make, args):
+    small, run = make(*args)
+    small()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    before = _memory('VmRSS')
+    run()
     peak = _memory('VmHWM')
     return None if peak is None else peak - before
 

@@ -1,5 +1,6 @@
 """Runs a network of step 1 once over a training set and keeps its maps, for a step 2 that runs it no more."""
 import collections
+import functools
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -29,8 +30,8 @@ class Mapped(NamedTuple):
     size: int
 
 
-def prepare_uncertainty(model, hr, lr, out, param_key='params', network_g=None, batch=None, force=False, workers=0,
-                        track=untracked):
+def prepare_uncertainty(model, hr, lr, out, param_key='params', network_g=None, batch=None, compress=True, force=False,
+                        workers=0, track=untracked):
     """Writes the log-variance of all LR images of a training set as an LMDB, for `dataroot_uncertainty`.
 
     Args:
@@ -39,6 +40,7 @@ def prepare_uncertainty(model, hr, lr, out, param_key='params', network_g=None, 
         out (str | Path): The LMDB to write; ends in `.lmdb`.
         param_key, network_g: As in `read_model`.
         batch (int): Images at once, where they have one size; None: 16 on a GPU, 1 without.
+        compress (bool): As PNG files; otherwise BMP, which takes more room and less time in training.
         force (bool): Whether what exists is replaced.
         workers (int): Processes that read back what was written.
         track (Callable): `track(iterable, total, what)` gives the items of `iterable`, and may show how many went by.
@@ -71,7 +73,7 @@ def prepare_uncertainty(model, hr, lr, out, param_key='params', network_g=None, 
     with whole_folders(out.parent, [out.name], force) as unfinished:
         limits, pixels = {}, 0
         with writer(unfinished / out.name) as maps, open_lmdb(lr) as env, ThreadPoolExecutor(available_cores()) as pool:
-            for key, png, shape, limit in track(_packed(env, shapes, batch, run, pool), len(shapes), 'maps'):
+            for key, png, shape, limit in track(_packed(env, shapes, batch, run, pool, compress), len(shapes), 'maps'):
                 maps.put(key, png, shape, key=key)
                 limits[key] = limit
                 pixels += shape[0] * shape[1]
@@ -109,8 +111,8 @@ class _Run:
         return log_var
 
 
-def _packed(env, shapes, batch, run, pool):
-    """Key, PNG file, shape and limits of each map; packed in the threads of `pool` while the network runs."""
+def _packed(env, shapes, batch, run, pool, compress):
+    """Key, image file, shape and limits of each map; packed in the threads of `pool` while the network runs."""
     waiting = collections.deque()
     for keys in _batches(shapes, batch):
         with env.begin() as txn:
@@ -118,16 +120,16 @@ def _packed(env, shapes, batch, run, pool):
         missing = [key for key, png in zip(keys, pngs) if png is None]
         if missing:
             raise InputError(f"'{missing[0]}' is listed in meta_info.txt of the LR images, but not in data.mdb.")
-        waiting.append(zip(keys, pool.map(_pack, run(pngs))))
+        waiting.append(zip(keys, pool.map(functools.partial(_pack, compress), run(pngs))))
         if len(waiting) > AHEAD:
             yield from ((key, *packed) for key, packed in waiting.popleft())
     for results in waiting:
         yield from ((key, *packed) for key, packed in results)
 
 
-def _pack(log_var):
+def _pack(compress, log_var):
     img, limits = to_levels(log_var)
-    return encode(img), shape_of(img), limits
+    return encode(img, compress), shape_of(img), limits
 
 
 def _batches(shapes, most):

@@ -51,6 +51,17 @@ def test_train(tmp_path, hr, capsys):
     assert re.search(r'checking SET_train_HR_sub.lmdb: 100%.*54/54', err)
 
 
+def test_uncompressed_records_hold_the_same(tmp_path, hr):
+    for name, more in (('png', ()), ('bmp', ('--uncompressed',))):
+        assert main([*train(hr, tmp_path / name, *more), '--name', 'SET', '--quiet']) == 0
+    png, bmp = (read_pairs(*(tmp_path / kind / name for name in NAMES)) for kind in ('png', 'bmp'))
+    assert png.keys() == bmp.keys()
+    for key, pair in png.items():
+        assert all((one == other).all() for one, other in zip(pair, bmp[key]))
+    sizes = [(tmp_path / kind / NAMES[0] / 'meta_info.txt').read_text() for kind in ('png', 'bmp')]
+    assert '.bmp (24,24,3) 0' in sizes[1] and '.bmp' not in sizes[0]
+
+
 def test_benchmark_and_check(tmp_path, hr, capsys):
     assert main(['benchmark', '--hr', str(hr), '--name', 'S', '--scales', '2', '3', '--out', str(tmp_path)]) == 0
     assert left(tmp_path / 'S') == ['GTmod2', 'GTmod3', 'LRbicx2', 'LRbicx3']

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from conftest import random_images, read_pairs, write_images
 
-from udl_plugin.data.records import LmdbWriter, encode, lmdb_key, read_meta_info, writer
+from udl_plugin.data.check import check_images
+from udl_plugin.data.records import LmdbWriter, encode, lmdb_key, read_meta_info, shape_of, writer
 from udl_plugin.errors import InputError
 
 
@@ -77,3 +78,20 @@ def test_folder(tmp_path):
     with writer(tmp_path / 'x') as folder:
         folder.put('ä', encode(img), img.shape)
     assert (tmp_path / 'x' / 'ä.png').read_bytes() == encode(img)
+
+
+def test_uncompressed_images(tmp_path):
+    """Upstream reads them as it does PNG."""
+    images = {'colour': random_images(1, 16, 20)['image_0'], 'grey': random_images(1, 16, 20)['image_0'][:, :, 0]}
+    with LmdbWriter(tmp_path / 'bmp.lmdb') as records:
+        for name, img in images.items():
+            records.put(name, encode(img, compress=False), shape_of(img))
+    with LmdbWriter(tmp_path / 'lq.lmdb') as records:
+        for name, img in images.items():
+            records.put(name, encode(img[::2, ::2], compress=False), shape_of(img[::2, ::2]))
+    lines = (tmp_path / 'bmp.lmdb/meta_info.txt').read_text().splitlines()
+    assert lines == ['colour.bmp (16,20,3) 0', 'grey.bmp (16,20,1) 0']
+    assert check_images(tmp_path / 'bmp.lmdb') == ({'colour': (16, 20, 3), 'grey': (16, 20, 1)}, [])
+    pairs = read_pairs(tmp_path / 'bmp.lmdb', tmp_path / 'lq.lmdb')
+    assert np.array_equal(pairs['colour'][0], images['colour'])
+    assert np.array_equal(pairs['grey'][0], np.repeat(images['grey'][:, :, None], 3, axis=2))

@@ -78,6 +78,7 @@ def parse(argv):
     add('--name', help='what the names of the LMDBs begin with (default: the name of --out)')
     add('--crop', type=a_count, default=480, metavar='N', help='sides of the sub-images, in HR pixels (%(default)s)')
     add('--step', type=a_count, default=240, metavar='N', help='from one to the next, in HR pixels (%(default)s)')
+    _add_uncompressed(train)
 
     benchmark = _add_command(commands, 'benchmark', run_benchmark, 'HR and LR for validation and test', BENCHMARK)
     add = benchmark.add_argument
@@ -96,6 +97,7 @@ def parse(argv):
     add('--param-key', default='params', metavar='KEY', help='of the state dict, as param_key_g in the yml of step 2: '
         'params_ema is the moving average (%(default)s)')
     add('--opt', type=a_path, metavar='YML', help='whose network_g the checkpoint is of, where it does not say so')
+    _add_uncompressed(uncertainty)
     add('--batch', type=a_count, metavar='N', help='sub-images at once (default: 16 on a GPU, otherwise 1)')
     add('--force', action='store_true', help='replace what exists, once the new is complete')
 
@@ -133,6 +135,11 @@ def _add_making_options(command):
     add('--force', action='store_true', help='replace what exists, once the new is complete')
 
 
+def _add_uncompressed(command):
+    command.add_argument('--uncompressed', action='store_false', dest='compress', help='BMP records in place of PNG: '
+                         'more room, and less time to read them in training')
+
+
 def run_train(args):
     return report(args, prepare_train(**_options(args)))
 
@@ -165,8 +172,8 @@ def run_uncertainty(args):
     from udl_plugin.cli.convert_checkpoint import read_network_g
     from udl_plugin.training_maps import prepare_uncertainty
     network_g = read_network_g(args.opt) if args.opt else None
-    made = prepare_uncertainty(args.model, *args.data, args.out, args.param_key, network_g, args.batch, args.force,
-                               args.workers, args.track)
+    made = prepare_uncertainty(args.model, *args.data, args.out, args.param_key, network_g, args.batch,
+                               args.compress, args.force, args.workers, args.track)
     if not args.quiet:
         print(f'{args.out}: {made.images} maps, {made.size / 1e6:.1f} MB, {made.size / made.pixels:.2f} '
               'MB a megapixel.')

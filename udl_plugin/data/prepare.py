@@ -49,7 +49,7 @@ class Prepared(NamedTuple):
     skipped: list
 
 
-def prepare_train(hr, scales, out, lr=None, name=None, crop=480, step=240, **options):
+def prepare_train(hr, scales, out, lr=None, name=None, crop=480, step=240, compress=True, **options):
     """Cuts HR and LR images into sub-images and writes them as LMDBs that upstream's PairedImageDataset pairs up.
 
     Writes `NAME_train_HR_sub.lmdb`, and `NAME_train_LR_bicubic_X4_sub.lmdb` for scale 4, into `out`. HR is cut to a
@@ -66,6 +66,7 @@ def prepare_train(hr, scales, out, lr=None, name=None, crop=480, step=240, **opt
         crop (int): Sides of the sub-images, in HR pixels. Smaller images stay whole.
         step (int): Their distance, in HR pixels. The last ones of a row or column end at the border, so that no pixel
             is left out, and may be nearer.
+        compress (bool): As PNG files; otherwise BMP, which takes more room and less time in training.
         options: Those of `prepare_benchmark`: `keep_grey`, `border`, `skip_bad`, `force`, `workers`, `track`.
 
     Returns:
@@ -89,7 +90,8 @@ def prepare_train(hr, scales, out, lr=None, name=None, crop=480, step=240, **opt
                          'what you do not need.')
     make = functools.partial(_cut, targets, scales, crop, step)
     pairs = [(targets[0], target, scale) for target, scale in zip(targets[1:], scales)]
-    return _prepare(make, _find_sources(hr, scales, _as_list(lr)), out, pairs, kept=targets[:keeps_hr], **options)
+    return _prepare(make, _find_sources(hr, scales, _as_list(lr)), out, pairs, kept=targets[:keeps_hr],
+                    compress=compress, **options)
 
 
 def prepare_benchmark(hr, scales, out, name, as_lmdb=False, **options):
@@ -168,8 +170,8 @@ def _named(paths, most=10):
     return ', '.join(map(str, paths[:most])) + more
 
 
-def _prepare(make, sources, parent, pairs, *, kept=(), keep_grey=False, border='clamp', skip_bad=False, force=False,
-             workers=0, track=untracked):
+def _prepare(make, sources, parent, pairs, *, kept=(), compress=True, keep_grey=False, border='clamp', skip_bad=False,
+             force=False, workers=0, track=untracked):
     """Makes all sources, checks what was written, and moves it to its place.
 
     Args:
@@ -181,7 +183,7 @@ def _prepare(make, sources, parent, pairs, *, kept=(), keep_grey=False, border='
     """
     if border not in BORDERS:
         raise InputError(f'border {border} must be one of {", ".join(BORDERS)}.')
-    make = functools.partial(_make, make, keep_grey, border)
+    make = functools.partial(_make, make, keep_grey, border, compress)
     targets = list(dict.fromkeys(name for pair in pairs for name in pair[:2]))
     read = {path.parent.resolve() for source in sources for path in (source.hr, *source.lr)}
     for target in targets:
@@ -225,7 +227,7 @@ def _verify(unfinished, targets, pairs, workers, track):
     return {target: len(checked[target].shapes) for target in targets}
 
 
-def _make(make, keep_grey, border, source):
+def _make(make, keep_grey, border, compress, source):
     """Runs in a worker process."""
     alpha = []
 
@@ -241,7 +243,8 @@ def _make(make, keep_grey, border, source):
         records, small = make(source, read, shrink)
     except InputError as err:
         return Made([], alpha, problem=str(err))
-    return Made([(target, name, encode(img), shape_of(img)) for target, name, img in records], alpha, small)
+    return Made([(target, name, encode(img, compress), shape_of(img)) for target, name, img in records], alpha,
+                small)
 
 
 def _cut(targets, scales, crop, step, source, read, shrink):

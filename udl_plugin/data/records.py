@@ -1,5 +1,5 @@
-"""Sets of PNG images as BasicSR reads them: an LMDB with its meta_info.txt, or a folder of files. Both are written with
-`put(name, png, shape)`."""
+"""Sets of images as BasicSR reads them: an LMDB with its meta_info.txt, or a folder of files. Both are written with
+`put(name, data, shape)`. In an LMDB, each image is a PNG file, or a BMP file: without loss, either."""
 import contextlib
 import os
 import re
@@ -23,8 +23,10 @@ ASCII = ''.join(map(chr, range(32, 127))).replace('%', '')
 META_LINE = re.compile(r'(?P<key>[^.]*)\..* \((?P<shape>\d+,\d+,\d+)\) \d+\s*')  # 0001_s001.png (480,480,3) 1
 
 
-def encode(img):
-    """Image, uint8 `(H, W, 3)`, BGR, or `(H, W)`, to the bytes of a PNG file."""
+def encode(img, compress=True):
+    """Image, uint8 `(H, W, 3)`, BGR, or `(H, W)`, to the bytes of a PNG file; else BMP, which is read much faster."""
+    if not compress:
+        return cv2.imencode('.bmp', img)[1].tobytes()
     return cv2.imencode('.png', img, [cv2.IMWRITE_PNG_COMPRESSION, COMPRESS_LEVEL])[1].tobytes()
 
 
@@ -64,7 +66,7 @@ class LmdbWriter:
 
         Args:
             name (str): Any; `lmdb_key` makes a key of it.
-            png (bytes): Its PNG file.
+            png (bytes): Its PNG file, or BMP.
             shape (tuple[int]): `(H, W, C)`.
             key (str): That of an image in another LMDB, in place of one made of `name`.
 
@@ -74,7 +76,8 @@ class LmdbWriter:
         key = lmdb_key(name) if key is None else key
         if key in self.lines:
             raise InputError(f"two images are called '{name}'.")
-        self.lines[key] = '{}.png ({},{},{}) {}\n'.format(key, *shape, COMPRESS_LEVEL)
+        kind = 'bmp ({},{},{}) 0' if png.startswith(b'BM') else 'png ({},{},{}) ' + str(COMPRESS_LEVEL)
+        self.lines[key] = f'{key}.{kind.format(*shape)}\n'
         self.batch.append((key.encode(), png))
         self.batch_bytes += len(png)
         if self.batch_bytes >= BATCH_BYTES:

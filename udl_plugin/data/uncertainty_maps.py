@@ -1,4 +1,4 @@
-"""Log-variance of every image of a training set, kept as 8-bit PNG files in an LMDB of BasicSR's kind.
+"""Log-variance of every image of a training set, kept as 8-bit images in an LMDB of BasicSR's kind.
 
 Each map spans all 255 steps between its own least and greatest value; these, and of which network the maps are, stand
 in `uncertainty.json` beside `meta_info.txt`. A map of [-1, 5] is kept to ±0.012, and its weights in step 2 are 1 to 7.
