@@ -1,8 +1,8 @@
-"""Brings docs/results.md up to date: python scripts/make_results.py [RESULTS]
+"""Brings docs/results.md and docs/performance.md up to date: python scripts/make_results.py [RESULTS]
 
-Copies what udl-study and udl-compare wrote below the folder RESULTS (see docs/results.md for the commands) into
-docs/results/, and puts the tables of docs/results/ into docs/results.md, between the lines that name them. Without
-RESULTS, does the latter only. A test compares.
+Copies what udl-study, udl-compare and scripts/benchmark.py wrote below the folder RESULTS (the pages have the commands)
+into docs/results/, and puts the tables of docs/results/ into the pages, between the lines that name them. What is not
+there stays as it is. Without RESULTS, does the latter only. A test compares.
 """
 import re
 import shutil
@@ -10,24 +10,30 @@ import sys
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parents[1] / 'docs'
-# where udl-study and udl-compare put them, and their names in docs/results/
+PAGES = ('results.md', 'performance.md')
+# where they are put by what writes them, and their names in docs/results/
 FILES = {
     **{f'photos/photos{end}': f'photos{end}' for end in ('.md', '.csv', '_differences.png', '_curves.png')},
     'photos/photos_weighting.md': 'photos_weighting.md', 'photos/photos_sources.md': 'photos_sources.md',
     **{f'photos/photos_variants{end}': f'photos_variants{end}' for end in ('.md', '.csv', '_differences.png')},
     'maps/table.md': 'maps.md', 'maps/sparsification_Set14.png': 'maps_sparsification_Set14.png',
     'networks/table.md': 'networks.md',
+    'photos/photos_speed.md': 'photos_speed.md',
+    **{f'benchmark/{name}.md': f'benchmark_{name}.md' for name in (
+        'steps_EDSR-S', 'memory_EDSR-S', 'test_EDSR-S', 'validation_EDSR-S', 'loading_EDSR-S', 'steps_DPDNN',
+        'memory_DPDNN')},
 }
 
 
 def main(arguments):
     for folder in arguments:
         for source, name in FILES.items():
-            shutil.copyfile(Path(folder, source), DOCS / 'results' / name)
+            if Path(folder, source).exists():
+                shutil.copyfile(Path(folder, source), DOCS / 'results' / name)
         maps = DOCS / 'results/maps.md'
         maps.write_text(''.join(maps.read_text().partition('Maps, ')[1:]))  # networks.md has the scores and costs
-    page = DOCS / 'results.md'
-    page.write_text(filled(page.read_text()))
+    for page in PAGES:
+        (DOCS / page).write_text(filled((DOCS / page).read_text()))
 
 
 def filled(text):
@@ -36,7 +42,7 @@ def filled(text):
         table = (DOCS / 'results' / match[1]).read_text().strip()
         return f'<!-- {match[1]} -->\n\n{table}\n\n<!-- end -->'
 
-    return re.sub(r'<!-- (\w+\.md) -->\n.*?<!-- end -->', block, text, flags=re.DOTALL)
+    return re.sub(r'<!-- ([\w-]+\.md) -->\n.*?<!-- end -->', block, text, flags=re.DOTALL)
 
 
 if __name__ == '__main__':

@@ -17,9 +17,10 @@ def make_results():
     return module
 
 
-def test_tables_of_results_are_those_that_the_commands_wrote():
-    text = (ROOT / 'docs/results.md').read_text()
-    assert '<!-- photos.md -->' in text
+@pytest.mark.parametrize(('page', 'table'), [('results.md', 'photos.md'), ('performance.md', 'benchmark_steps_EDSR-S.md')])
+def test_tables_are_those_that_the_commands_wrote(page, table):
+    text = (ROOT / 'docs' / page).read_text()
+    assert f'<!-- {table} -->' in text
     assert make_results().filled(text) == text, 'run python scripts/make_results.py'
 
 
@@ -31,7 +32,7 @@ def test_tables_are_filled_in(tmp_path, monkeypatch):
     assert module.filled('a\n<!-- x.md -->\nold\n<!-- end -->\nb') == 'a\n<!-- x.md -->\n\n| new |\n\n<!-- end -->\nb'
 
 
-@pytest.mark.parametrize('page', ['README.md', 'docs/results.md'])
+@pytest.mark.parametrize('page', ['README.md', 'docs/results.md', 'docs/performance.md'])
 def test_files_that_a_page_shows_are_there(page):
     text = (ROOT / page).read_text()
     links = [link for link in re.findall(r'\]\(([^)#]+)\)', text) if not link.startswith('http')]

@@ -44,7 +44,8 @@ def log_var_of(net, img):
         return net(lq, return_log_var=True)[1][0].numpy()
 
 
-@pytest.mark.parametrize(('step', 'batch', 'compress'), [(1, None, True), (1, 2, False), (2, None, False), (2, 2, True)])
+@pytest.mark.parametrize(('step', 'batch', 'compress'), [(1, None, True), (1, 2, False), (2, None, False),
+                                                         (2, 2, True)])
 def test_maps_are_those_of_the_network(tmp_path, step, batch, compress):
     """Of sizes that change and come back, in any number at once."""
     gt = {**random_images(3, 24, 16), 'wide': random_images(1, 12, 40)['image_0'],

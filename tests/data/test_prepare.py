@@ -308,7 +308,7 @@ def test_force_keeps_the_old_until_the_new_is_whole(tmp_path, one_bad):
 
 
 def test_what_does_not_read_back_is_not_kept(tmp_path, monkeypatch):
-    def damaged(img):
+    def damaged(img, compress):
         return encode(img)[:-20]
 
     monkeypatch.setattr(prepare, 'encode', damaged)

@@ -1,0 +1,79 @@
+"""The benchmark itself, on a tiny network: that it measures what it says."""
+import importlib.util
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+from udl_plugin.losses import udl
+
+
+@pytest.fixture(scope='module')
+def benchmark():
+    spec = importlib.util.spec_from_file_location('benchmark', ROOT / 'scripts/benchmark.py')
+    module = sys.modules['benchmark'] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules['benchmark']
+
+
+@pytest.mark.parametrize('network', ['EDSR-S', 'DPDNN', 'tiny'])
+def test_reference_is_the_authors_network(benchmark, network):
+    """The same map and image as ours, from both networks whole."""
+    from udl_plugin.archs.with_variance import build
+    from udl_plugin.sections import section_of
+    whole = benchmark.Whole(network).eval()
+    ours = build(section_of('step 1', benchmark.NETWORKS[network])).eval()
+    ours.load_state_dict({name.replace('plain.', '').replace('head.', 'var_conv.'): value
+                          for name, value in whole.state_dict().items()})
+    lq = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        for got, wanted in zip(whole(lq), ours(lq, return_log_var=True)):
+            torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-3)
+
+
+def test_reference_step_runs_all_of_both(benchmark, monkeypatch):
+    ran, made = [], []
+    forward = benchmark.Whole.forward
+    monkeypatch.setattr(benchmark.Whole, 'forward', lambda self, x: (ran.append((self, torch.is_grad_enabled())),
+                                                                     forward(self, x))[1])
+    monkeypatch.setattr(benchmark, 'Whole', lambda network, cls=benchmark.Whole: made.append(cls(network)) or made[-1])
+    step = benchmark.authors_step('tiny', {})
+    trained, frozen = made
+    before = [{name: value.clone() for name, value in net.state_dict().items()} for net in made]
+    batch = benchmark.batch_of((2, 8))
+    with torch.no_grad():
+        expected = udl(batch['gt'] - forward(trained, batch['lq'])[0], forward(frozen, batch['lq'])[1]).mean()
+    assert step(batch)[0] == pytest.approx(float(expected), rel=1e-4)
+    assert ran == [(frozen, False), (trained, True)]
+    changed = [any(not torch.equal(value, was[name]) for name, value in net.state_dict().items())
+               for net, was in zip(made, before)]
+    assert changed == [True, False]
+
+
+def test_rows(benchmark):
+    """Each in each way; all of them train."""
+    rows = benchmark.steps_of('tiny')
+    assert len(rows) == 20
+    assert benchmark.REFERENCE in rows
+    batch = benchmark.batch_of((2, 8))
+    for row in ('plain, L1, float32', 'step 2, bf16, channels_last', 'step 2, cached maps, bf16'):
+        rows[row]()(batch)
+    assert len(benchmark.steps_of('DPDNN')) == 14
+    assert len(benchmark.steps_of('tiny', compiled=True)) == 24
+
+
+def test_ratios_are_of_the_same_round(benchmark):
+    assert benchmark.ratio([1, 4, 9], [2, 4, 3]) == ('1.00', '0.75 to 2.00')
+
+
+def test_tables(benchmark, tmp_path, capsys):
+    parts = ['steps', 'test', 'validation']
+    assert benchmark.main(['--networks', 'tiny', '--rounds', '2', '--patch', '8', '--batch', '2', '--parts', *parts,
+                           '--out', str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {f'{part}_tiny.md' for part in parts}
+    text = (tmp_path / 'steps_tiny.md').read_text()
+    assert f'| {benchmark.REFERENCE} | ' in text
+    assert '| 1.00 | 1.00 to 1.00 |' in text
+    assert text.strip() in capsys.readouterr().out
