@@ -17,7 +17,8 @@ def make_results():
     return module
 
 
-@pytest.mark.parametrize(('page', 'table'), [('results.md', 'photos.md'), ('performance.md', 'benchmark_steps_EDSR-S.md')])
+@pytest.mark.parametrize(('page', 'table'), [('results.md', 'photos.md'),
+                                             ('performance.md', 'benchmark_steps_EDSR-S.md')])
 def test_tables_are_those_that_the_commands_wrote(page, table):
     text = (ROOT / 'docs' / page).read_text()
     assert f'<!-- {table} -->' in text

@@ -6,7 +6,7 @@ import pytest
 import torch
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.utils import bgr2ycbcr
-from conftest import TINY, random_images, write_images
+from conftest import ROOT, TINY, random_images, write_images
 
 from udl_plugin.archs import DPDNNVar, EDSRTwo, EDSRVar, WithVariance
 from udl_plugin.checkpoints import write_checkpoint
@@ -148,3 +148,21 @@ def test_moving_average_where_it_is_asked_for(tmp_path):
         wanted = log_var_of(net, random_images(1, 16)['image_0'])
         got = read_maps(tmp_path / f'{key}.lmdb')['image_0']
         assert np.abs(got - wanted).max() <= (wanted.max() - wanted.min()) / 510 + 1e-4
+
+
+def test_comparison_with_online_maps(tmp_path, monkeypatch):
+    """scripts/compare_maps.py: 8 bits differ by a quarter of a step on average, a patch's own map at its border."""
+    monkeypatch.syspath_prepend(ROOT / 'scripts')
+    from compare_maps import compare
+    hr, lr = training_set(tmp_path, random_images(2, 64))
+    path = checkpoint(tmp_path, EDSRVar(**TINY), {'type': 'EDSRVar', **TINY})
+    prepare_uncertainty(path, hr, lr, tmp_path / 'maps.lmdb')
+    table = compare(path, lr, tmp_path / 'maps.lmdb', 20, 10)
+    lines = [line.split('|') for line in table.splitlines() if line.startswith('|')]
+    rows = {cells[1].strip(): cells[2:-1] for cells in lines}
+    least, greatest = read_about(tmp_path / 'maps.lmdb')['limits']['image_0']
+    everywhere, at_border, inside = (float(cell) for cell in rows['8 bit'][:3])
+    assert everywhere == pytest.approx((greatest - least) / 255 / 4, abs=2e-3)
+    everywhere, at_border, inside = (float(cell) for cell in rows['cut from the whole'][:3])
+    assert inside < everywhere < at_border
+    assert float(rows['flipped and turned'][2]) > 0.01

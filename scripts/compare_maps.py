@@ -1,0 +1,90 @@
+"""How cached maps differ from those that step 2 makes online, of patches, cut and turned:
+
+    python scripts/compare_maps.py --model STEP1.pth --data HR.lmdb LR.lmdb --maps UNCERTAINTY.lmdb --patch 48
+"""
+import argparse
+import random
+import sys
+
+import cv2
+import numpy as np
+import torch
+from basicsr.utils import imfrombytes, img2tensor
+
+from udl_plugin.cli.command import a_count, a_path
+from udl_plugin.data.records import open_lmdb, read_meta_info
+from udl_plugin.data.uncertainty_maps import from_levels, read_about
+from udl_plugin.losses import udl_weight
+from udl_plugin.measure import machine
+from udl_plugin.model_files import read_model
+from udl_plugin.report import markdown_table
+
+BORDER = 8  # of a patch, in HR pixels
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add('--model', type=a_path, required=True, help='checkpoint of step 1')
+    add('--data', nargs=2, type=a_path, required=True, metavar='LMDB', help='the training set: HR, then LR')
+    add('--maps', type=a_path, required=True, metavar='LMDB', help='what udl-prepare uncertainty wrote for them')
+    add('--patch', type=a_count, default=48, help='side of the LR patches (%(default)s)')
+    add('--number', type=a_count, default=500, help='of patches (%(default)s)')
+    args = parser.parse_args(argv)
+    print(compare(args.model, args.data[1], args.maps, args.patch, args.number))
+    return 0
+
+
+@torch.no_grad()
+def compare(model, lr, maps, patch, number):
+    """Compares `number` random patches; returns a table."""
+    read = read_model(model, 'params')
+    net, (_, scale) = read.build(), read.channels_and_scale
+    log_var = getattr(net, 'var_net', net).log_var
+    limits, keys = read_about(maps)['limits'], list(read_meta_info(lr))
+    random.seed(0)
+    found = {name: [] for name in ('8 bit', 'cut from the whole', 'flipped and turned', 'all')}
+    with open_lmdb(lr) as lr_env, open_lmdb(maps) as maps_env:
+        for _ in range(number):
+            key = random.choice(keys)
+            with lr_env.begin() as one, maps_env.begin() as other:
+                lq = img2tensor(imfrombytes(one.get(key.encode()), float32=True))[None]
+                stored = cv2.imdecode(np.frombuffer(other.get(key.encode()), np.uint8), cv2.IMREAD_UNCHANGED)
+            stored = torch.from_numpy(from_levels(stored, limits[key]))[None]
+            whole = log_var(lq)
+            top, left = (random.randrange(length - patch + 1) for length in lq.shape[2:])
+            flip, turns = random.random() < 0.5, random.randrange(4)
+            small = _cut(lq, top, left, patch, 1)
+            online = log_var(small)
+            turned = log_var(_turn(small, flip, turns))
+            stored, whole = (_cut(image, top, left, patch, scale) for image in (stored, whole))
+            for name, pair in zip(found, ((stored, whole), (whole, online), (_turn(online, flip, turns), turned),
+                                          (_turn(stored, flip, turns), turned))):
+                found[name].append(_differences(*pair))
+    rows = [['difference from the online map', 'all pixels', f'{BORDER} pixels at the border', 'inside', 'weights']]
+    rows += [[name, *(f'{value:.3f}' for value in np.mean(values[:3], axis=1)), f'{np.mean(values[3]):.1%}']
+             for name, values in ((name, np.transpose(values)) for name, values in found.items())]
+    return (f'{number} LR patches of {patch} at x{scale}: mean absolute differences of log_var, and of the weight '
+            f's - min s + 1, relative to it. {machine()}.\n\n{markdown_table(rows)}')
+
+
+def _cut(x, top, left, patch, scale):
+    return x[:, :, scale * top:scale * (top + patch), scale * left:scale * (left + patch)]
+
+
+def _turn(x, flip, turns):
+    return torch.rot90(x.flip(3) if flip else x, turns, (2, 3))
+
+
+def _differences(one, other):
+    """Mean absolute difference of two maps in all, at the border and inside; and of their weights, relative."""
+    difference = (one - other).abs().mean(dim=1)[0]
+    inside = difference[BORDER:-BORDER, BORDER:-BORDER]
+    at_border = (difference.sum() - inside.sum()) / (difference.numel() - inside.numel())
+    one, other = udl_weight(one), udl_weight(other)
+    weights = ((one - other).abs() / other).mean()
+    return [float(value) for value in (difference.mean(), at_border, inside.mean(), weights)]
+
+
+if __name__ == '__main__':
+    sys.exit(main())
