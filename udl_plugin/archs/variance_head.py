@@ -1,4 +1,5 @@
 """The branch that predicts the log-variance of the SR image."""
+import torch
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,9 +18,9 @@ class VarianceHead(nn.Sequential):
 
     def __init__(self, num_feat, num_out_ch, upscale):
         super().__init__(
-            UpsampleConv2d(num_feat, num_feat, upscale), nn.ELU(),
-            nn.Conv2d(num_feat, num_feat, 3, 1, 1), nn.ELU(),
-            nn.Conv2d(num_feat, num_out_ch, 3, 1, 1), nn.ELU(),
+            UpsampleConv2d(num_feat, num_feat, upscale), nn.ELU(inplace=True),
+            nn.Conv2d(num_feat, num_feat, 3, 1, 1), nn.ELU(inplace=True),
+            nn.Conv2d(num_feat, num_out_ch, 3, 1, 1), nn.ELU(inplace=True),
         )
 
 
@@ -37,6 +38,14 @@ class UpsampleConv2d(nn.Conv2d):
     def forward(self, x):
         if self.upscale == 1:
             return super().forward(x)
-        taps = F.pad(self.weight.flip(2, 3), (self.upscale - 1,) * 4)
-        kernel = F.avg_pool2d(taps, self.upscale, stride=1, divisor_override=1)  # (num_out, num_in, upscale + 2, ...)
-        return F.conv_transpose2d(x, kernel.transpose(0, 1), self.bias, self.upscale, padding=1)
+        return F.conv_transpose2d(x, self._kernel(), self.bias, self.upscale, padding=1)
+
+    def _kernel(self):
+        """`(num_in, num_out, upscale + 2, upscale + 2)`: at each place the taps that meet a copy of the pixel."""
+        places = torch.arange(self.upscale + 2, device=self.weight.device)[:, None]
+        copies = places + torch.arange(3, device=self.weight.device) - 2
+        meets = ((copies >= 0) & (copies < self.upscale)).to(self.weight.dtype)
+        with torch.autocast(self.weight.device.type, enabled=False):  # sums of weights; rounded once, afterwards
+            kernel = torch.einsum('iy,onyx,jx->noij', meets, self.weight, meets)
+        # on the CPU, twice as fast as another format, whatever that of the features is
+        return kernel.contiguous(memory_format=torch.channels_last) if kernel.device.type == 'cpu' else kernel
