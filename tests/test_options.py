@@ -257,6 +257,15 @@ def test_speed(changes, message):
         check_options(minimal(datasets=data, **changes))
 
 
+@pytest.mark.parametrize(('section', 'key', 'value'), [('train', 'amp', 'bf16'), ('train', 'accumulate', 2),
+                                                       ('val', 'amp', 'bf16'), ('val', 'save_uncertainty', True)])
+def test_options_that_srmodel_does_not_read(section, key, value):
+    off = {'amp': None, 'channels_last': False, 'compile': False, 'accumulate': 1}  # as the files in options/ have it
+    check_options(minimal(model_type='SRModel', train=off, val={'amp': None, 'save_uncertainty': False}))
+    with pytest.raises(InputError, match=f'{section}: {key}: model_type: SRModel does not read it; write .*UDLModel'):
+        check_options(minimal(model_type='SRModel', **{section: {key: value}}))
+
+
 MAPS = {'type': 'PairedImageUncertaintyDataset', 'batch_size_per_gpu': 8}
 
 

@@ -9,13 +9,18 @@ from udl_plugin.data.pairs import check_maps, check_pairs
 from udl_plugin.errors import InputError, check_option_names, did_you_mean, find_registered
 from udl_plugin.sections import plain_section
 
-# what SRModel, train_pipeline and test_pipeline read there, and we
-KEYS = {
-    'train': ('total_iter', 'warmup_iter', 'ema_decay', 'optim_g', 'scheduler', 'pixel_opt', 'perceptual_opt',
-              'amp', 'channels_last', 'compile', 'accumulate'),
-    'val': ('val_freq', 'save_img', 'pbar', 'suffix', 'metrics', 'amp', 'save_uncertainty', 'uncertainty_limits'),
+# what SRModel, train_pipeline and test_pipeline read there
+UPSTREAM_KEYS = {
+    'train': ('total_iter', 'warmup_iter', 'ema_decay', 'optim_g', 'scheduler', 'pixel_opt', 'perceptual_opt'),
+    'val': ('val_freq', 'save_img', 'pbar', 'suffix', 'metrics'),
     'path': ('pretrain_network_g', 'param_key_g', 'strict_load_g', 'resume_state', 'ignore_resume_networks'),
 }
+# and what UDLModel does
+OUR_KEYS = {
+    'train': ('amp', 'channels_last', 'compile', 'accumulate'),
+    'val': ('amp', 'save_uncertainty', 'uncertainty_limits'),
+}
+KEYS = {section: known + OUR_KEYS.get(section, ()) for section, known in UPSTREAM_KEYS.items()}
 GIVES = {
     'log_var': 'EDSRVar, DPDNNVar and WithVariance do in step 1, EDSRTwo, DPDNNTwo and TwoStep in step 2',
     'var_sr': 'EDSRTwo, DPDNNTwo and TwoStep do, the networks of step 2',
@@ -61,6 +66,13 @@ def check_options(opt):
     if opt['model_type'] == 'SRModel' and getattr(loss, 'needs', ()):
         raise InputError(f'model_type: SRModel gives losses no {" and ".join(loss.needs)}, and train: pixel_opt: '
                          f'{type(loss).__name__} needs it; write model_type: UDLModel.')
+    if opt['model_type'] == 'SRModel':
+        for section, keys in OUR_KEYS.items():
+            for key in keys:
+                off = (None, 1) if key == 'accumulate' else (None, False)
+                if (opt.get(section) or {}).get(key) not in off:
+                    raise InputError(f'{section}: {key}: model_type: SRModel does not read it; write model_type: '
+                                     'UDLModel.')
     has_maps = (opt['datasets'].get('train') or {}).get('type') == WITH_MAPS
     if has_maps and not ('log_var' in getattr(loss, 'needs', ()) and loss.trains_log_var is False):
         raise InputError(f'datasets: train: type: {WITH_MAPS}: no loss weighs by its maps, as train: pixel_opt: type: '

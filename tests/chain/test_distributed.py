@@ -6,13 +6,13 @@ from conftest import TINY
 from torch.nn.parallel import DistributedDataParallel
 
 
-def options(network, loss, folder, pretrained):
+def options(network, loss, folder, pretrained, **train):
     return {
         'name': 'ddp', 'model_type': 'UDLModel', 'scale': 2, 'num_gpu': 0, 'dist': True, 'rank': dist.get_rank(),
         'world_size': 2, 'is_train': True, 'datasets': {}, 'network_g': {'type': network, **TINY},
         'path': {'pretrain_network_g': pretrained, 'models': folder, 'training_states': folder},
         'train': {'optim_g': {'type': 'Adam', 'lr': 1e-3}, 'ema_decay': 0.9, 'pixel_opt': {'type': loss},
-                  'scheduler': {'type': 'MultiStepLR', 'milestones': [5], 'gamma': 0.5}},
+                  'scheduler': {'type': 'MultiStepLR', 'milestones': [5], 'gamma': 0.5}, **train},
     }
 
 
@@ -32,12 +32,15 @@ def work(rank, folder):
     UDLModel.model_to_device = lambda self, net: DistributedDataParallel(net)
     dist.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=2)
     torch.manual_seed(rank)  # other weights on each rank, until DDP makes them one
-    for network, loss, pretrained in (('EDSRVar', 'ESU', None), ('EDSRTwo', 'UDL', f'{folder}/net_g_latest.pth')):
-        model = build_model(options(network, loss, folder, pretrained))
+    fast = {'amp': 'bf16', 'channels_last': True, 'accumulate': 2}
+    for network, loss, pretrained, train in (
+            ('EDSRVar', 'ESU', None, {}), ('EDSRTwo', 'UDL', f'{folder}/net_g_latest.pth', {}),
+            ('EDSRTwo', 'UDL', f'{folder}/net_g_latest.pth', fast)):
+        model = build_model(options(network, loss, folder, pretrained, **train))
         assert not model.net_g.modules_buffers, 'the frozen branch must not be sent in every iteration'
         before = {name: value.clone() for name, value in model.get_bare_model(model.net_g).state_dict().items()}
         for iteration in range(1, 4):
-            model.feed_data({'lq': torch.rand(1, 3, 8, 8), 'gt': torch.rand(1, 3, 16, 16)})
+            model.feed_data({'lq': torch.rand(2, 3, 8, 8), 'gt': torch.rand(2, 3, 16, 16)})
             assert not torch.equal(*gathered(model.lq)), 'the ranks must see other data'
             model.optimize_parameters(iteration)
         after = model.get_bare_model(model.net_g).state_dict()

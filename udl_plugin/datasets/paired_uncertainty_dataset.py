@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.data.transforms import augment, paired_random_crop
+from basicsr.utils import get_root_logger
 
 from udl_plugin.data.uncertainty_maps import from_levels, read_about
 
@@ -24,7 +25,9 @@ class PairedImageUncertaintyDataset(PairedImageDataset):
 
     def __init__(self, opt):
         super().__init__(opt)
-        self.limits = read_about(opt['dataroot_uncertainty'])['limits']
+        about = read_about(opt['dataroot_uncertainty'])
+        self.limits = about['limits']
+        get_root_logger().info(f"Maps: {opt['dataroot_uncertainty']}, of {about['model']}.")
         self.io_backend_opt['db_paths'].append(opt['dataroot_uncertainty'])
         self.io_backend_opt['client_keys'].append('uncertainty')
 
