@@ -1,6 +1,6 @@
 # make demo   a picture of an uncertainty map, from nothing
 # make study  a table of losses against each other, with its uncertainty
-# make bench  what training and testing cost, against the authors' way; a quarter of an hour on 2 cores
+# make bench  what training and testing cost, against the authors' way; 17 minutes on 2 cores
 # make test   the test suite
 # make lint   ruff
 PYTHON ?= python3

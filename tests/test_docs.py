@@ -54,6 +54,15 @@ def test_commands_can_be_parsed(name, parse, page):
             assert (ROOT / args.study).exists()
 
 
+def test_commands_of_the_performance_page_can_be_parsed():
+    text = (ROOT / 'docs/performance.md').read_text()
+    for command in re.findall(r'^ +udl-study ([^#\n]*)', text, re.MULTILINE):
+        assert (ROOT / study.parse(command.split()).study).exists()
+    assert 'udl-study options/studies/photos_speed.yml' in text
+    for script in re.findall(r'python (scripts/\w+\.py)', text):
+        assert (ROOT / script).exists()
+
+
 def test_help_of_the_commands_can_be_parsed():
     for module, name in ((study, 'udl-study'), (compare, 'udl-compare')):
         commands = re.findall(rf'^  {name} (.*)', module.ABOUT, re.MULTILINE)

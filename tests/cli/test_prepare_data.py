@@ -158,8 +158,10 @@ def test_help_shows_an_example_that_can_be_parsed(command, capsys, monkeypatch):
         assert main(example[1:]) == 2  # the folders are missing; the options are right
 
 
-def test_readme_names_commands_that_can_be_parsed():
-    commands = re.findall(r'^ +udl-prepare (.*)', (ROOT / 'README.md').read_text(), re.MULTILINE)
+@pytest.mark.parametrize('page', ['README.md', 'docs/performance.md', 'udl_plugin/cli/prepare_data.py'])
+def test_pages_name_commands_that_can_be_parsed(page):
+    text = (ROOT / page).read_text().replace('\\\\\n', ' ').replace('\\\n', ' ')
+    commands = re.findall(r'^ +udl-prepare (.*)', text, re.MULTILINE)
     assert len(commands) >= 2
     for command in commands:
         parse(command.split())
