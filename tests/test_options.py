@@ -242,6 +242,9 @@ def test_metric(metric, network, message):
     ({'train': {'accumulate': 3}}, 'accumulate: 3: .* of batch_size_per_gpu: 8, a whole number that divides it'),
     ({'train': {'accumulate': 0}}, 'accumulate: 0: '), ({'train': {'accumulate': True}}, 'accumulate: True: '),
     ({'train': {'accumulate': 2, 'pixel_opt': {'type': 'ESU', 'reduction': 'sum'}}}, 'accumulate: the parts are aver'),
+    ({'train': {'accumulate': 2,
+                'perceptual_opt': {'type': 'PerceptualLoss', 'layer_weights': {}, 'criterion': 'fro'}}},
+     'accumulate: the parts are averaged, and perceptual_opt: criterion: fro'),
     ({'num_gpu': 2, 'train': {'amp': 'bf16'}}, 'train: amp: bf16 on 2 GPUs wants .*torchrun --nproc_per_node=2 -m '),
     ({'num_gpu': 2, 'train': {'compile': True}}, 'train: compile: True on 2 GPUs'),
     ({'num_gpu': 2, 'val': {'amp': 'fp16'}}, 'val: amp: fp16 on 2 GPUs'),
@@ -275,6 +278,11 @@ def test_maps_of_the_data_need_no_network(network, monkeypatch):
     monkeypatch.setattr('udl_plugin.options.check_maps', lambda *_: None)
     check_options(minimal(datasets={'train': MAPS}, train={'pixel_opt': {'type': 'UDL'}},
                           network_g={**TWO, 'type': network}, path={'pretrain_network_g': 'x.pth'}))
+
+
+def test_maps_that_nothing_reads():
+    with pytest.raises(InputError, match='datasets: train: dataroot_uncertainty: is read by type: PairedImageUncert'):
+        check_options(minimal(datasets={'train': {'type': 'Another', 'dataroot_uncertainty': 'x.lmdb'}}))
 
 
 @pytest.mark.parametrize('changes', [

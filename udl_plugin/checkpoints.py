@@ -1,4 +1,5 @@
 """Reads network checkpoints safely, says why one does not fit, and writes them whole."""
+import hashlib
 import io
 import pickle
 from collections import OrderedDict
@@ -147,6 +148,14 @@ def sr_state_dict(state_dict):
     """The tensors of the plain SR network inside a checkpoint of either step: what upstream's own arch loads."""
     return branch(state_dict, 'sr_net') or {name: value for name, value in state_dict.items()
                                             if not name.startswith('var_conv.')}
+
+
+def fingerprint(state_dict):
+    """A text that two state dicts share if they hold the same values under the same names, wherever they lie."""
+    digest = hashlib.sha256()
+    for name in sorted(state_dict):
+        digest.update(name.encode() + state_dict[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def write_checkpoint(path, state_dicts, network_g):

@@ -4,8 +4,9 @@ import inspect
 import torch
 import yaml
 
-from udl_plugin.checkpoints import as_plain_data, read_fitting
+from udl_plugin.checkpoints import as_plain_data, branch, fingerprint, read_fitting
 from udl_plugin.data.pairs import check_maps, check_pairs
+from udl_plugin.data.uncertainty_maps import read_about
 from udl_plugin.errors import InputError, check_option_names, did_you_mean, find_registered
 from udl_plugin.sections import plain_section
 
@@ -90,6 +91,9 @@ def check_options(opt):
             check_pairs(dataset, f'datasets: {phase}')
         if dataset.get('type') == WITH_MAPS:
             check_maps(dataset, f'datasets: {phase}')
+        elif 'dataroot_uncertainty' in dataset:
+            raise InputError(f'datasets: {phase}: dataroot_uncertainty: is read by type: {WITH_MAPS} alone; write '
+                             'that.')
 
 
 def check_network(opt):
@@ -110,7 +114,29 @@ def check_network(opt):
             raise InputError(f'network_g: {err}') from err
     path = opt['path'].get('pretrain_network_g')
     if path is not None and opt['model_type'] == 'UDLModel':
-        read_fitting(net, path, opt['path'].get('param_key_g', 'params'), opt['path'].get('strict_load_g', True))
+        state_dict, _, _ = read_fitting(net, path, opt['path'].get('param_key_g', 'params'),
+                                        opt['path'].get('strict_load_g', True))
+        check_maker_of_maps(opt, branch(state_dict, 'var_net'))
+
+
+def check_maker_of_maps(opt, var_state_dict):
+    """Refuses cached maps of another network than the frozen one, such as step 1 before it was trained again.
+
+    Args:
+        var_state_dict (dict): Of the frozen network; empty where there is none, then maps may be of any.
+
+    Raises:
+        InputError: names the option, the LMDB and the network that it is of.
+    """
+    root = (opt['datasets'].get('train') or {}).get('dataroot_uncertainty')
+    if root is None or not var_state_dict:
+        return
+    about = read_about(root)
+    if about['fingerprint'] != fingerprint(var_state_dict):
+        raise InputError(f"datasets: train: dataroot_uncertainty: the maps in '{root}' are of another network, "
+                         f"{about['model']}, {about['param_key']}, as it was then, and not of the one in path: "
+                         'pretrain_network_g. Have udl-prepare uncertainty --force write them anew, or name a plain '
+                         'network in network_g, which may weigh by any maps.')
 
 
 def _check_keys(section, section_opt, known):
@@ -137,6 +163,9 @@ def _check_speed(opt):
         if accumulate > 1 and (train.get('pixel_opt') or {}).get('reduction') == 'sum':
             raise InputError('train: accumulate: the parts are averaged, and pixel_opt: reduction: sum is no mean; '
                              'write mean.')
+        if accumulate > 1 and (train.get('perceptual_opt') or {}).get('criterion') == 'fro':
+            raise InputError('train: accumulate: the parts are averaged, and perceptual_opt: criterion: fro is a norm '
+                             'of the whole batch; write l1.')
     asked = [f'{where}: {key}: {section[key]}' for where, section in (('train', train), ('val', val))
              for key in ('amp', 'compile') if section.get(key)]
     if asked and opt.get('num_gpu') not in (None, 'auto', 0, 1) and not opt.get('dist'):  # auto: of a study, one each

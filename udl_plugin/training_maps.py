@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from udl_plugin.checkpoints import as_plain_data
+from udl_plugin.checkpoints import as_plain_data, fingerprint
 from udl_plugin.data.check import check_images, check_pair, untracked
 from udl_plugin.data.parallel import available_cores
 from udl_plugin.data.records import encode, is_lmdb, open_lmdb, read_meta_info, shape_of, writer
@@ -77,7 +77,8 @@ def prepare_uncertainty(model, hr, lr, out, param_key='params', network_g=None, 
                 maps.put(key, png, shape, key=key)
                 limits[key] = limit
                 pixels += shape[0] * shape[1]
-        write_whole(unfinished / out.name / ABOUT, about(model, as_plain_data(read.network_g), scale, limits))
+        write_whole(unfinished / out.name / ABOUT, about(
+            model, param_key, fingerprint(run.net.state_dict()), as_plain_data(read.network_g), scale, limits))
         problems = check_images(unfinished / out.name, workers, track).problems
         if problems:
             raise InputError(f'what was written does not read back: {problems[0]}. Disk or memory may be damaged; '

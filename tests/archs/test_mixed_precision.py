@@ -32,6 +32,8 @@ def in_float32(net):
                                      'var_net.backbone.conv_last', 'var_net.var_conv.4'}),
     ({'type': 'DPDNN', **DPDNN}, {'denoiser.encoder.0.0', 'denoiser.conv_last'}),
     (VGG, {'body.0', 'body.6'}),  # the last one makes 12 channels, which are shuffled to the image's 3
+    ({'type': 'RRDBNet', **RGB, 'scale': 2, 'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4},
+     {'conv_first', 'conv_last'}),  # the first one takes 12 channels, of an image whose pixels were shuffled
     (SWINIR, {'conv_first', 'upsample.0'}),
     ({'type': 'TwoStep', 'backbone': VGG}, {'sr_net.body.0', 'sr_net.body.6', 'var_net.backbone.body.0',
                                             'var_net.backbone.body.6', 'var_net.var_conv.4'}),

@@ -136,7 +136,7 @@ def maps(folder, sizes, scale=2, without=()):
     opt = options(folder, 'lmdb', {'a': (16, 20), 'b': (24, 16)}, {'a': (8, 10), 'b': (12, 8)})
     path = write_images(folder / 'maps.lmdb', {key: random_images(1, *size)['image_0'] for key, size in sizes.items()})
     limits = {key: (0.0, 1.0) for key in sizes if key not in without}
-    write_whole(path / ABOUT, about('m', {}, scale, limits))
+    write_whole(path / ABOUT, about('m', 'params', 'f', {}, scale, limits))
     return {**opt, 'dataroot_uncertainty': str(path)}
 
 
@@ -152,10 +152,12 @@ def test_good_maps_pass(tmp_path):
     (GOOD, {}, {'io_backend': {'type': 'disk'}}, 'is for training from LMDBs'),
     (GOOD, {}, {'dataroot_uncertainty': None}, 'dataroot_uncertainty is missing; udl-prepare uncertainty writes it'),
     (GOOD, {}, {'dataroot_uncertainty': 'nowhere.lmdb'}, "dataroot_uncertainty: there is no LMDB 'nowhere.lmdb'"),
+    (GOOD, {}, {'mean': [0.5, 0.5, 0.5]}, 'mean: maps are made of images as they are'),
+    (GOOD, {}, {'color': 'y'}, "'a': its map is 20 x 16 pixels of 3 channels and not 20 x 16 of 1"),
     (GOOD, {'scale': 4}, {}, "maps.lmdb' are of scale 4, and not of scale: 2"),
     ({'a': (16, 20)}, {}, {}, "there is no map of 'b'. Have udl-prepare uncertainty write"),
     (GOOD, {'without': ['a']}, {}, "there is no map of 'a'"),
-    ({**GOOD, 'b': (16, 24)}, {}, {}, "'b': its map is 24 x 16 and not 16 x 24 pixels"),
+    ({**GOOD, 'b': (16, 24)}, {}, {}, "'b': its map is 24 x 16 pixels of 3 channels and not 16 x 24 of 3"),
 ])
 def test_bad_maps(tmp_path, sizes, kwargs, changes, message):
     opt = {**maps(tmp_path, sizes, **kwargs), **changes}

@@ -35,10 +35,11 @@ def test_constant_map():
 
 
 def test_about(tmp_path):
-    data = about('x.pth', {'type': 'EDSRVar'}, 2, {'0001_s001': (-1.0, 2.5)})
+    data = about('x.pth', 'params', 'f', {'type': 'EDSRVar'}, 2, {'0001_s001': (-1.0, 2.5)})
     (tmp_path / ABOUT).write_bytes(data)
-    assert read_about(tmp_path) == {'model': 'x.pth', 'network_g': {'type': 'EDSRVar'}, 'scale': 2,
-                                    'limits': {'0001_s001': (-1.0, 2.5)}}
+    assert read_about(tmp_path) == {
+        'model': 'x.pth', 'param_key': 'params', 'fingerprint': 'f', 'network_g': {'type': 'EDSRVar'}, 'scale': 2,
+        'limits': {'0001_s001': (-1.0, 2.5)}}
 
 
 @pytest.mark.parametrize('data', [b'', b'[]', b'{}', b'{"limits": {}}', b'{"limits": {"a": [1, "x"]}, "scale": 2}'])
@@ -51,4 +52,4 @@ def test_damaged(tmp_path, data):
 def test_missing(tmp_path):
     with pytest.raises(InputError, match='udl-prepare uncertainty writes'):
         read_about(tmp_path)
-    assert json.loads(about('m', {}, 2, {}))['limits'] == {}
+    assert json.loads(about('m', 'params', 'f', {}, 2, {}))['limits'] == {}

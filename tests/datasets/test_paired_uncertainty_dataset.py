@@ -21,7 +21,7 @@ def section(tmp_path):
     write_images(tmp_path / 'gt.lmdb', gt)
     write_images(tmp_path / 'lq.lmdb', {name: np.ascontiguousarray(img[::SCALE, ::SCALE]) for name, img in gt.items()})
     write_images(tmp_path / 'maps.lmdb', gt)
-    write_whole(tmp_path / 'maps.lmdb' / ABOUT, about('m', {}, SCALE, dict.fromkeys(gt, LIMITS)))
+    write_whole(tmp_path / 'maps.lmdb' / ABOUT, about('m', 'params', 'f', {}, SCALE, dict.fromkeys(gt, LIMITS)))
     return {'name': 'x', 'type': 'PairedImageUncertaintyDataset', 'phase': 'train', 'scale': SCALE, 'gt_size': 12,
             'dataroot_gt': str(tmp_path / 'gt.lmdb'), 'dataroot_lq': str(tmp_path / 'lq.lmdb'),
             'dataroot_uncertainty': str(tmp_path / 'maps.lmdb'), 'io_backend': {'type': 'lmdb'}, 'use_hflip': True,
@@ -64,7 +64,7 @@ def test_batches_from_workers(section):
 def test_luma_has_one_map(section, tmp_path):
     grey = {name: img[:, :, 0] for name, img in random_images(3, 32, 40).items()}
     write_images(tmp_path / 'grey.lmdb', grey)
-    write_whole(tmp_path / 'grey.lmdb' / ABOUT, about('m', {}, SCALE, dict.fromkeys(grey, LIMITS)))
+    write_whole(tmp_path / 'grey.lmdb' / ABOUT, about('m', 'params', 'f', {}, SCALE, dict.fromkeys(grey, LIMITS)))
     item = build_dataset({**section, 'color': 'y', 'dataroot_uncertainty': str(tmp_path / 'grey.lmdb')})[0]
     assert item['gt'].shape == item['log_var'].shape == (1, 12, 12)
 

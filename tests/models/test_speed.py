@@ -10,6 +10,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from udl_plugin.archs import EDSRVar
+from udl_plugin.checkpoints import fingerprint
+from udl_plugin.data.uncertainty_maps import ABOUT, about
+from udl_plugin.errors import InputError
+from udl_plugin.files import write_whole
+from udl_plugin.options import check_maker_of_maps, check_network
 
 pytestmark = pytest.mark.usefixtures('seed')
 CHANGES = {'amp': {'amp': 'bf16'}, 'channels_last': {'channels_last': True}, 'accumulate': {'accumulate': 2},
@@ -165,6 +170,31 @@ def test_fp16_leaves_out_a_step_that_overflows(tmp_path):
     iterate(model)
     assert all(torch.equal(value, before[name]) for name, value in model.net_g.state_dict().items())
     assert model.scaler.get_scale() == 2.**39
+
+
+def test_overflow_in_fp16_names_it(tmp_path):
+    model = build_model(options(1, tmp_path, amp='fp16'))
+    with torch.no_grad():
+        model.net_g.backbone.conv_first.weight.mul_(1e4)
+    with pytest.raises(FloatingPointError, match='ESU is not finite.*fp16 ends at 65504; train: amp: bf16 does not'):
+        iterate(model)
+
+
+def test_maps_of_another_network(tmp_path):
+    """As after step 1 was trained again: refused; a plain network takes them."""
+    opt = options(2, tmp_path)
+    frozen = torch.load(opt['path']['pretrain_network_g'])['params']
+    for name, print_of in (('right', fingerprint(frozen)), ('wrong', 'of something else')):
+        write_whole(tmp_path / name / ABOUT, about('old.pth', 'params', print_of, {}, 2, {}))
+        maps = {'train': {'dataroot_uncertainty': str(tmp_path / name)}}
+        if name == 'right':
+            check_maker_of_maps({'datasets': maps}, build_model(opt).net_g.var_net.state_dict())
+        else:
+            with pytest.raises(InputError, match=r"maps in '.*wrong' are of another network, old.pth, params, as it w"):
+                check_maker_of_maps({'datasets': maps}, frozen)
+            with pytest.raises(InputError, match='are of another network'):
+                check_network({**opt, 'datasets': maps})
+        check_maker_of_maps({'datasets': maps}, {})
 
 
 @pytest.mark.parametrize('amp', [None, 'bf16', 'fp16'])

@@ -80,6 +80,8 @@ def test_source_of_the_weight_tells_the_network(source, network):
     ({'variants': {'L1': [{'pixel_opt': 'L1Loss'}]}}, 'variants: L1: is a list'),
     ({'variants': {'L1': [{'type': 'L1Loss'}, {'pixel_opt': {'type': 'L1Loss'}, 'cached_maps': True}]}},
      'L1: step 2: cached_maps: no loss weighs by maps'),
+    ({'variants': {'L1': [{'type': 'ESU'}, {'pixel_opt': {'type': 'UDL', 'source': 'error'}, 'cached_maps': True}]}},
+     'L1: step 2: cached_maps: no loss weighs by maps'),
     ({'variants': {'L1': [{'type': 'L1Loss'}] * 3}}, 'the pixel_opt of each step, 2 at most'),
     ({'variants': {'L1': [{'type': 'UDL'}]}}, 'L1: step 1: UDL weighs by a network of step 1, and there is none'),
     ({'variants': {'L1': [{'type': 'L1Los'}]}}, r"step 1: type: there is no 'L1Los' \(did you mean 'L1Loss'\?\)"),
@@ -131,6 +133,10 @@ def test_cached_maps(tmp_path):
                         'hr': train_set['dataroot_gt'], 'lr': train_set['dataroot_lq'],
                         'out': train_set['dataroot_uncertainty']}
     assert 'cached_maps' not in run.opt['train']
+    variants['cached'][0] = {'pixel_opt': {'type': 'ESU'}, 'ema_decay': 0}  # of this variant alone
+    run = Study(study_section(variants=variants, steps=[{**steps[0], 'ema_decay': 0.9}, steps[1]]), tmp_path).runs[-1]
+    assert 'param_key_g' not in run.opt['path']
+    assert run.maps['param_key'] == 'params'
     assert all(other.maps is None for other in study.runs[:-1])
 
 

@@ -214,6 +214,14 @@ def test_cached_maps_are_made_and_removed(runner):
     assert '| cached | 10 | 1 |' in (folder / 'tiny.md').read_text()
 
 
+def test_parts_of_a_batch_that_are_not_equal(runner, monkeypatch):
+    """Found before step 1 is trained."""
+    monkeypatch.chdir(runner.folder)
+    write_study(runner.folder, variants={'L1': [{'type': 'ESU'}, {'pixel_opt': {'type': 'UDL'}, 'accumulate': 3}]})
+    with pytest.raises(InputError, match='ESU then UDL-accumulate=3: train: accumulate: 3: .*batch_size_per_gpu: 2'):
+        run_study(read_study('tiny.yml'))
+
+
 def test_misspelt_option_of_a_step(runner, monkeypatch):
     monkeypatch.chdir(runner.folder)
     write_study(runner.folder, variants={'L1': [{'type': 'L1Loss'}, {'pixel_opt': {'type': 'L1Loss'}, 'amq': 'bf16'}]})

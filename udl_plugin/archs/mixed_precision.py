@@ -10,8 +10,9 @@ from udl_plugin.archs.with_variance import watch
 
 
 def keep_images_in_float32(net):
-    """Has autocast pass by, in place, the convolutions of `net` that take an image or make one, and its last one, which
-    may make an image whose pixels are still to be shuffled. Its parameters and their names stay as they are.
+    """Has autocast pass by, in place, the convolutions of `net` that take an image or make one, and its first and last
+    one, which may do so with an image whose pixels are shuffled. Its parameters and their names stay as they are.
+    Convolutions that are no `nn.Conv2d`, such as the blocks of ECBSR, are not reached.
 
     Args:
         net (nn.Module): One of ours, or of BasicSR.
@@ -21,10 +22,10 @@ def keep_images_in_float32(net):
     """
     for part in (net.sr_net, net.var_net) if isinstance(net, TwoStep) else (net,):
         runs, lq, sr = watch(part)
-        last = [run.module for run in runs if isinstance(run.module, nn.Conv2d)][-1:]
+        ran = [run.module for run in runs if isinstance(run.module, nn.Conv2d)]
         for module in part.modules():
             if type(module) is nn.Conv2d and (
-                    module.in_channels == lq[1] or module.out_channels == sr[1] or module in last):
+                    module.in_channels == lq[1] or module.out_channels == sr[1] or module in (*ran[:1], *ran[-1:])):
                 module.__class__ = Float32Conv2d
 
 

@@ -58,7 +58,12 @@ def check_maps(dataset_opt, where):
     if dataset_opt['phase'] != 'train' or dataset_opt['io_backend']['type'] != 'lmdb':
         raise InputError(f'{where}: type: PairedImageUncertaintyDataset is for training from LMDBs; write '
                          'PairedImageDataset.')
+    for key in ('mean', 'std'):
+        if dataset_opt.get(key) is not None:
+            raise InputError(f'{where}: {key}: maps are made of images as they are; write PairedImageDataset, and take '
+                             'the maps of the network itself.')
     root, scale = dataset_opt.get('dataroot_uncertainty'), dataset_opt['scale']
+    channels = 1 if dataset_opt.get('color') == 'y' else 3
     if root is None:
         raise InputError(f'{where}: dataroot_uncertainty is missing; udl-prepare uncertainty writes it.')
     try:
@@ -72,9 +77,10 @@ def check_maps(dataset_opt, where):
     for key, (height, width, _) in read_meta_info(dataset_opt['dataroot_lq']).items():
         if key not in shapes or key not in about['limits']:
             raise InputError(f"{where}: dataroot_uncertainty: there is no map of '{key}'. {again}")
-        if shapes[key][:2] != (scale * height, scale * width):
+        if shapes[key] != (scale * height, scale * width, channels):
             raise InputError(f"{where}: dataroot_uncertainty: '{key}': its map is {shapes[key][1]} x {shapes[key][0]} "
-                             f'and not {scale * width} x {scale * height} pixels. {again}')
+                             f'pixels of {shapes[key][2]} channels and not {scale * width} x {scale * height} of '
+                             f'{channels}. {again}')
 
 
 def _size_problem(gt_size, lq_size, dataset_opt):

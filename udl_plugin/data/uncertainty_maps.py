@@ -35,16 +35,18 @@ def from_levels(img, limits):
     return img.astype(np.float32) * np.float32((greatest - least) / LEVELS) + np.float32(least)
 
 
-def about(model, network_g, scale, limits):
+def about(model, param_key, fingerprint, network_g, scale, limits):
     """The bytes of `uncertainty.json`.
 
     Args:
-        model (str): The checkpoint of the network.
+        model, param_key (str): The checkpoint of the network.
+        fingerprint (str): Of its state dict.
         network_g (dict): Its section.
         scale (int): Size of the maps over that of the LR images.
         limits (dict[str, tuple[float, float]]): Of the image of each key.
     """
-    return json.dumps({'model': str(model), 'network_g': network_g, 'scale': scale, 'limits': limits}).encode()
+    return json.dumps({'model': str(model), 'param_key': param_key, 'fingerprint': fingerprint, 'network_g': network_g,
+                       'scale': scale, 'limits': limits}).encode()
 
 
 def read_about(path):
@@ -56,7 +58,8 @@ def read_about(path):
     try:
         said = json.loads(Path(path, ABOUT).read_bytes())
         limits = {key: tuple(map(float, pair)) for key, pair in said['limits'].items()}
-        return {**said, 'limits': limits, 'scale': int(said['scale'])}
+        texts = {key: str(said[key]) for key in ('model', 'param_key', 'fingerprint')}
+        return {**said, **texts, 'limits': limits, 'scale': int(said['scale'])}
     except FileNotFoundError:
         raise InputError(f"'{path}' has no {ABOUT}: udl-prepare uncertainty writes LMDBs of maps.") from None
     except (ValueError, KeyError, TypeError, AttributeError) as err:

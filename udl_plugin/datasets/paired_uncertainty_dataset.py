@@ -7,7 +7,6 @@ import torch
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.data.transforms import augment, paired_random_crop
 from basicsr.utils import get_root_logger
-from torch.utils.data import get_worker_info
 
 from udl_plugin.data.uncertainty_maps import from_levels, read_about
 
@@ -38,8 +37,6 @@ class PairedImageUncertaintyDataset(PairedImageDataset):
             dict: `lq`, `gt`, `lq_path`, `gt_path` as upstream has them, and `log_var`, float32 `(C, gt_size, gt_size)`,
             with the same crop, flip and rotation as `gt`.
         """
-        if self.file_client is None and get_worker_info() is not None:
-            cv2.setNumThreads(1)  # of this process; there are as many as the yml asks for
         before = random.getstate()
         item = super().__getitem__(index)
         after = random.getstate()

@@ -16,7 +16,7 @@ from udl_plugin.archs.mixed_precision import keep_images_in_float32
 from udl_plugin.archs.two_step import TwoStep
 from udl_plugin.checkpoints import read_fitting, write_checkpoint
 from udl_plugin.files import write_whole
-from udl_plugin.options import check_options, metrics_of_maps
+from udl_plugin.options import check_maker_of_maps, check_options, metrics_of_maps
 from udl_plugin.pictures import encode_png, uncertainty_picture
 from udl_plugin.sections import size_multiple
 
@@ -80,12 +80,14 @@ class UDLModel(SRModel):
 
     def init_training_settings(self):
         super().init_training_settings()
+        net = self.get_bare_model(self.net_g)
+        if isinstance(net, TwoStep):
+            check_maker_of_maps(self.opt, net.var_net.state_dict())
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp is torch.float16)
         # beside the network itself, which is validated, saved and averaged under its own names
         self.net_of_step = torch.compile(self.net_g) if self.opt['train'].get('compile') else self.net_g
         if self.ema_decay > 0:
             self.arrange(self.net_g_ema)
-        net = self.get_bare_model(self.net_g)
         if isinstance(net, TwoStep) and self.ema_decay > 0:
             # upstream may have read `params` into one and `params_ema` into the other; the frozen branch is one
             self.net_g_ema.var_net.load_state_dict(net.var_net.state_dict())
@@ -127,7 +129,11 @@ class UDLModel(SRModel):
         self.output, *needed = [part.float() for part in (output if wanted else [output])]
         if self.cri_pix:
             maps = {**dict(zip(wanted, needed)), **{name: given[name] for name in self.loss_needs if name in given}}
-            losses['l_pix'] = self.cri_pix(self.output, gt, **maps)
+            try:
+                losses['l_pix'] = self.cri_pix(self.output, gt, **maps)
+            except FloatingPointError as err:
+                hint = ' fp16 ends at 65504; train: amp: bf16 does not.' if self.amp is torch.float16 else ''
+                raise FloatingPointError(f'{err}{hint}') from err
         if self.cri_perceptual:
             perceptual, style = self.cri_perceptual(self.output, gt)
             losses.update({name: loss for name, loss in (('l_percep', perceptual), ('l_style', style))

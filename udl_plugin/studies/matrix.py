@@ -94,7 +94,7 @@ class Study:
     def _runs_of(self, variant, network, scale, seed):
         plain = self.section['networks'][network]
         plain = {**plain, scale_key(arch_class(plain['type'], f'networks: {network}: ')): scale}
-        parent, kind, maps = None, None, None
+        parent, kind, maps, averaged = None, None, None, None
         for step, section in enumerate(self.section['variants'][variant]):
             loss, options = _loss_and_options(section)
             cached = options.pop(CACHED, False)
@@ -112,14 +112,18 @@ class Study:
                 'val': {'val_freq': self.section['val']['val_freq'], 'save_img': False, 'metrics': metrics(scale)},
                 'logger': {**LOGGER, **self.section.get('logger', {}), 'use_tb_logger': True},
             }
-            if step and self.section['steps'][step - 1].get('ema_decay'):
+            if averaged:
                 opt['path']['param_key_g'] = 'params_ema'
+            averaged = opt['train'].get('ema_decay')  # of the step that the next one goes on from
             opt['datasets']['val'] = self.benchmark(self.section['val']['benchmark'], scale)
             if cached:
-                if kind != 'step 2':
+                if kind != 'step 2' or 'log_var' not in loss_of(loss, '').needs:
                     raise InputError(f'variants: {variant}: step {step + 1}: {CACHED}: no loss weighs by maps of a '
                                      'step before, as UDL does.')
                 train_set = opt['datasets']['train']
+                if train_set.get('io_backend', {}).get('type') != 'lmdb':
+                    raise InputError(f'variants: {variant}: {CACHED}: datasets: train: io_backend: maps are kept for '
+                                     'LMDBs, type: lmdb.')
                 maps = {'model': opt['path']['pretrain_network_g'], 'out': f'maps/{name}/uncertainty.lmdb',
                         'param_key': opt['path'].get('param_key_g', 'params'), 'hr': train_set['dataroot_gt'],
                         'lr': train_set['dataroot_lq']}

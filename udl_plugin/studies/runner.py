@@ -51,7 +51,8 @@ def _check(study):
             continue
         checked.add((run.network, run.scale, run.losses))
         try:
-            check_options({**run.opt, 'datasets': {}, 'is_train': True})
+            batch = {'batch_size_per_gpu': run.opt['datasets']['train'].get('batch_size_per_gpu', 0)}
+            check_options({**run.opt, 'datasets': {'train': batch}, 'is_train': True})  # the data itself: below
             if run.parent is None:
                 _check_data(study, run)
                 channels = run_small(build(run.opt['network_g']))[0][1]

@@ -55,7 +55,7 @@ def write_maps(name):
     maps = json.loads(path.read_text())
     if not Path(maps['out']).exists():
         try:
-            prepare_uncertainty(**maps)
+            prepare_uncertainty(**maps, force=True)  # a kill may have left some that are moved first
         except InputError as err:
             print(err, file=sys.stderr)
             return 2
