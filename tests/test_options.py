@@ -240,6 +240,8 @@ def test_metric(metric, network, message):
     ({'train': {'channels_last': 'yes'}}, 'train: channels_last: yes: is true or false'),
     ({'train': {'compile': 'max'}}, 'train: compile: max: is true or false'),
     ({'train': {'accumulate': 3}}, 'accumulate: 3: .* of batch_size_per_gpu: 8, a whole number that divides it'),
+    ({'train': {'accumulate': 2}, 'datasets': {'train': {'type': 'Another', 'batch_size_per_gpu': '8'}}},
+     'accumulate: 2: .* of batch_size_per_gpu: 8'),
     ({'train': {'accumulate': 0}}, 'accumulate: 0: '), ({'train': {'accumulate': True}}, 'accumulate: True: '),
     ({'train': {'accumulate': 2, 'pixel_opt': {'type': 'ESU', 'reduction': 'sum'}}}, 'accumulate: the parts are aver'),
     ({'train': {'accumulate': 2,
@@ -257,7 +259,7 @@ def test_speed(changes, message):
                      {'train': good, 'num_gpu': 2, 'dist': True}, {'train': {'channels_last': True}, 'num_gpu': 2}):
         check_options(minimal(datasets=data, **accepted))
     with pytest.raises(InputError, match=message):
-        check_options(minimal(datasets=data, **changes))
+        check_options(minimal(**{'datasets': data, **changes}))
 
 
 @pytest.mark.parametrize(('section', 'key', 'value'), [('train', 'amp', 'bf16'), ('train', 'accumulate', 2),

@@ -151,10 +151,10 @@ def sr_state_dict(state_dict):
 
 
 def fingerprint(state_dict):
-    """A text that two state dicts share if they hold the same values under the same names, wherever they lie."""
+    """A text that two state dicts share if they hold the same values, as float32, under the same names."""
     digest = hashlib.sha256()
     for name in sorted(state_dict):
-        digest.update(name.encode() + state_dict[name].detach().cpu().contiguous().numpy().tobytes())
+        digest.update(name.encode() + state_dict[name].detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

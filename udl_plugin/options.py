@@ -157,7 +157,7 @@ def _check_speed(opt):
     accumulate = train.get('accumulate')
     if accumulate is not None:
         batch = (opt['datasets'].get('train') or {}).get('batch_size_per_gpu', 0)
-        if type(accumulate) is not int or accumulate < 1 or batch % accumulate:
+        if any(type(number) is not int for number in (accumulate, batch)) or accumulate < 1 or batch % accumulate:
             raise InputError(f'train: accumulate: {accumulate}: is the number of equal parts in which a batch goes '
                              f'through: of batch_size_per_gpu: {batch}, a whole number that divides it.')
         if accumulate > 1 and (train.get('pixel_opt') or {}).get('reduction') == 'sum':

@@ -172,12 +172,33 @@ def test_fp16_leaves_out_a_step_that_overflows(tmp_path):
     assert model.scaler.get_scale() == 2.**39
 
 
-def test_overflow_in_fp16_names_it(tmp_path):
-    model = build_model(options(1, tmp_path, amp='fp16'))
+@pytest.mark.parametrize('loss', ['ESU', 'L1Loss'])
+def test_overflow_in_fp16_names_it(tmp_path, loss):
+    """In the network, in training and in validation; and in every gradient."""
+    opt = options(1, tmp_path, amp='fp16', pixel_opt={'type': loss})
+    opt['val']['amp'] = 'fp16'
+    model = iterate(build_model(opt))
+    model.scaler = torch.amp.GradScaler('cpu', init_scale=1e-4)
+    model.cri_pix.register_forward_hook(lambda module, args, loss: loss * 1e30)
+    with pytest.raises(FloatingPointError, match='fp16: the gradients overflow in every iteration'):
+        iterate(model, 40)
     with torch.no_grad():
-        model.net_g.backbone.conv_first.weight.mul_(1e4)
-    with pytest.raises(FloatingPointError, match='ESU is not finite.*fp16 ends at 65504; train: amp: bf16 does not'):
+        model.net_g.backbone.conv_first.weight.mul_(1e6)
+    with pytest.raises(FloatingPointError, match='train: amp: fp16: the network gives values beyond 65504'):
         iterate(model)
+    model.feed_data({**batch(number=1), 'lq_path': ['a.png']})
+    with pytest.raises(FloatingPointError, match='a.png: val: amp: fp16: the network gives values beyond 65504'):
+        model.test()
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_fingerprint_is_of_what_is_loaded(dtype):
+    net = EDSRVar(**TINY)
+    stored = {name: value.to(dtype) for name, value in net.state_dict().items()}
+    net.load_state_dict(stored)
+    assert fingerprint(stored) == fingerprint(net.state_dict())
+    stored['conv_first.bias'] = stored['conv_first.bias'] + 1
+    assert fingerprint(stored) != fingerprint(net.state_dict())
 
 
 def test_maps_of_another_network(tmp_path):

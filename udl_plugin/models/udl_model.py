@@ -21,6 +21,7 @@ from udl_plugin.pictures import encode_png, uncertainty_picture
 from udl_plugin.sections import size_multiple
 
 NEEDED = ('log_var', 'var_sr')  # what networks return beside the SR image, in their order
+LEAST_SCALE = 1e-4  # of the gradients under fp16, halved from 65536 with every overflow
 DTYPES = {None: None, 'bf16': torch.bfloat16, 'fp16': torch.float16}  # of amp
 
 
@@ -106,6 +107,8 @@ class UDLModel(SRModel):
                 means[name] = means.get(name, 0) + loss.detach() / len(parts)
         self.scaler.step(self.optimizer_g)
         self.scaler.update()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < LEAST_SCALE:
+            raise FloatingPointError('train: amp: fp16: the gradients overflow in every iteration; write bf16.')
         self.log_dict = self.reduce_loss_dict(means)
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
@@ -127,18 +130,22 @@ class UDLModel(SRModel):
         with self.autocast(self.amp):
             output = self.net_of_step(lq, **{f'return_{name}': True for name in wanted})
         self.output, *needed = [part.float() for part in (output if wanted else [output])]
+        self._refuse_overflow(self.amp, 'train', self.output, *needed)
         if self.cri_pix:
             maps = {**dict(zip(wanted, needed)), **{name: given[name] for name in self.loss_needs if name in given}}
-            try:
-                losses['l_pix'] = self.cri_pix(self.output, gt, **maps)
-            except FloatingPointError as err:
-                hint = ' fp16 ends at 65504; train: amp: bf16 does not.' if self.amp is torch.float16 else ''
-                raise FloatingPointError(f'{err}{hint}') from err
+            losses['l_pix'] = self.cri_pix(self.output, gt, **maps)
         if self.cri_perceptual:
             perceptual, style = self.cri_perceptual(self.output, gt)
             losses.update({name: loss for name, loss in (('l_percep', perceptual), ('l_style', style))
                            if loss is not None})
         return losses
+
+    @staticmethod
+    def _refuse_overflow(amp, section, *tensors):
+        """Where upstream's losses and images would go on with what is no number."""
+        if amp is torch.float16 and not all(torch.isfinite(tensor).all() for tensor in tensors):
+            raise FloatingPointError(f'{section}: amp: fp16: the network gives values beyond 65504, where fp16 ends; '
+                                     'write bf16.')
 
     def load_network(self, net, load_path, strict=True, param_key='params'):
         """As upstream's, but a checkpoint that does not fit is explained, and step 2 takes one of step 1.
@@ -197,6 +204,7 @@ class UDLModel(SRModel):
         self.lq = F.pad(lq, (0, -lq.shape[3] % multiple, 0, -lq.shape[2] % multiple), mode='replicate')
         with self.autocast(self.val_amp):
             self.log_var = self._test()
+        self._refuse_overflow(self.val_amp, f'{", ".join(self.lq_path or [])}: val', self.output)
         self.lq, self.output = lq, self.output[:, :, :height, :width].float()
         if self.log_var is not None:
             self.log_var = self.log_var[:, :, :height, :width].float().cpu()
