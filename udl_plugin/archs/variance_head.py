@@ -47,5 +47,5 @@ class UpsampleConv2d(nn.Conv2d):
         meets = ((copies >= 0) & (copies < self.upscale)).to(self.weight.dtype)
         with torch.autocast(self.weight.device.type, enabled=False):  # sums of weights; rounded once, afterwards
             kernel = torch.einsum('iy,onyx,jx->noij', meets, self.weight, meets)
-        # on the CPU, twice as fast as another format, whatever that of the features is
+        # on the CPU the faster format, whatever that of the features is: a float32 head took 243 ms in place of 359
         return kernel.contiguous(memory_format=torch.channels_last) if kernel.device.type == 'cpu' else kernel

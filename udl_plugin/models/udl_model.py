@@ -132,8 +132,8 @@ class UDLModel(SRModel):
         self.output, *needed = [part.float() for part in (output if wanted else [output])]
         self._refuse_overflow(self.amp, 'train', self.output, *needed)
         if self.cri_pix:
-            maps = {**dict(zip(wanted, needed)), **{name: given[name] for name in self.loss_needs if name in given}}
-            losses['l_pix'] = self.cri_pix(self.output, gt, **maps)
+            maps = {**given, **dict(zip(wanted, needed))}
+            losses['l_pix'] = self.cri_pix(self.output, gt, **{name: maps[name] for name in self.loss_needs})
         if self.cri_perceptual:
             perceptual, style = self.cri_perceptual(self.output, gt)
             losses.update({name: loss for name, loss in (('l_percep', perceptual), ('l_style', style))
