@@ -19,7 +19,7 @@ from basicsr.metrics import calculate_psnr, calculate_ssim
 from basicsr.utils import img2tensor, tensor2img
 from torch.nn import functional as F
 
-from udl_plugin import options
+from udl_plugin import yml
 from udl_plugin.checkpoints import read_checkpoint, sr_state_dict
 from udl_plugin.data.demo import CROP, SCALE, STEP, write_demo_data
 from udl_plugin.files import write_whole
@@ -78,7 +78,7 @@ def main():
 
 
 def read_yml(name):
-    return options.read_yml(OPTIONS / f'{name}.yml')
+    return yml.read_yml(OPTIONS / f'{name}.yml')
 
 
 def experiment(name):

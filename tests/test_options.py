@@ -218,7 +218,7 @@ def test_source_that_the_network_does_not_give(loss, network, message):
 def test_gradient_of_the_ground_truth_needs_no_network(network, model_type):
     loss = {'type': 'UDL', 'source': 'gradient'}
     check_options(minimal(train={'pixel_opt': loss}, network_g={**TWO, 'type': network}, model_type=model_type,
-                          path={'pretrain_network_g': 'x.pth'}))
+                          path={'pretrain_network_g': __file__}))
 
 
 @pytest.mark.parametrize(('metric', 'network', 'message'), [
@@ -235,10 +235,10 @@ def test_metric(metric, network, message):
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
-    ({'train': {'amp': 'bfloat16'}}, 'train: amp: bfloat16: is bf16, fp16, or ~ for float32'),
-    ({'val': {'amp': True}}, 'val: amp: True: is bf16, fp16'),
-    ({'train': {'channels_last': 'yes'}}, 'train: channels_last: yes: is true or false'),
-    ({'train': {'compile': 'max'}}, 'train: compile: max: is true or false'),
+    ({'train': {'amp': 'bfloat16'}}, 'train: amp: bfloat16: must be bf16, fp16, or ~ for float32'),
+    ({'val': {'amp': True}}, 'val: amp: True: must be bf16, fp16'),
+    ({'train': {'channels_last': 'yes'}}, 'train: channels_last: yes: must be true or false'),
+    ({'train': {'compile': 'max'}}, 'train: compile: max: must be true or false'),
     ({'train': {'accumulate': 3}}, 'accumulate: 3: .* of batch_size_per_gpu: 8, a whole number that divides it'),
     ({'train': {'accumulate': 2}, 'datasets': {'train': {'type': 'Another', 'batch_size_per_gpu': '8'}}},
      'accumulate: 2: .* of batch_size_per_gpu: 8'),
@@ -276,7 +276,7 @@ MAPS = {'type': 'PairedImageUncertaintyDataset', 'batch_size_per_gpu': 8}
 
 @pytest.mark.parametrize('network', ['EDSR', 'EDSRTwo'])
 def test_maps_of_the_data_need_no_network(network, monkeypatch):
-    monkeypatch.setattr('udl_plugin.options.check_pairs', lambda *_: None)
+    monkeypatch.setattr('udl_plugin.options.pair_problems', lambda *_: [])
     monkeypatch.setattr('udl_plugin.options.check_maps', lambda *_: None)
     check_options(minimal(datasets={'train': MAPS}, train={'pixel_opt': {'type': 'UDL'}},
                           network_g={**TWO, 'type': network}, path={'pretrain_network_g': 'x.pth'}))
@@ -344,16 +344,16 @@ def test_misspelt_name(changes, message):
         check_options(minimal(**changes))
 
 
-@pytest.mark.parametrize(('section', 'good', 'bad'), [
-    ('val', 'save_uncertainty', 'save_uncertanty'),
-    ('train', 'ema_decay', 'ema_deacy'),
-    ('path', 'pretrain_network_g', 'pretrain_network_G'),
+@pytest.mark.parametrize(('section', 'good', 'bad', 'value'), [
+    ('val', 'save_img', 'save_igm', True),
+    ('train', 'ema_decay', 'ema_deacy', 0.9),
+    ('path', 'strict_load_g', 'strict_load_G', False),
 ])
-def test_unread_key(section, good, bad):
-    check_options(minimal(**{section: {good: 1}}))
-    with pytest.raises(InputError, match=f"{section}: '{bad}'.*did you mean '{good}'"):
-        check_options(minimal(**{section: {bad: 1}}))
-    check_options(minimal(**{section: {bad: 1}}, model_type='SRModel'))  # not ours to say
+def test_unread_key(section, good, bad, value):
+    for model_type in ('UDLModel', 'SRModel'):
+        check_options(minimal(**{section: {good: value}}, model_type=model_type))
+        with pytest.raises(InputError, match=f"{section}: '{bad}'.*did you mean '{good}'"):
+            check_options(minimal(**{section: {bad: value}}, model_type=model_type))
 
 
 def test_missing_option():

@@ -5,7 +5,34 @@ import inspect
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong. The message names the file or the key and says what to do."""
+    """Something the user gave is wrong. The message names the file or the key and says what to do.
+
+    Attributes:
+        messages (list[str]): One for each thing that is wrong.
+    """
+
+    @property
+    def messages(self):
+        return [str(self)]
+
+
+class InputErrors(InputError):
+    """One or several of these, a line each."""
+
+    def __init__(self, messages):
+        super().__init__('\n'.join(messages))
+        self._messages = list(messages)
+
+    @property
+    def messages(self):
+        return self._messages
+
+
+def raise_all(messages):
+    """Raises one `InputErrors` with these messages, if there are any."""
+    messages = list(messages)
+    if messages:
+        raise InputErrors(messages)
 
 
 def did_you_mean(name, known):
@@ -31,13 +58,14 @@ def find_registered(registry, name, where=''):
     raise InputError(f"{where}there is no '{name}'{did_you_mean(name, registry.keys())}.")
 
 
-def check_option_names(cls, names, where=''):
+def check_option_names(cls, names, where='', given=()):
     """Refuses names that `cls` does not take as keyword arguments. BasicSR hands it a yml section that way.
 
     Args:
         cls (type): Its signature tells the options; with `**kwargs` it takes all that are not near to one of them.
         names (Iterable[str]): Keys of the section.
         where (str): Where they stand, such as `network_g: `.
+        given (Iterable[str]): Arguments that BasicSR gives itself, and that are no options.
 
     Raises:
         InputError: an unknown name; says which and what may have been meant.
@@ -45,8 +73,9 @@ def check_option_names(cls, names, where=''):
     parameters = inspect.signature(cls).parameters
     named = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
     takes_all = len(named) < len(parameters)
+    named = [name for name in named if name not in given]
     for name in names:
-        if name not in named and not (takes_all and not did_you_mean(name, named)):
+        if name not in named and not (takes_all and name not in given and not did_you_mean(name, named)):
             raise InputError(f"{where}'{name}' is not an option of type: {cls.__name__}"
                              f"{did_you_mean(name, named)}. Its options are: {', '.join(named)}.")
 

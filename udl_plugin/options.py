@@ -1,99 +1,207 @@
-"""Checks of a parsed yml that can be made before anything is built."""
+"""Checks of options against each other, the data and the checkpoints, before anything is built.
+
+What each option may be by itself is in `udl_plugin/schema.py`. `check_options` looks at the sections that a model reads
+and at how they agree: it also serves dicts made by hand, and those of studies. A whole yml is checked by the entry
+points, with `yml_problems` of the schema first.
+"""
+import contextlib
 import inspect
+from os import path as osp
 
 import torch
-import yaml
 
-from udl_plugin.checkpoints import as_plain_data, branch, fingerprint, read_fitting
-from udl_plugin.data.pairs import check_maps, check_pairs
+from udl_plugin.checkpoints import branch, fingerprint, read_fitting
+from udl_plugin.data.pairs import check_maps, pair_problems
 from udl_plugin.data.uncertainty_maps import read_about
-from udl_plugin.errors import InputError, check_option_names, did_you_mean, find_registered
+from udl_plugin.errors import InputError, raise_all
+from udl_plugin.schema import PAIRS, WITH_MAPS, class_of, section_problems, subsection
 from udl_plugin.sections import plain_section
 
-# what SRModel, train_pipeline and test_pipeline read there
-UPSTREAM_KEYS = {
-    'train': ('total_iter', 'warmup_iter', 'ema_decay', 'optim_g', 'scheduler', 'pixel_opt', 'perceptual_opt'),
-    'val': ('val_freq', 'save_img', 'pbar', 'suffix', 'metrics'),
-    'path': ('pretrain_network_g', 'param_key_g', 'strict_load_g', 'resume_state', 'ignore_resume_networks'),
-}
-# and what UDLModel does
-OUR_KEYS = {
-    'train': ('amp', 'channels_last', 'compile', 'accumulate'),
-    'val': ('amp', 'save_uncertainty', 'uncertainty_limits'),
-}
-KEYS = {section: known + OUR_KEYS.get(section, ()) for section, known in UPSTREAM_KEYS.items()}
 GIVES = {
     'log_var': 'EDSRVar, DPDNNVar and WithVariance do in step 1, EDSRTwo, DPDNNTwo and TwoStep in step 2',
     'var_sr': 'EDSRTwo, DPDNNTwo and TwoStep do, the networks of step 2',
 }
-WITH_MAPS = 'PairedImageUncertaintyDataset'
-MADE_PATHS = ('experiments_root', 'models', 'training_states', 'log', 'visualization', 'results_root')  # parse_options
+_unchecked = False
 
 
-def read_yml(path):
-    """The content of a yml as plain data; nothing in it runs.
-
-    Raises:
-        InputError: the file cannot be read, or is no yml.
-    """
+@contextlib.contextmanager
+def unchecked():
+    """Within it, `check_options` lets everything pass."""
+    global _unchecked
+    before, _unchecked = _unchecked, True
     try:
-        with open(path, encoding='utf-8') as file:
-            return as_plain_data(yaml.safe_load(file))
-    except OSError as err:
-        raise InputError(f"'{path}': {err.strerror}.") from err
-    except (UnicodeDecodeError, yaml.YAMLError) as err:
-        raise InputError(f"'{path}' is no yml: {err}") from err
+        yield
+    finally:
+        _unchecked = before
 
 
 def check_options(opt):
-    """Refuses options that cannot work together, and data that does not fit them.
+    """Refuses options that are wrong or cannot work together, and data that does not fit them.
 
     Args:
-        opt (dict): As BasicSR's `parse_options` returns it.
+        opt (dict): As BasicSR's `parse_options` returns it, or one made by hand. Of the sections train, val, path and
+            those that describe a network, a loss or a metric, every key is checked; others may be missing.
 
     Raises:
-        InputError: names the key or the path and says what to do.
+        InputError: all that is wrong, a line each; names the key or the path and says what to do.
     """
-    from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
-    for section in ('network_g', 'datasets', 'path'):
-        if not isinstance(opt.get(section), dict):
-            raise InputError(f'{section}: is missing, or not a section.')
-    _find(MODEL_REGISTRY, opt, 'model_type', '')
-    network = _check_built(ARCH_REGISTRY, opt['network_g'], 'network_g: ')
-    train_opt = opt.get('train') or {}
-    losses = {name: _check_built(LOSS_REGISTRY, train_opt[name], f'train: {name}: ')
-              for name in ('pixel_opt', 'perceptual_opt') if train_opt.get(name)}
-    loss = loss_of(train_opt['pixel_opt'], 'train: pixel_opt: ') if 'pixel_opt' in losses else None
-    if opt['model_type'] == 'SRModel' and getattr(loss, 'needs', ()):
-        raise InputError(f'model_type: SRModel gives losses no {" and ".join(loss.needs)}, and train: pixel_opt: '
-                         f'{type(loss).__name__} needs it; write model_type: UDLModel.')
-    if opt['model_type'] == 'SRModel':
-        for section, keys in OUR_KEYS.items():
-            for key in keys:
-                off = (None, 1) if key == 'accumulate' else (None, False)
-                if (opt.get(section) or {}).get(key) not in off:
-                    raise InputError(f'{section}: {key}: model_type: SRModel does not read it; write model_type: '
-                                     'UDLModel.')
-    has_maps = (opt['datasets'].get('train') or {}).get('type') == WITH_MAPS
-    if has_maps and not ('log_var' in getattr(loss, 'needs', ()) and loss.trains_log_var is False):
-        raise InputError(f'datasets: train: type: {WITH_MAPS}: no loss weighs by its maps, as train: pixel_opt: type: '
-                         'UDL does. Write type: PairedImageDataset.')
-    if opt['model_type'] == 'UDLModel':
-        for section, known in KEYS.items():
-            _check_keys(section, opt.get(section) or {}, known)
-        _check_speed(opt)
-        _check_needs(opt, network, loss, given=('log_var',) * has_maps)
-        _check_start(opt, network)
-        _check_metrics(opt, network)
-    _check_scale(opt.get('scale'), network, opt['network_g'])
+    if not _unchecked:
+        raise_all(problems_of(opt).messages)
+
+
+def problems_of(opt, known=()):
+    """What `check_options` refuses.
+
+    Args:
+        known (list[Problem]): What is known to be wrong; what follows from it is not told.
+
+    Returns:
+        Report
+    """
+    report = Report([*known] or section_problems(opt))
+    network, loss = _network_of(opt, report), _loss_of(opt, report)
+    model_type = opt.get('model_type')
+    if model_type == 'SRModel':
+        report.check(_fed_by_srmodel, loss)
+    report.check(_read_maps, opt, loss, reads=('train', 'train: pixel_opt', 'datasets: train: type'))
+    if model_type == 'UDLModel':
+        report.check(_speed, opt, reads=('num_gpu',))
+        report.check(_accumulation, opt, reads=('train: accumulate', 'datasets: train', 'datasets: train: '
+                                                'batch_size_per_gpu'))
+        if network is not None:
+            has_maps = subsection(subsection(opt, 'datasets'), 'train').get('type') == WITH_MAPS
+            report.check(_maps_saved, opt, network)
+            report.check(_needs, network, loss, ('log_var',) * has_maps)
+            report.check(_start, opt, network, reads=('path',))
+            report.check(_metrics, opt, network)
+    if network is not None:
+        report.check(_scale, opt.get('scale'), network, opt['network_g'], reads=(
+            'scale', 'network_g: backbone', 'network_g: upscale', 'network_g: scale', 'network_g: backbone: upscale',
+            'network_g: backbone: scale', 'network_g: backbone: type'))
+    if model_type != 'UDLModel':
+        report.check(_files, opt)  # of UDLModel, `check_network` reads them
+    for phase, dataset in subsection(opt, 'datasets').items():
+        if isinstance(dataset, dict):
+            report.check(_data, dataset, f'datasets: {phase}', reads=(
+                'scale', *(f'datasets: {phase}{key}' for key in ('', ': type', ': io_backend', ': io_backend: type'))))
+    return report
+
+
+class Report:
+    """What is wrong, each thing once, and without what only follows from it.
+
+    Args:
+        problems (list[Problem]): Known ones.
+    """
+
+    def __init__(self, problems=()):
+        self.messages = [problem.message for problem in problems]
+        self.places = [problem.place for problem in problems]
+
+    def blames(self, *places):
+        """Whether something is wrong at one of these places itself."""
+        return any(place in self.places for place in places)
+
+    def check(self, check, *args, reads=()):
+        """Calls a check and takes what it yields, raises or returns for its problems.
+
+        Args:
+            check (Callable): Called with `args`.
+            reads (Iterable[str]): Where it cannot do without a right value; it is left out where one is wrong.
+        """
+        if self.blames(*reads):
+            return
+        found = []
+        try:
+            found.extend(check(*args) or ())
+        except InputError as err:
+            found.extend(err.messages)
+        except Exception:
+            if not self.messages:
+                raise
+            return  # it stumbled over what is told already
+        for message in found:
+            if message not in self.messages and not any(message.startswith(f'{place}: ') for place in self.places):
+                self.messages.append(message)
+
+
+def as_parsed(data, is_train):
+    """What `parse_options` adds to a yml that it might not get through, as far as checks ask for it.
+
+    Args:
+        data (dict): The content of the yml; is not changed.
+        is_train (bool): For training, or for a test.
+    """
+    opt = {**data, 'is_train': is_train, 'dist': False}
+    for section in ('datasets', 'path'):
+        opt[section] = dict(subsection(data, section))
     for phase, dataset in opt['datasets'].items():
-        if dataset.get('type') in ('PairedImageDataset', WITH_MAPS):
-            check_pairs(dataset, f'datasets: {phase}')
-        if dataset.get('type') == WITH_MAPS:
-            check_maps(dataset, f'datasets: {phase}')
-        elif 'dataroot_uncertainty' in dataset:
-            raise InputError(f'datasets: {phase}: dataroot_uncertainty: is read by type: {WITH_MAPS} alone; write '
-                             'that.')
+        if isinstance(dataset, dict):
+            roots = {key: osp.expanduser(dataset[key]) for key in ('dataroot_gt', 'dataroot_lq')
+                     if isinstance(dataset.get(key), str)}
+            scale = {'scale': data['scale']} if 'scale' in data else {}
+            opt['datasets'][phase] = {**dataset, **roots, **scale, 'phase': str(phase).split('_')[0]}
+    for key, value in opt['path'].items():
+        if isinstance(value, str) and ('resume_state' in key or 'pretrain_network' in key):
+            opt['path'][key] = osp.expanduser(value)
+    return opt
+
+
+def _network_of(opt, report):
+    from basicsr.utils.registry import ARCH_REGISTRY
+    if report.blames('network_g', 'network_g: type'):
+        return None
+    return class_of(ARCH_REGISTRY, opt['network_g'], 'network_g: ')
+
+
+def _loss_of(opt, report):
+    """The loss of train: pixel_opt as `loss_of` has it; None where there is none, or it is wrong."""
+    section = subsection(subsection(opt, 'train'), 'pixel_opt')
+    if not section or any(place.startswith('train: pixel_opt') for place in report.places):
+        return None
+    if section.get('reduction') == 'none':
+        report.messages.append('train: pixel_opt: reduction: none gives a map, and training needs a number; write '
+                               'mean.')
+        report.places.append('train: pixel_opt')
+        return None
+    try:
+        return loss_of(section, 'train: pixel_opt: ')
+    except InputError as err:
+        report.messages.append(str(err))
+        report.places.append('train: pixel_opt')
+        return None
+
+
+def _fed_by_srmodel(loss):
+    if getattr(loss, 'needs', ()):
+        yield (f'model_type: SRModel gives losses no {" and ".join(loss.needs)}, and train: pixel_opt: '
+               f'{type(loss).__name__} needs it; write model_type: UDLModel.')
+
+
+def _read_maps(opt, loss):
+    has_maps = subsection(subsection(opt, 'datasets'), 'train').get('type') == WITH_MAPS
+    if has_maps and not ('log_var' in getattr(loss, 'needs', ()) and loss.trains_log_var is False):
+        yield (f'datasets: train: type: {WITH_MAPS}: no loss weighs by its maps, as train: pixel_opt: type: UDL does. '
+               f'Write type: {PAIRS}.')
+
+
+def _files(opt):
+    """Files that upstream would miss after it has made its folders."""
+    for key, value in subsection(opt, 'path').items():
+        if str(key).startswith('pretrain_network') and isinstance(value, str) and not osp.isfile(value):
+            yield f"path: {key}: there is no file '{value}' (seen from {osp.abspath('.')})."
+
+
+def _data(dataset, where):
+    if dataset.get('type') in (PAIRS, WITH_MAPS):
+        problems = list(pair_problems(dataset, where))
+        yield from problems
+        if problems:
+            return
+    if dataset.get('type') == WITH_MAPS:
+        check_maps(dataset, where)
+    elif dataset.get('dataroot_uncertainty') is not None:
+        yield f'{where}: dataroot_uncertainty: is read by type: {WITH_MAPS} alone; write that.'
 
 
 def check_network(opt):
@@ -139,89 +247,62 @@ def check_maker_of_maps(opt, var_state_dict):
                          'network in network_g, which may weigh by any maps.')
 
 
-def _check_keys(section, section_opt, known):
-    for key in section_opt:
-        if key not in known and not (section == 'path' and key in MADE_PATHS):
-            raise InputError(f"{section}: '{key}' is not an option{did_you_mean(key, known)}. "
-                             f"With model_type: UDLModel its options are: {', '.join(known)}.")
-
-
-def _check_speed(opt):
-    train, val = (opt.get(section) or {} for section in ('train', 'val'))
-    for where, amp in (('train', train.get('amp')), ('val', val.get('amp'))):
-        if amp not in (None, 'bf16', 'fp16'):
-            raise InputError(f'{where}: amp: {amp}: is bf16, fp16, or ~ for float32.')
-    for key in ('channels_last', 'compile'):
-        if train.get(key) not in (None, True, False):
-            raise InputError(f'train: {key}: {train[key]}: is true or false.')
-    accumulate = train.get('accumulate')
-    if accumulate is not None:
-        batch = (opt['datasets'].get('train') or {}).get('batch_size_per_gpu', 0)
-        if any(type(number) is not int for number in (accumulate, batch)) or accumulate < 1 or batch % accumulate:
-            raise InputError(f'train: accumulate: {accumulate}: is the number of equal parts in which a batch goes '
-                             f'through: of batch_size_per_gpu: {batch}, a whole number that divides it.')
-        if accumulate > 1 and (train.get('pixel_opt') or {}).get('reduction') == 'sum':
-            raise InputError('train: accumulate: the parts are averaged, and pixel_opt: reduction: sum is no mean; '
-                             'write mean.')
-        if accumulate > 1 and (train.get('perceptual_opt') or {}).get('criterion') == 'fro':
-            raise InputError('train: accumulate: the parts are averaged, and perceptual_opt: criterion: fro is a norm '
-                             'of the whole batch; write l1.')
+def _speed(opt):
+    train, val = subsection(opt, 'train'), subsection(opt, 'val')
     asked = [f'{where}: {key}: {section[key]}' for where, section in (('train', train), ('val', val))
              for key in ('amp', 'compile') if section.get(key)]
     if asked and opt.get('num_gpu') not in (None, 'auto', 0, 1) and not opt.get('dist'):  # auto: of a study, one each
-        raise InputError(f'{asked[0]} on {opt["num_gpu"]} GPUs wants a process for each: torchrun --nproc_per_node='
-                         f'{opt["num_gpu"]} -m udl_plugin.train -opt FILE.yml --launcher pytorch. Or take one GPU.')
+        yield (f'{asked[0]} on {opt["num_gpu"]} GPUs wants a process for each: torchrun --nproc_per_node='
+               f'{opt["num_gpu"]} -m udl_plugin.train -opt FILE.yml --launcher pytorch. Or take one GPU.')
 
 
-def _check_built(registry, section, where):
-    """Checks a section that BasicSR builds an instance from, and returns the class."""
-    cls = _find(registry, section, 'type', where)
-    given = section.keys() - {'type'}
-    check_option_names(cls, given, where)
-    for name, parameter in inspect.signature(cls).parameters.items():
-        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty \
-                and name not in given:
-            raise InputError(f'{where}{name}: is missing; type: {cls.__name__} needs it.')
-    if isinstance(section.get('backbone'), dict) and 'backbone' in inspect.signature(cls).parameters:
-        _check_built(registry, section['backbone'], f'{where}backbone: ')
-    if section.get('reduction') == 'none':
-        raise InputError(f'{where}reduction: none gives a map, and training needs a number; write mean.')
-    return cls
+def _accumulation(opt):
+    train = subsection(opt, 'train')
+    accumulate = train.get('accumulate')
+    if accumulate is None:
+        return
+    batch = subsection(subsection(opt, 'datasets'), 'train').get('batch_size_per_gpu', 0)
+    if type(batch) is not int or batch % accumulate:
+        yield (f'train: accumulate: {accumulate}: is the number of equal parts in which a batch goes through: of '
+               f'batch_size_per_gpu: {batch}, a whole number that divides it.')
+    if accumulate > 1 and subsection(train, 'pixel_opt').get('reduction') == 'sum':
+        yield 'train: accumulate: the parts are averaged, and pixel_opt: reduction: sum is no mean; write mean.'
+    if accumulate > 1 and subsection(train, 'perceptual_opt').get('criterion') == 'fro':
+        yield ('train: accumulate: the parts are averaged, and perceptual_opt: criterion: fro is a norm of the whole '
+               'batch; write l1.')
 
 
-def _check_start(opt, network):
-    """Refuses a missing `path: pretrain_network_g` where the network cannot do without."""
+def _start(opt, network):
+    """A missing `path: pretrain_network_g` where the network cannot do without."""
     if opt['path'].get('pretrain_network_g') is not None:
         return
     if getattr(network, 'trains_log_var', None) is False:
-        raise InputError(f'path: pretrain_network_g: is missing. {network.__name__} starts from a checkpoint of '
-                         'step 1 (train that first) or of step 2.')
-    if not opt['is_train']:
-        raise InputError('path: pretrain_network_g: is missing: there is nothing to test.')
+        yield (f'path: pretrain_network_g: is missing. {network.__name__} starts from a checkpoint of step 1 (train '
+               'that first) or of step 2.')
+    elif not opt['is_train']:
+        yield 'path: pretrain_network_g: is missing: there is nothing to test.'
 
 
 def metrics_of_maps(opt):
     """The sections of `val: metrics` whose function takes `log_var`."""
     from basicsr.utils.registry import METRIC_REGISTRY
     metrics = (opt.get('val') or {}).get('metrics') or {}
-    functions = {name: _find(METRIC_REGISTRY, metric, 'type', f'val: metrics: {name}: ')
+    functions = {name: class_of(METRIC_REGISTRY, metric, f'val: metrics: {name}: ')
                  for name, metric in metrics.items()}
     return [metrics[name] for name, function in functions.items()
             if 'log_var' in inspect.signature(function).parameters]
 
 
-def _check_metrics(opt, network):
+def _metrics(opt, network):
     from basicsr.utils.registry import METRIC_REGISTRY
-    for name, metric in ((opt.get('val') or {}).get('metrics') or {}).items():
-        where = f'val: metrics: {name}: '
-        function = _find(METRIC_REGISTRY, metric, 'type', where)
-        check_option_names(function, metric.keys() - {'type'}, where)
-        parameters = inspect.signature(function).parameters
-        if 'crop_border' not in metric and 'crop_border' in parameters:
-            raise InputError(f'{where}crop_border: is missing; write the scale.')
-        if 'log_var' in parameters and not _gives(network, 'log_var'):
-            raise InputError(f'val: metrics: {metric["type"]} needs log_var, and network_g: {network.__name__} gives '
-                             f'none; {GIVES["log_var"]}.')
+    for name, metric in subsection(subsection(opt, 'val'), 'metrics').items():
+        try:
+            function = class_of(METRIC_REGISTRY, metric, '')
+        except InputError:
+            continue  # the schema tells
+        if 'log_var' in inspect.signature(function).parameters and not _gives(network, 'log_var'):
+            yield (f'val: metrics: {name}: {metric["type"]} needs log_var, and network_g: {network.__name__} gives '
+                   f'none; {GIVES["log_var"]}.')
 
 
 def loss_of(section, where):
@@ -232,7 +313,7 @@ def loss_of(section, where):
         InputError: there is none of that name, or not with these options.
     """
     from basicsr.utils.registry import LOSS_REGISTRY
-    cls = _find(LOSS_REGISTRY, section, 'type', where)
+    cls = class_of(LOSS_REGISTRY, section, where)
     if not hasattr(cls, 'needs'):
         return cls
     try:
@@ -241,41 +322,32 @@ def loss_of(section, where):
         raise InputError(f'{where}{err}') from err
 
 
-def _check_needs(opt, network, loss, given):
-    """Refuses uses of maps that the network does not give, or gives for the other step; `given` are in the data."""
-    if (opt.get('val') or {}).get('save_uncertainty') and not _gives(network, 'log_var'):
-        raise InputError(f'val: save_uncertainty: network_g: {network.__name__} gives no log_var; {GIVES["log_var"]}.')
-    limits = (opt.get('val') or {}).get('uncertainty_limits')
-    if limits is not None and not (isinstance(limits, (list, tuple)) and len(limits) == 2 and all(
-            isinstance(limit, (int, float)) for limit in limits) and limits[0] < limits[1]):
-        raise InputError(f'val: uncertainty_limits: {limits}: are a lower and a higher number, such as [-1, 4].')
+def _maps_saved(opt, network):
+    if subsection(opt, 'val').get('save_uncertainty') and not _gives(network, 'log_var'):
+        yield f'val: save_uncertainty: network_g: {network.__name__} gives no log_var; {GIVES["log_var"]}.'
+
+
+def _needs(network, loss, given):
+    """Maps that the loss needs and the network does not give, or gives for the other step; `given` are in the data."""
     needs = getattr(loss, 'needs', ())
     for name in needs:
         if name not in given and not _gives(network, name):
-            raise InputError(f'train: pixel_opt: {type(loss).__name__} needs {name}, and network_g: '
-                             f'{network.__name__} gives none; {GIVES[name]}.')
+            yield (f'train: pixel_opt: {type(loss).__name__} needs {name}, and network_g: {network.__name__} gives '
+                   f'none; {GIVES[name]}.')
     if not needs:
         return
     steps = 'Step 1 is a network such as EDSRVar with ESU, step 2 one such as EDSRTwo with UDL.'
     loss_trains, network_trains = (getattr(part, 'trains_log_var', None) for part in (loss, network))
     if loss_trains is True and network_trains is False:
-        raise InputError(f'train: pixel_opt: {type(loss).__name__} trains the log-variance, and that of network_g: '
-                         f'{network.__name__} is frozen. {steps}')
+        yield (f'train: pixel_opt: {type(loss).__name__} trains the log-variance, and that of network_g: '
+               f'{network.__name__} is frozen. {steps}')
     if loss_trains is False and network_trains is True:
-        raise InputError(f'train: pixel_opt: {type(loss).__name__} weighs by a finished log-variance, and that of '
-                         f'network_g: {network.__name__} would stay untrained. {steps}')
+        yield (f'train: pixel_opt: {type(loss).__name__} weighs by a finished log-variance, and that of network_g: '
+               f'{network.__name__} would stay untrained. {steps}')
 
 
 def _gives(network, name):
     return f'return_{name}' in inspect.signature(network.forward).parameters
-
-
-def _find(registry, section, key, where):
-    """The class that `section[key]` names in a registry of BasicSR."""
-    name = section.get(key)
-    if name is None:
-        raise InputError(f'{where}{key}: is missing.')
-    return find_registered(registry, name, f'{where}{key}: ')
 
 
 def scale_key(network):
@@ -283,18 +355,17 @@ def scale_key(network):
     return 'upscale' if 'upscale' in inspect.signature(network).parameters else 'scale'
 
 
-def _check_scale(scale, network, network_opt):
+def _scale(scale, network, network_opt):
     where = 'network_g: '
     if isinstance(network_opt.get('backbone'), dict):
         from basicsr.utils.registry import ARCH_REGISTRY
         network_opt, where = plain_section(network_opt), f'{where}backbone: '
-        network = _find(ARCH_REGISTRY, network_opt, 'type', where)
+        network = class_of(ARCH_REGISTRY, network_opt, where)
     parameters, key = inspect.signature(network).parameters, scale_key(network)
     if key not in parameters:
         return
     upscale = network_opt.get(key, parameters[key].default)
-    if scale == upscale:
-        return
     if scale is None:
-        raise InputError(f'scale: is missing; write scale: {upscale}, for {where}{key}: {upscale}.')
-    raise InputError(f'scale: {scale} does not agree with {where}{key}: {upscale}; make both the scale of the data.')
+        yield f'scale: is missing; write scale: {upscale}, for {where}{key}: {upscale}.'
+    elif scale != upscale:
+        yield f'scale: {scale} does not agree with {where}{key}: {upscale}; make both the scale of the data.'

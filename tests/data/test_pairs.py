@@ -128,7 +128,11 @@ def test_truncated_lmdb(tmp_path):
 
 def test_lmdb_as_folder(tmp_path):
     opt = options(tmp_path, 'lmdb', {'a': (8, 8)}, {'a': (4, 4)})
-    refused({**opt, 'io_backend': {'type': 'disk'}}, 'dataroot_gt', 'is an LMDB; write type: lmdb')
+    with pytest.raises(InputError) as caught:
+        check_pairs({**opt, 'io_backend': {'type': 'disk'}}, 'datasets: train')
+    for side, message in zip(('dataroot_gt', 'dataroot_lq'), caught.value.messages):  # both at once
+        assert message.startswith(f'datasets: train: {side}: ')
+        assert 'is an LMDB; write type: lmdb' in message
 
 
 def maps(folder, sizes, scale=2, without=()):
@@ -150,7 +154,7 @@ def test_good_maps_pass(tmp_path):
 @pytest.mark.parametrize(('sizes', 'kwargs', 'changes', 'message'), [
     (GOOD, {}, {'phase': 'val'}, 'is for training from LMDBs; write PairedImageDataset'),
     (GOOD, {}, {'io_backend': {'type': 'disk'}}, 'is for training from LMDBs'),
-    (GOOD, {}, {'dataroot_uncertainty': None}, 'dataroot_uncertainty is missing; udl-prepare uncertainty writes it'),
+    (GOOD, {}, {'dataroot_uncertainty': None}, 'dataroot_uncertainty: is missing; udl-prepare uncertainty writes it'),
     (GOOD, {}, {'dataroot_uncertainty': 'nowhere.lmdb'}, "dataroot_uncertainty: there is no LMDB 'nowhere.lmdb'"),
     (GOOD, {}, {'mean': [0.5, 0.5, 0.5]}, 'mean: maps are made of images as they are'),
     (GOOD, {}, {'color': 'y'}, "'a': its map is 20 x 16 pixels of 3 channels and not 20 x 16 of 1"),

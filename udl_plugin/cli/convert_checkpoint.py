@@ -63,7 +63,7 @@ def read(path, args):
 
 def read_network_g(path):
     """The section `network_g` of a yml."""
-    from udl_plugin.options import read_yml
+    from udl_plugin.yml import read_yml
     try:
         section = read_yml(path)
     except InputError as err:

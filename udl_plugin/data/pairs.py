@@ -5,7 +5,7 @@ from PIL import Image
 
 from udl_plugin.data.records import read_meta_info
 from udl_plugin.data.uncertainty_maps import read_about
-from udl_plugin.errors import InputError
+from udl_plugin.errors import InputError, raise_all
 
 MAX_FILES = 100  # of a folder, spread evenly: a header costs an open file; LMDBs list all sizes in one file
 
@@ -20,33 +20,53 @@ def check_pairs(dataset_opt, where):
     Raises:
         InputError: names the option and the path, and the image where there is one.
     """
-    if dataset_opt.get('scale') is None:
-        raise InputError(f'scale: is missing at the top of the yml; {where} needs it.')
-    if dataset_opt['phase'] == 'train':
-        gt_size, scale = dataset_opt.get('gt_size'), dataset_opt['scale']
+    raise_all(pair_problems(dataset_opt, where))
+
+
+def pair_problems(dataset_opt, where):
+    """Yields what `check_pairs` refuses; only of pairs that can be read, the first that does not fit."""
+    scale = dataset_opt.get('scale')
+    if scale is None:
+        yield f'scale: is missing at the top of the yml; {where} needs it.'
+    elif dataset_opt['phase'] == 'train':
+        gt_size = dataset_opt.get('gt_size')
         if not isinstance(gt_size, int) or gt_size <= 0 or gt_size % scale:
-            raise InputError(f'{where}: gt_size: {gt_size}: GT patches need a size, a multiple of the scale, {scale}.')
-    if 'io_backend' not in dataset_opt:
-        raise InputError(f'{where}: io_backend: is missing; write type: lmdb or type: disk in it.')
-    is_lmdb = dataset_opt['io_backend'].get('type') == 'lmdb'
-    for side in ('dataroot_gt', 'dataroot_lq'):
-        root = dataset_opt.get(side)
-        if root is None:
-            raise InputError(f'{where}: {side} is missing.')
-        if not Path(root).is_dir():
-            raise InputError(f"{where}: {side}: there is no folder '{root}' (seen from {Path.cwd()}). Have udl-prepare "
-                             'write it, or delete the set from the yml.')
-        if is_lmdb and not str(root).endswith('.lmdb'):
-            raise InputError(f"{where}: {side}: '{root}' does not end in .lmdb, which io_backend: lmdb asks for.")
-        if not is_lmdb and str(root).endswith('.lmdb'):
-            raise InputError(f"{where}: {side}: '{root}' is an LMDB; write type: lmdb under io_backend.")
-    pairs = _lmdb_sizes(dataset_opt, where) if is_lmdb else _folder_sizes(dataset_opt, where)
+            yield f'{where}: gt_size: {gt_size}: GT patches need a size, a multiple of the scale, {scale}.'
+            scale = None
+    backend = dataset_opt.get('io_backend')
+    if not isinstance(backend, dict):
+        yield f'{where}: io_backend: is missing; write type: lmdb or type: disk in it.'
+        return
+    is_lmdb = backend.get('type') == 'lmdb'
+    roots = [problem for side in ('dataroot_gt', 'dataroot_lq')
+             for problem in _root_problems(dataset_opt.get(side), is_lmdb, f'{where}: {side}')]
+    yield from roots
+    if roots or scale is None:
+        return
+    try:
+        pairs = list(_lmdb_sizes(dataset_opt, where) if is_lmdb else _folder_sizes(dataset_opt, where))
+    except InputError as err:
+        yield str(err)
+        return
     for name, gt_size, lq_size in pairs:
         problem = _size_problem(gt_size, lq_size, dataset_opt)
         if problem:
-            raise InputError(f"{where}: '{name}': GT is {gt_size[1]} x {gt_size[0]} and LQ {lq_size[1]} x {lq_size[0]} "
-                             f"pixels, {problem}. GT is from {dataset_opt['dataroot_gt']}, LQ from "
-                             f"{dataset_opt['dataroot_lq']}.")
+            yield (f"{where}: '{name}': GT is {gt_size[1]} x {gt_size[0]} and LQ {lq_size[1]} x {lq_size[0]} "
+                   f"pixels, {problem}. GT is from {dataset_opt['dataroot_gt']}, LQ from "
+                   f"{dataset_opt['dataroot_lq']}.")
+            return
+
+
+def _root_problems(root, is_lmdb, where):
+    if root is None:
+        yield f'{where}: is missing.'
+    elif not Path(root).is_dir():
+        yield (f"{where}: there is no folder '{root}' (seen from {Path.cwd()}). Have udl-prepare write it, or delete "
+               'the set from the yml.')
+    elif is_lmdb and not str(root).endswith('.lmdb'):
+        yield f"{where}: '{root}' does not end in .lmdb, which io_backend: lmdb asks for."
+    elif not is_lmdb and str(root).endswith('.lmdb'):
+        yield f"{where}: '{root}' is an LMDB; write type: lmdb under io_backend."
 
 
 def check_maps(dataset_opt, where):
@@ -65,7 +85,7 @@ def check_maps(dataset_opt, where):
     root, scale = dataset_opt.get('dataroot_uncertainty'), dataset_opt['scale']
     channels = 1 if dataset_opt.get('color') == 'y' else 3
     if root is None:
-        raise InputError(f'{where}: dataroot_uncertainty is missing; udl-prepare uncertainty writes it.')
+        raise InputError(f'{where}: dataroot_uncertainty: is missing; udl-prepare uncertainty writes it.')
     try:
         shapes, about = read_meta_info(root), read_about(root)
     except InputError as err:

@@ -16,10 +16,11 @@ from udl_plugin.data.pairs import check_pairs
 from udl_plugin.errors import InputError, did_you_mean
 from udl_plugin.metrics import uncertainty_metrics as metrics
 from udl_plugin.model_files import read_model
-from udl_plugin.options import check_options, read_yml
+from udl_plugin.options import check_options
 from udl_plugin.sections import plain_section, size_multiple
 from udl_plugin.studies.evaluate import evaluate, evaluate_bicubic, for_test, name_of, scores_of, test_options
 from udl_plugin.studies.matrix import benchmark_section
+from udl_plugin.yml import read_yml
 
 BICUBIC = 'bicubic'
 

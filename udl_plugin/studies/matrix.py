@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from udl_plugin.archs.with_variance import arch_class
 from udl_plugin.errors import InputError, did_you_mean
-from udl_plugin.options import WITH_MAPS, loss_of, read_yml, scale_key
+from udl_plugin.options import WITH_MAPS, loss_of, scale_key
 from udl_plugin.sections import section_of
+from udl_plugin.yml import read_yml
 
 KEYS = {
     'name': (str, 'a word'), 'baseline': (str, 'the name of a variant'),
