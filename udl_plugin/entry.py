@@ -1,16 +1,19 @@
 """What udl-train and udl-test share: upstream's pipelines, run from here, with checked options and a readable end."""
+import argparse
+import contextlib
 import importlib
 import os
 import re
 import sys
 from os import path as osp
-
-import yaml
+from pathlib import Path
 
 from udl_plugin.autoload import install
 from udl_plugin.checkpoints import load_tensors
-from udl_plugin.errors import InputError
-from udl_plugin.options import check_network, check_options
+from udl_plugin.errors import InputError, raise_all
+from udl_plugin.options import as_parsed, check_network, problems_of, unchecked
+from udl_plugin.schema import Problem, Yml, yml_problems
+from udl_plugin.yml import Document, ordered_yaml, parse_override
 
 install()  # here, not in a function: data loading workers of a distributed training import this module afresh
 
@@ -19,54 +22,148 @@ def run(module_name, pipeline_name):
     """Runs a pipeline of BasicSR with the command line's arguments; results go below the current folder.
 
     Names that the pipeline calls are replaced in its module, so that everything is checked before any folder is made or
-    renamed: `parse_options`, and in training `load_resume_state`, which upstream cannot do without a GPU.
+    renamed: `parse_options`, and in training `load_resume_state`, which upstream cannot do without a GPU. What upstream
+    runs as code, in the yml and in `--force_yml`, is plain data here.
 
     Args:
         module_name (str): `basicsr.train` or `basicsr.test`.
         pipeline_name (str): The function in it.
 
     Returns:
-        int: Exit status: 0, or 2 where the input was wrong; then one line on stderr says why.
+        int: Exit status: 0, or 2 where the input was wrong; then stderr says all that is.
     """
     module = importlib.import_module(module_name)
-    upstream_parse_options = module.parse_options
+    args, document = _arguments(), None
 
     def parse_options(root_path, is_train):
-        opt, args = _read(upstream_parse_options, root_path, is_train)
-        if not is_train:
+        nonlocal document
+        overrides = [parse_override(text) for text in args.force_yml]
+        try:
+            document = Document(args.opt, overrides)
+        except InputError as err:
+            raise err if str(err).startswith('--force_yml') else InputError(f'-opt: {err}') from err
+        if not args.no_check:
+            _check_yml(document, is_train, args.auto_resume)
+        opt, upstream_args = _parse(upstream['parse_options'], args, overrides, root_path, is_train)
+        if not (is_train or args.no_check):
             _check(opt)
-        return opt, args
+        return opt, upstream_args
 
     def load_resume_state_and_check(opt):
-        state = load_resume_state(opt)  # first: it says which checkpoint the network starts from
-        _check(opt)
+        if args.no_check:
+            return load_resume_state(opt)
+        state, problems = _resume(opt)  # first: it says which checkpoint the network starts from
+        _check(opt, problems)
         return state
 
-    module.parse_options = parse_options
-    if hasattr(module, 'load_resume_state'):
-        module.load_resume_state = load_resume_state_and_check
+    def copy_opt_file(opt_file, experiments_root):
+        upstream['copy_opt_file'](opt_file, experiments_root)
+        if args.force_yml and _is_first(args.launcher):
+            _note_overrides(Path(experiments_root, osp.basename(opt_file)), args.force_yml)
+
+    upstream = {name: getattr(module, name) for name in ('parse_options', 'load_resume_state', 'copy_opt_file')
+                if hasattr(module, name)}
+    ours = {'parse_options': parse_options, 'load_resume_state': load_resume_state_and_check,
+            'copy_opt_file': copy_opt_file}
     try:
-        getattr(module, pipeline_name)(os.getcwd())
+        with _replaced(module, **{name: ours[name] for name in upstream}), \
+                unchecked() if args.no_check else contextlib.nullcontext():
+            getattr(module, pipeline_name)(os.getcwd())
     except InputError as err:
-        print(f'{osp.basename(sys.argv[0])}: {err}', file=sys.stderr)
+        if _is_first(args.launcher):
+            print(f'{osp.basename(sys.argv[0])}: {_told(err.messages, document)}', file=sys.stderr)
         return 2
     return 0
 
 
-def _check(opt):
-    check_options(opt)
-    check_network(opt)
+def _arguments():
+    """BasicSR's arguments, and ours."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument('-opt', required=True, metavar='FILE', help='the yml')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
+    parser.add_argument('--auto_resume', action='store_true', help='go on from the last state of this experiment')
+    parser.add_argument('--debug', action='store_true', help="BasicSR's trial of a few iterations")
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    parser.add_argument('--force_yml', nargs='+', action='extend', default=[], metavar='KEY:KEY=VALUE',
+                        help='options in place of those in the yml, such as train:ema_decay=0.999')
+    parser.add_argument('--no-check', action='store_true', help='let all options pass, as BasicSR does')
+    return parser.parse_args()
 
 
-def _read(parse_options, root_path, is_train):
+def _parse(parse_options, args, overrides, root_path, is_train):
+    """Upstream's `parse_options`, which is shown no overrides: it would run them as code."""
+    from basicsr.utils import options
+    own = [sys.argv[0], '-opt', args.opt, '--launcher', args.launcher, '--local_rank', str(args.local_rank),
+           *['--auto_resume'] * args.auto_resume, *['--debug'] * args.debug]
     try:
-        return parse_options(root_path, is_train=is_train)
-    except OSError as err:
-        raise InputError(f"-opt: '{err.filename}': {err.strerror}.") from err
-    except KeyError as err:
+        with _replaced(sys, argv=own), _replaced(options, ordered_yaml=lambda: ordered_yaml(overrides)):
+            return parse_options(root_path, is_train=is_train)
+    except KeyError as err:  # --no-check
         raise InputError(f'{err.args[0]}: is missing in the yml.') from err
-    except yaml.YAMLError as err:
-        raise InputError(f'-opt: {err}') from err
+
+
+def _check_yml(document, is_train, auto_resume):
+    """Refuses a yml with problems of its own, together with those of data and checkpoints."""
+    known = [Problem(message.split(': stands')[0], message) for message in document.problems]
+    known += yml_problems(document.data, is_train)
+    if known:
+        opt = as_parsed(document.data, is_train, auto_resume)
+        if is_train:
+            _, known = _resume(opt, known)
+        _check(opt, known)
+
+
+def _resume(opt, known=()):
+    """The training state to go on from, and the problems."""
+    try:
+        return load_resume_state(opt), known
+    except InputError as err:
+        return None, [*known, Problem('path: resume_state', str(err))]
+    except Exception:
+        if not known:
+            raise
+        return None, known  # it stumbled over one of them
+
+
+def _check(opt, known=()):
+    report = problems_of(opt, known)
+    report.check(check_network, opt, reads=('path', 'network_g', 'network_g: type', 'path: resume_state',
+                                            'path: pretrain_network_g', 'path: param_key_g', 'path: strict_load_g'))
+    raise_all(report.messages)
+
+
+def _told(messages, document):
+    """Messages, with the yml and the line that each is about."""
+    if document is None or not any(document.speaks_of(message, Yml.model_fields) for message in messages):
+        return '\n  '.join(messages)
+    if len(messages) == 1:
+        return f'{document.path}, {document.where(messages[0])}: {messages[0]}'
+    placed = sorted(((document.where(message), message) for message in messages),
+                    key=lambda one: int(one[0][5:]) if one[0].startswith('line ') else 0)
+    lines = [f'  {where}: {message}' for where, message in placed]
+    return '\n'.join([f'{document.path}: {len(lines)} problems:', *lines])
+
+
+def _is_first(launcher):
+    """Whether this process is the one that speaks, in a distributed run that may not have begun."""
+    return int(os.environ.get({'pytorch': 'RANK', 'slurm': 'SLURM_PROCID'}.get(launcher, ''), 0)) == 0
+
+
+def _note_overrides(path, overrides):
+    """Says at the head of an experiment's copy of the yml what was not as below."""
+    lines = ['# With --force_yml, in place of what is below:', *(f'#   {text}' for text in overrides), '', '']
+    path.write_text('\n'.join(lines) + path.read_text(encoding='utf-8'), encoding='utf-8')
+
+
+@contextlib.contextmanager
+def _replaced(module, **names):
+    """Gives names of a module other values, for the time of the block."""
+    before = {name: getattr(module, name) for name in names}
+    vars(module).update(names)
+    try:
+        yield
+    finally:
+        vars(module).update(before)
 
 
 def load_resume_state(opt):

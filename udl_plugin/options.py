@@ -72,7 +72,7 @@ def problems_of(opt, known=()):
             has_maps = subsection(subsection(opt, 'datasets'), 'train').get('type') == WITH_MAPS
             report.check(_maps_saved, opt, network)
             report.check(_needs, network, loss, ('log_var',) * has_maps)
-            report.check(_start, opt, network, reads=('path',))
+            report.check(_start, opt, network, reads=('path', 'path: resume_state'))
             report.check(_metrics, opt, network)
     if network is not None:
         report.check(_scale, opt.get('scale'), network, opt['network_g'], reads=(
@@ -125,14 +125,15 @@ class Report:
                 self.messages.append(message)
 
 
-def as_parsed(data, is_train):
+def as_parsed(data, is_train, auto_resume=False):
     """What `parse_options` adds to a yml that it might not get through, as far as checks ask for it.
 
     Args:
         data (dict): The content of the yml; is not changed.
         is_train (bool): For training, or for a test.
+        auto_resume (bool): As on the command line.
     """
-    opt = {**data, 'is_train': is_train, 'dist': False}
+    opt = {**data, 'is_train': is_train, 'dist': False, 'auto_resume': auto_resume}
     for section in ('datasets', 'path'):
         opt[section] = dict(subsection(data, section))
     for phase, dataset in opt['datasets'].items():
@@ -144,6 +145,9 @@ def as_parsed(data, is_train):
     for key, value in opt['path'].items():
         if isinstance(value, str) and ('resume_state' in key or 'pretrain_network' in key):
             opt['path'][key] = osp.expanduser(value)
+    if is_train:
+        root = osp.join(osp.abspath('experiments'), str(data.get('name')))
+        opt['path'].update({key: osp.join(root, key) for key in ('models', 'training_states')})
     return opt
 
 

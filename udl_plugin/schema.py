@@ -462,7 +462,7 @@ def yml_problems(data, is_train):
     for phase, section in subsection(data, 'datasets').items():
         found += _dataset_problems(phase, section, is_train)
     found += _classes_problems(data)
-    return _one_a_place([*found, *_relations(data, is_train)])
+    return _one_a_place([*found, *_relations(data, is_train, {problem.place for problem in found})])
 
 
 def _one_a_place(problems):
@@ -588,8 +588,8 @@ def _loader_problems(section, place, kind):
         yield Problem(f'{place}: pin_memory', f'{place}: prefetch_mode: cuda wants pin_memory: true.')
 
 
-def _relations(data, is_train):
-    """Yields problems of options that pass by themselves."""
+def _relations(data, is_train, blamed):
+    """Yields problems of options that pass by themselves; `blamed` are the places of those that do not."""
     train, val, logger = (subsection(data, section) for section in ('train', 'val', 'logger'))
     strict = data.get('model_type') in STRICT
     if is_train and isinstance(data.get('datasets'), dict) and 'train' not in data['datasets']:
@@ -598,14 +598,14 @@ def _relations(data, is_train):
         yield Problem('train: pixel_opt', 'train: pixel_opt: is missing: there is no loss to be trained with.')
     if not is_train and val.get('save_img') is True and 'suffix' not in val:
         yield Problem('val: suffix', 'val: suffix: is missing; write suffix: ~ for the name of the test.')
-    if strict:
+    if strict and not any(place.startswith('train: scheduler') for place in blamed):
         yield from _schedule_problems(subsection(train, 'scheduler'), train.get('total_iter'))
     if subsection(logger, 'wandb').get('project') is not None and logger.get('use_tb_logger') is False:
         yield Problem('logger: wandb: project', 'logger: wandb: project: wants use_tb_logger: true.')
     for name in subsection(val, 'metrics'):
         border = subsection(val['metrics'], name).get('crop_border')
         scale = data.get('scale')
-        if type(scale) is type(border) is int and border != scale:
+        if 'scale' not in blamed and type(scale) is type(border) is int and border != scale:
             place = f'val: metrics: {name}: crop_border'
             yield Problem(place, f'{place}: {border} does not agree with scale: {scale}; write {scale} (--no-check '
                                  'lets it pass).')

@@ -1,6 +1,14 @@
 """Trains, through BasicSR's train_pipeline: `udl-train -opt options/train_udl_step1.yml`.
 
-The arguments are BasicSR's: -opt, --launcher, --auto_resume, --debug, --force_yml. Results go below the current folder.
+The arguments are BasicSR's: -opt, --launcher, --auto_resume, --debug. Results go below the current folder.
+And these:
+
+    --force_yml train:ema_decay=0.999 name=trial
+        Options in place of those in the yml: keys with `:` between them, `=`, and a value as YAML reads it, though 1e-4
+        is a number and none is ~. The last key may be new. Nothing in it is run, unlike with BasicSR.
+    --no-check
+        Lets all options pass, as BasicSR does; without it, whatever is wrong with the yml, the data and the checkpoint
+        is told at once, before anything is made. The yml is read safely even so.
 """
 import sys
 from os import path as osp

@@ -182,9 +182,9 @@ class Document:
             key = max(named, key=len)
             place, message = place.keys[key], message[len(key) + 2:]
 
-    def speaks_of(self, message):
-        """Whether a message begins with a key of the yml."""
-        return any(message.startswith((f'{key}: ', f"'{key}'")) for key in self._top.keys)
+    def speaks_of(self, message, known=()):
+        """Whether a message begins with a key of the yml, or one of `known`."""
+        return any(message.startswith((f'{key}: ', f"'{key}'")) for key in (*self._top.keys, *known))
 
     def _place_of(self, key, node, names):
         keys, lines = {}, {}

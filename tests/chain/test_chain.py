@@ -191,11 +191,27 @@ def test_bad_input_is_one_line_before_the_first_iteration(runner):
     yml = runner.write_yml('x', datasets__train__dataroot_lq='datasets/nowhere.lmdb')
     refused(runner.train(yml), 'datasets: train: dataroot_lq', 'datasets/nowhere.lmdb')
     assert not (runner.folder / 'experiments').exists()
-    refused(runner.train(runner.write_yml('x', scale=4)), 'scale: 4', 'upscale: 2')
+    refused(runner.train(runner.write_yml('x', network_g__upscale=4)), 'scale: 2', 'upscale: 4')
     refused(runner.train(runner.write_yml('x', train__pixel_opt={'type': 'ESU', 'img_rnage': 1})),
             "train: pixel_opt: 'img_rnage'", "did you mean 'img_range'")
     refused(runner.train(step2(runner)), 'path: pretrain_network_g', 'experiments/step1/models/net_g_latest.pth')
     assert not (runner.folder / 'experiments').exists()
+
+
+def test_overrides_and_what_is_not_checked(runner):
+    """`--force_yml` sets options, and the experiment says so; `--no-check` lets a wrong border pass."""
+    yml = runner.write_yml('step1', val__metrics__psnr__crop_border=3)
+    overrides = ['train:total_iter=1', 'logger:save_checkpoint_freq=5', 'train:optim_g:lr=1e-5', 'val:val_freq=1']
+    process = runner.train(yml, '--force_yml', *overrides)
+    assert process.returncode == 2
+    assert process.stdout.endswith('3 does not agree with scale: 2; write 2 (--no-check lets it pass).\n')
+    log = ok(runner.train(yml, '--force_yml', *overrides, '--no-check'))
+    assert 'iter:       1, lr:(1.000e-05' in log
+    assert 'iter:       2' not in log
+    copied = (runner.folder / 'experiments/step1/step1.yml').read_text()
+    assert all(f'\n#   {override}\n' in copied for override in overrides)
+    assert '--force_yml train:total_iter=1 ' in copied  # upstream's line with the command
+    assert copied.endswith(yml.read_text())
 
 
 def test_refused_run_displaces_no_finished_one(runner):

@@ -18,6 +18,7 @@ from udl_plugin.errors import InputError
 from udl_plugin.studies.matrix import read_study
 from udl_plugin.studies.runner import run_study
 
+TOO_MUCH = {'type': 'Adam', 'lr': 1e-3, 'fused': True, 'foreach': True}
 STUDY = ('-m', 'udl_plugin.cli.study', 'tiny.yml')
 
 
@@ -123,22 +124,22 @@ def is_free(folder):
 
 
 def test_failure_of_one_leaves_the_others(runner):
-    """The optimizer's options are upstream's to know: the first of all trainings finds out."""
+    """What options of the optimizer go together is PyTorch's to know: the first of all trainings finds out."""
     first, second = study_section()['steps']
-    write_study(runner.folder, steps=[first, {**second, 'optim_g': {'type': 'Adam', 'lr': 1e-3, 'btas': 1}}],
+    write_study(runner.folder, steps=[first, {**second, 'optim_g': TOO_MUCH}],
                 variants={'L1': [{'type': 'L1Loss'}] * 2})
     process = runner.run(*STUDY)
     assert process.returncode == 1
     assert 'trainings that failed: 1 of 2' in process.stdout
-    assert "unexpected keyword argument 'btas'" in process.stdout
+    assert 'cannot be `True` together' in process.stdout
     folder = runner.folder / 'results/tiny/scores'
     assert [path.name for path in folder.iterdir()] == ['tiny_x2_L1Loss_seed0.json']
 
 
 def test_what_follows_from_a_failure_is_not_begun(runner, monkeypatch):
     monkeypatch.chdir(runner.folder)
-    write_study(runner.folder, steps=[{**step, 'optim_g': {'type': 'Adam', 'lr': 1e-3, 'btas': 1}}
-                                      for step in study_section()['steps']], variants={'L1': [{'type': 'L1Loss'}] * 2})
+    write_study(runner.folder, steps=[{**step, 'optim_g': TOO_MUCH} for step in study_section()['steps']],
+                variants={'L1': [{'type': 'L1Loss'}] * 2})
     lines = []
     failed = run_study(read_study('tiny.yml'), tell=lines.append)
     assert list(failed) == ['tiny_x2_L1Loss_seed0', 'tiny_x2_L1Loss_then_L1Loss_seed0']
@@ -153,6 +154,8 @@ def test_what_follows_from_a_failure_is_not_begun(runner, monkeypatch):
      "tiny, x2, L1Loss: network_g: 'num_feats' is not an option"),
     ({'scales': [3]}, "train: dataroot_lq: there is no folder 'datasets/demo/demo_train_LR_bicubic_X3_sub.lmdb'"),
     ({'steps': [{**study_section()['steps'][0], 'ema_deacy': 0.9}] * 2}, "train: 'ema_deacy' is not an option"),
+    ({'steps': [{**study_section()['steps'][0], 'optim_g': {'type': 'Adam', 'lr': 1e-3, 'btas': [0.9, 0.999]}}] * 2},
+     "train: optim_g: 'btas' is not an option of type: Adam .did you mean 'betas'"),
 ])
 def test_bad_input_is_refused_before_anything_is_written(runner, monkeypatch, changes, message):
     monkeypatch.chdir(runner.folder)

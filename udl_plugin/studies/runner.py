@@ -12,9 +12,10 @@ import yaml
 
 from udl_plugin.archs.with_variance import build, run_small
 from udl_plugin.data.pairs import check_pairs
-from udl_plugin.errors import InputError
+from udl_plugin.errors import InputError, raise_all
 from udl_plugin.files import alone, write_whole
 from udl_plugin.options import check_options
+from udl_plugin.schema import yml_problems
 from udl_plugin.studies.matrix import PATHS
 
 
@@ -51,6 +52,7 @@ def _check(study):
             continue
         checked.add((run.network, run.scale, run.losses))
         try:
+            raise_all(problem.message for problem in yml_problems(run.opt, is_train=True))
             batch = {'batch_size_per_gpu': run.opt['datasets']['train'].get('batch_size_per_gpu', 0)}
             check_options({**run.opt, 'datasets': {'train': batch}, 'is_train': True})  # the data itself: below
             if run.parent is None:
