@@ -16,6 +16,7 @@ from conftest import OPTIONS
 
 import udl_plugin
 from udl_plugin import entry, schema
+from udl_plugin.options import as_parsed, problems_of
 from udl_plugin.schema import section_problems, yml_problems
 from udl_plugin.yml import Document
 
@@ -325,6 +326,33 @@ def test_dicts_made_by_hand_may_lack_keys():
     assert [place for place, _ in section_problems(opt)] == ['train: ema_decay', 'train: ema_deacy']
 
 
+JUNK = [5, -1.5, 'x', '', True, None, [], [[1]], {}, {'type': ['x']}, {'type': None}]
+
+
+def places(section, above=()):
+    for key, value in section.items():
+        yield (*above, key)
+        if isinstance(value, dict):
+            yield from places(value, (*above, key))
+
+
+@pytest.mark.parametrize('junk', JUNK, ids=repr)
+def test_nothing_makes_the_checks_stumble(junk):
+    """Each key in turn: no error but the report, in which no place is blamed twice."""
+    for keys in places(example()):
+        opt = example()
+        opt['datasets'] = {phase: opt['datasets'][phase] for phase in ('train', 'val')} if keys[0] == 'datasets' else {
+            'train': opt['datasets']['train']}
+        section = opt
+        for key in keys[:-1]:
+            section = section.get(key, {})
+        section[keys[-1]] = junk
+        known = yml_problems(opt, True)
+        assert len({place for place, _ in known}) == len(known)
+        report = problems_of(as_parsed(opt, True), known)
+        assert len(set(report.messages)) == len(report.messages)
+
+
 # ---- what the user sees
 
 
@@ -391,6 +419,20 @@ def test_all_problems_at_once(runner, good, monkeypatch, capsys):
 def test_problem_of_an_override(runner, good, monkeypatch, capsys):
     said = refused(monkeypatch, capsys, runner.folder, good, '--force_yml', 'name=../x', 'train:ema_decay=0.9')
     assert said.splitlines()[-1].startswith('udl-train: x.yml, --force_yml name=../x: name: ../x: must be a plain name')
+
+
+@pytest.mark.parametrize(('before', 'after', 'message'), [
+    ('num_feat: 32', "num_feat: '32'", "network_g: num_feat: '32' is a text to YAML; write 32."),
+    ('num_feat: 32', 'num_feat: 1.5', 'network_g: type: EDSR: cannot be built'),
+])
+def test_network_and_its_checkpoint(runner, good, monkeypatch, capsys, before, after, message):
+    """A network that is wrong is not built, and hides no missing file."""
+    assert before in good
+    text = good.replace(before, after).replace('pretrain_network_g: ~', 'pretrain_network_g: nowhere.pth')
+    head, *lines = refused(monkeypatch, capsys, runner.folder, text).splitlines()
+    assert head == 'udl-train: x.yml: 2 problems:'
+    assert message in lines[0]
+    assert "path: pretrain_network_g: there is no file 'nowhere.pth'" in lines[1]
 
 
 def test_section_that_is_missing(runner, good, monkeypatch, capsys):

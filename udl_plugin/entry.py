@@ -11,7 +11,7 @@ from pathlib import Path
 from udl_plugin.autoload import install
 from udl_plugin.checkpoints import load_tensors
 from udl_plugin.errors import InputError, raise_all
-from udl_plugin.options import as_parsed, check_network, problems_of, unchecked
+from udl_plugin.options import as_parsed, network_problems, problems_of, unchecked
 from udl_plugin.schema import Problem, Yml, yml_problems
 from udl_plugin.yml import Document, ordered_yaml, parse_override
 
@@ -127,8 +127,7 @@ def _resume(opt, known=()):
 
 def _check(opt, known=()):
     report = problems_of(opt, known)
-    report.check(check_network, opt, reads=('path', 'network_g', 'network_g: type', 'path: resume_state',
-                                            'path: pretrain_network_g', 'path: param_key_g', 'path: strict_load_g'))
+    network_problems(opt, report)
     raise_all(report.messages)
 
 

@@ -79,7 +79,7 @@ def problems_of(opt, known=()):
             'scale', 'network_g: backbone', 'network_g: upscale', 'network_g: scale', 'network_g: backbone: upscale',
             'network_g: backbone: scale', 'network_g: backbone: type'))
     if model_type != 'UDLModel':
-        report.check(_files, opt)  # of UDLModel, `check_network` reads them
+        report.check(_files, opt)  # of UDLModel, `check_network` reads them, if it gets so far
     for phase, dataset in subsection(opt, 'datasets').items():
         if isinstance(dataset, dict):
             report.check(_data, dataset, f'datasets: {phase}', reads=(
@@ -101,6 +101,10 @@ class Report:
     def blames(self, *places):
         """Whether something is wrong at one of these places itself."""
         return any(place in self.places for place in places)
+
+    def blames_within(self, section):
+        """Whether something is wrong there, or below."""
+        return any(place == section or place.startswith(f'{section}: ') for place in self.places)
 
     def check(self, check, *args, reads=()):
         """Calls a check and takes what it yields, raises or returns for its problems.
@@ -161,7 +165,7 @@ def _network_of(opt, report):
 def _loss_of(opt, report):
     """The loss of train: pixel_opt as `loss_of` has it; None where there is none, or it is wrong."""
     section = subsection(subsection(opt, 'train'), 'pixel_opt')
-    if not section or any(place.startswith('train: pixel_opt') for place in report.places):
+    if not section or report.blames_within('train: pixel_opt'):
         return None
     if section.get('reduction') == 'none':
         report.messages.append('train: pixel_opt: reduction: none gives a map, and training needs a number; write '
@@ -229,6 +233,16 @@ def check_network(opt):
         state_dict, _, _ = read_fitting(net, path, opt['path'].get('param_key_g', 'params'),
                                         opt['path'].get('strict_load_g', True))
         check_maker_of_maps(opt, branch(state_dict, 'var_net'))
+
+
+def network_problems(opt, report):
+    """Adds what `check_network` refuses to a report; where the network is wrong, files that are missing."""
+    where = ('path', 'path: resume_state', *(f'path: {key}' for key in (
+        'pretrain_network_g', 'param_key_g', 'strict_load_g')))
+    if not report.blames_within('network_g'):
+        report.check(check_network, opt, reads=where)
+    if any(message.startswith('network_g: ') for message in report.messages):
+        report.check(_files, opt, reads=where)
 
 
 def check_maker_of_maps(opt, var_state_dict):

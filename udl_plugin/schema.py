@@ -361,10 +361,10 @@ def class_of(registry, section, where, key='type'):
         raise InputError(f'{where}{key}: is missing.')
     if not isinstance(registry, dict):
         return find_registered(registry, name, f'{where}{key}: ')
-    if name not in registry:
+    if str(name) not in registry:
         raise InputError(f"{where}{key}: there is no '{name}'{did_you_mean(name, registry)}; write one of "
                          f'{", ".join(registry)}.')
-    return registry[name]
+    return registry[str(name)]
 
 
 def class_problems(registry, section, place, kinds=None):
