@@ -416,6 +416,13 @@ def test_all_problems_at_once(runner, good, monkeypatch, capsys):
         assert line.startswith(start)
 
 
+def test_what_follows_from_a_problem_is_not_told(runner, good, monkeypatch, capsys):
+    """The data cannot be cut to a size that is no number."""
+    said = refused(monkeypatch, capsys, runner.folder, good.replace('gt_size: 48', "gt_size: '48'"))
+    assert said.splitlines()[-1].endswith("datasets: train: gt_size: '48' is a text to YAML; write 48.")
+    assert 'problems' not in said
+
+
 def test_problem_of_an_override(runner, good, monkeypatch, capsys):
     said = refused(monkeypatch, capsys, runner.folder, good, '--force_yml', 'name=../x', 'train:ema_decay=0.9')
     assert said.splitlines()[-1].startswith('udl-train: x.yml, --force_yml name=../x: name: ../x: must be a plain name')
