@@ -3,16 +3,16 @@ import argparse
 import contextlib
 import importlib
 import os
-import re
 import sys
 from os import path as osp
 from pathlib import Path
 
+from udl_plugin import interrupt
 from udl_plugin.autoload import install
-from udl_plugin.checkpoints import load_tensors
 from udl_plugin.errors import InputError, raise_all
 from udl_plugin.options import as_parsed, network_problems, problems_of, unchecked
 from udl_plugin.schema import Problem, Yml, yml_problems
+from udl_plugin.session import Session, load_resume_state
 from udl_plugin.yml import Document, ordered_yaml, parse_override
 
 install()  # here, not in a function: data loading workers of a distributed training import this module afresh
@@ -49,30 +49,41 @@ def run(module_name, pipeline_name):
             _check(opt)
         return opt, upstream_args
 
-    def load_resume_state_and_check(opt):
+    def resume(opt):
         if args.no_check:
             return load_resume_state(opt)
-        state, problems = _resume(opt)  # first: it says which checkpoint the network starts from
+        found, problems = _resume(opt)  # first: it says which checkpoint the network starts from
         _check(opt, problems)
-        return state
+        return found
 
     def copy_opt_file(opt_file, experiments_root):
         upstream['copy_opt_file'](opt_file, experiments_root)
         if args.force_yml and _is_first(args.launcher):
             _note_overrides(Path(experiments_root, osp.basename(opt_file)), args.force_yml)
 
-    upstream = {name: getattr(module, name) for name in ('parse_options', 'load_resume_state', 'copy_opt_file')
-                if hasattr(module, name)}
-    ours = {'parse_options': parse_options, 'load_resume_state': load_resume_state_and_check,
-            'copy_opt_file': copy_opt_file}
-    try:
-        with _replaced(module, **{name: ours[name] for name in upstream}), \
-                unchecked() if args.no_check else contextlib.nullcontext():
-            getattr(module, pipeline_name)(os.getcwd())
-    except InputError as err:
+    def end(message, status):
         if _is_first(args.launcher):
-            print(f'{osp.basename(sys.argv[0])}: {_told(err.messages, document)}', file=sys.stderr)
-        return 2
+            print(f'{osp.basename(sys.argv[0])}: {message}', file=sys.stderr)
+        return status
+
+    upstream = {name: getattr(module, name) for name in ('parse_options', 'copy_opt_file') if hasattr(module, name)}
+    ours = {'parse_options': parse_options, 'copy_opt_file': copy_opt_file}
+    with _replaced(module, **{name: ours[name] for name in upstream}), Session(module, resume) as session, \
+            unchecked() if args.no_check else contextlib.nullcontext():
+        try:
+            with interrupt.raised():
+                getattr(module, pipeline_name)(os.getcwd())
+        except interrupt.Interrupted as err:
+            return end(f'ended by {err}.{session.save()}', 128 + err.signal)
+        except InputError as err:
+            return end(f'{_told(err.messages, document)}{session.save()}', 2)
+        except FloatingPointError as err:
+            return end(err, 1)
+        except RuntimeError as err:
+            reason = session.explain(err)
+            if reason is None:
+                raise
+            return end(f'{reason}{session.save()}', 2)
     return 0
 
 
@@ -114,15 +125,15 @@ def _check_yml(document, is_train, auto_resume):
 
 
 def _resume(opt, known=()):
-    """The training state to go on from, and the problems."""
+    """What `load_resume_state` gives, and the problems."""
     try:
         return load_resume_state(opt), known
     except InputError as err:
-        return None, [*known, Problem('path: resume_state', str(err))]
+        return (None, []), [*known, Problem('path: resume_state', str(err))]
     except Exception:
         if not known:
             raise
-        return None, known  # it stumbled over one of them
+        return (None, []), known  # it stumbled over one of them
 
 
 def _check(opt, known=()):
@@ -163,31 +174,3 @@ def _replaced(module, **names):
         yield
     finally:
         vars(module).update(before)
-
-
-def load_resume_state(opt):
-    """The training state that `--auto_resume` or `path: resume_state` asks for, or None.
-
-    As `basicsr/train.py` has it, but read on the CPU: the optimizer moves its state to the parameters' device.
-
-    Raises:
-        InputError: the file is missing or not one of tensors.
-    """
-    from basicsr.utils import check_resume, scandir
-    path = opt['path'].get('resume_state')
-    if opt['auto_resume']:
-        folder = opt['path']['training_states']
-        names = list(scandir(folder)) if osp.isdir(folder) else []
-        iterations = [int(name[:-6]) for name in names if re.fullmatch(r'\d+\.state', name)]
-        path = osp.join(folder, f'{max(iterations)}.state') if iterations else None
-        opt['path']['resume_state'] = path
-    if not path:
-        return None
-    try:
-        state = load_tensors(path)
-    except InputError as err:
-        raise InputError(f'path: resume_state: {err}') from err.__cause__
-    if not isinstance(state, dict) or not {'epoch', 'iter', 'optimizers', 'schedulers'} <= state.keys():
-        raise InputError(f"path: resume_state: '{path}' is not a training state; those are in training_states/.")
-    check_resume(opt, state['iter'])
-    return state

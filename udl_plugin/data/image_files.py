@@ -1,6 +1,8 @@
 """Reads what users have in their folders: which files are images, and each of them as 8-bit pixels."""
 import io
+import os
 import re
+import struct
 import unicodedata
 from pathlib import Path
 
@@ -15,6 +17,7 @@ FORMATS = ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP')
 ORIENTATION = 0x0112  # EXIF's tag; what its values say is to be done
 TURNS = {2: np.fliplr, 3: lambda img: np.rot90(img, 2), 4: np.flipud, 5: lambda img: np.swapaxes(img, 0, 1),
          6: lambda img: np.rot90(img, -1), 7: lambda img: np.rot90(np.swapaxes(img, 0, 1), 2), 8: np.rot90}
+MAX_PIXELS = int(os.environ.get('UDL_MAX_PIXELS', 2 * Image.MAX_IMAGE_PIXELS))  # of an image: Pillow's own limit
 UNCHANGED = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH  # but without alpha, and turned as EXIF says
 
 
@@ -110,7 +113,8 @@ def _read(path, with_alpha=False):
     """The image, the file's bands as Pillow names them, and whether alpha is among them."""
     try:
         data = Path(path).read_bytes()
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        refuse_huge(data)
+        with _open(data) as image:
             bands, has_alpha = image.getbands(), 'A' in image.getbands() or 'transparency' in image.info
             if image.format != 'PNG':
                 image.load()  # refuses a truncated file; OpenCV 4 fills a JPEG up. PNG has checksums, which both read
@@ -138,8 +142,49 @@ def _with_alpha(image, data, deep):
     return img if turn is None else np.ascontiguousarray(turn(img))
 
 
+def _open(data):
+    """Reads the header. Of huge images, `refuse_huge` has had its say."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def image_size(data):
+    """`(height, width)` that the header of an image file, bytes, states; of PNG and BMP in a microsecond.
+
+    Raises:
+        UnidentifiedImageError: it is no image.
+    """
+    if data[:8] == b'\x89PNG\r\n\x1a\n' and data[12:16] == b'IHDR' and len(data) >= 24:
+        return struct.unpack('>II', data[16:24])[::-1]
+    if data[:2] == b'BM' and len(data) >= 26:
+        return tuple(abs(length) for length in struct.unpack('<ii', data[18:26])[::-1])  # height < 0: top down
+    with _open(data) as image:
+        return image.size[::-1]
+
+
+def refuse_huge(data):
+    """Refuses, before it is decoded, an image file that says that it has more than `MAX_PIXELS` pixels.
+
+    A few kilobytes can be made to fill all memory. The environment's `UDL_MAX_PIXELS` sets another limit.
+
+    Raises:
+        ValueError: it does, or it is no image.
+    """
+    height, width = image_size(data)
+    if height * width > MAX_PIXELS:
+        raise ValueError(f'{width} x {height} pixels are more than {MAX_PIXELS:,}, and such a file may be made to fill '
+                         f'the memory. If it is meant, set UDL_MAX_PIXELS={height * width} in the environment.')
+
+
 def decode(data, flags=UNCHANGED):
     """Bytes of an image file to `(H, W, 3)`, BGR, or `(H, W)`, of the file's depth. ValueError where damaged."""
+    try:
+        refuse_huge(data)
+    except OSError as err:  # Pillow's UnidentifiedImageError among them
+        raise ValueError('truncated, damaged or not an image.') from err
     try:
         img = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     except cv2.error as err:  # a size beyond all bounds

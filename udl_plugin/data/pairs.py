@@ -1,13 +1,12 @@
 """Checks, before training, what upstream's PairedImageDataset would trip over in a worker at the first iteration."""
 from pathlib import Path
 
-from PIL import Image
-
+from udl_plugin.data.image_files import image_size, refuse_huge
 from udl_plugin.data.records import read_meta_info
 from udl_plugin.data.uncertainty_maps import read_about
 from udl_plugin.errors import InputError, raise_all
 
-MAX_FILES = 100  # of a folder, spread evenly: a header costs an open file; LMDBs list all sizes in one file
+MAX_FILES = 100  # of a folder, spread evenly: each costs reading a file; LMDBs list all sizes in one
 
 
 def check_pairs(dataset_opt, where):
@@ -149,7 +148,10 @@ def _folder_sizes(dataset_opt, where):
 
 def _image_size(path, where):
     try:
-        with Image.open(path) as image:
-            return image.size[::-1]
-    except OSError as err:
-        raise InputError(f'{where}: {err}.') from err
+        data = Path(path).read_bytes()
+        refuse_huge(data)
+        return image_size(data)
+    except (OSError, ValueError) as err:
+        reason = err.strerror if getattr(err, 'strerror', None) else str(err) if isinstance(err, ValueError) else \
+            'it is no image'
+        raise InputError(f"{where}: '{path}' cannot be read: {reason}.") from err

@@ -7,25 +7,26 @@ from os import path as osp
 
 import numpy as np
 import torch
-from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
-from basicsr.utils.dist_util import master_only
 from torch.nn import functional as F
 
+from udl_plugin import interrupt
 from udl_plugin.archs.mixed_precision import keep_images_in_float32
 from udl_plugin.archs.two_step import TwoStep
-from udl_plugin.checkpoints import read_fitting, write_checkpoint
+from udl_plugin.checkpoints import read_fitting
 from udl_plugin.files import write_whole
+from udl_plugin.models.lasting_model import LastingModel
 from udl_plugin.options import check_maker_of_maps, check_options, metrics_of_maps
 from udl_plugin.pictures import encode_png, uncertainty_picture
 from udl_plugin.sections import size_multiple
 
 NEEDED = ('log_var', 'var_sr')  # what networks return beside the SR image, in their order
 LEAST_SCALE = 1e-4  # of the gradients under fp16, halved from 65536 with every overflow
+FLAT = 0.05  # spread of a log-variance that tells nothing: weights of step 2 from 1 to 1.05
 DTYPES = {None: None, 'bf16': torch.bfloat16, 'fp16': torch.float16}  # of amp
 
 
-class UDLModel(SRModel):
+class UDLModel(LastingModel):
     """Step 1 (`EDSRVar`, ESU), step 2 (`EDSRTwo`, UDL), and their test. All options of SRModel, and these:
 
         train:
@@ -33,7 +34,11 @@ class UDLModel(SRModel):
           channels_last: true          # memory format of weights and features
           compile: true                # torch.compile, of the training alone
           accumulate: 4                # each batch goes through in so many parts; as one batch, in less memory
+          max_skips: 10                # ends after so many iterations in a row whose loss or gradients are not finite
+        logger:
+          save_keep: 3                 # checkpoints and states that are kept; without it, all
         val:
+          save_best: psnr              # net_g_best.pth: best by this metric, on the first set; or SET/METRIC
           amp: bf16                    # or fp16, as in training
           save_uncertainty: true       # beside each SR image: IMAGE_uncertainty.png, the map as a picture, and
                                        # IMAGE_log_var.npy, float32 (C, H, W): log of the error's scale in 8-bit levels
@@ -51,8 +56,6 @@ class UDLModel(SRModel):
     Raises:
         InputError: options, data or checkpoint do not fit each other; before the first iteration.
     """
-
-    network_is_saved = True  # the last time
 
     def __init__(self, opt):
         check_options(opt)
@@ -92,6 +95,7 @@ class UDLModel(SRModel):
         if isinstance(net, TwoStep) and self.ema_decay > 0:
             # upstream may have read `params` into one and `params_ema` into the other; the frozen branch is one
             self.net_g_ema.var_net.load_state_dict(net.var_net.state_dict())
+        self.last_log_var = None
         self.loss_needs = [name for name in NEEDED if name in getattr(self.cri_pix, 'needs', ())]
 
     def optimize_parameters(self, current_iter):
@@ -105,13 +109,17 @@ class UDLModel(SRModel):
                 self.scaler.scale(sum(losses.values()) / len(parts)).backward()
             for name, loss in losses.items():
                 means[name] = means.get(name, 0) + loss.detach() / len(parts)
-        self.scaler.step(self.optimizer_g)
-        self.scaler.update()
+        told, finite = self.agreed(interrupt.pending() or 0, self.is_finite(means))
+        if finite:
+            self.scaler.step(self.optimizer_g)
+            self.scaler.update()
+            if self.ema_decay > 0:
+                self.model_ema(decay=self.ema_decay)
+        self.log_dict = self.reduce_loss_dict(means)
+        self.count_skips(current_iter, finite)
         if self.scaler.is_enabled() and self.scaler.get_scale() < LEAST_SCALE:
             raise FloatingPointError('train: amp: fp16: the gradients overflow in every iteration; write bf16.')
-        self.log_dict = self.reduce_loss_dict(means)
-        if self.ema_decay > 0:
-            self.model_ema(decay=self.ema_decay)
+        self.finish(current_iter, told)
 
     def _parts(self):
         """The batch in hand in as many parts as `accumulate` says: each what `compute_losses` takes."""
@@ -130,9 +138,10 @@ class UDLModel(SRModel):
         with self.autocast(self.amp):
             output = self.net_of_step(lq, **{f'return_{name}': True for name in wanted})
         self.output, *needed = [part.float() for part in (output if wanted else [output])]
-        self._refuse_overflow(self.amp, 'train', self.output, *needed)
         if self.cri_pix:
             maps = {**given, **dict(zip(wanted, needed))}
+            if 'log_var' in maps:
+                self.last_log_var = maps['log_var'].detach()
             losses['l_pix'] = self.cri_pix(self.output, gt, **{name: maps[name] for name in self.loss_needs})
         if self.cri_perceptual:
             perceptual, style = self.cri_perceptual(self.output, gt)
@@ -167,34 +176,8 @@ class UDLModel(SRModel):
             state_dict = {**self.get_bare_model(self.net_g).state_dict(), **state_dict}
         net.load_state_dict(state_dict, strict=strict)
 
-    @master_only
-    def save_network(self, net, net_label, current_iter, param_key='params'):
-        """As upstream's, but the file also says what network it is of, and is never torn: see `write_checkpoint`."""
-        nets, keys = (value if isinstance(value, list) else [value] for value in (net, param_key))
-        iteration = 'latest' if current_iter == -1 else current_iter
-        path = osp.join(self.opt['path']['models'], f'{net_label}_{iteration}.pth')
-        state_dicts = {key: self.get_bare_model(net).state_dict() for net, key in zip(nets, keys)}
-        self.network_is_saved = _try(write_checkpoint, path, state_dicts, self.opt['network_g'])
-
-    @master_only
-    def save_training_state(self, epoch, current_iter):
-        """As upstream's, but the file is never torn, and never without the network that belongs to it."""
-        if current_iter == -1 or not self.network_is_saved:
-            return
-        state = {'epoch': epoch, 'iter': current_iter, 'optimizers': [part.state_dict() for part in self.optimizers],
-                 'schedulers': [part.state_dict() for part in self.schedulers], 'scaler': self.scaler.state_dict()}
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        _try(write_whole, osp.join(self.opt['path']['training_states'], f'{current_iter}.state'), buffer.getvalue())
-
-    def resume_training(self, resume_state):
-        super().resume_training(resume_state)
-        if resume_state.get('scaler') and self.scaler.is_enabled():  # not in a state of BasicSR, nor of another amp
-            self.scaler.load_state_dict(resume_state['scaler'])
-
     def feed_data(self, data):
         super().feed_data(data)
-        self.lq_path = data.get('lq_path')
         self.given = {name: data[name].to(self.device) for name in NEEDED if name in data}
 
     def test(self):
@@ -235,12 +218,31 @@ class UDLModel(SRModel):
         return visuals
 
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img):
-        self.validating = (dataloader.dataset.opt['name'], current_iter)
+        name = dataloader.dataset.opt['name']
+        if self.is_train:
+            current_iter = min(current_iter, int(self.opt['train']['total_iter']))  # upstream counts on, in the end
+            self._warn_of_flat_map()
+        self.validating = (name, current_iter)
         with _emptied_once():
             super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
         self.validating = None
         for metric in self.map_metrics:
             metric.pop('log_var', None)
+        if self.is_train:
+            self.keep_best(name, current_iter)
+            self.note_validation(name, current_iter)
+
+    def _warn_of_flat_map(self):
+        """Of the batch that was trained last, in each validation."""
+        if self.last_log_var is None:
+            return
+        spread = spread_of(self.last_log_var)
+        if spread < FLAT:
+            get_root_logger().warning(
+                f'The log-variance is nearly one value ({float(self.last_log_var.mean()):.3f} ± {spread / 2:.3f} in an '
+                'image): it tells no pixel from another, and step 2 with it is plain L1. After the first hundreds of '
+                'iterations that means a variance head that is dead or saturated: train step 1 with img_range: 255 in '
+                'pixel_opt, and images that vary.')
 
     def _write_uncertainty(self, log_var):
         """Writes the map beside where upstream puts the SR image of `self.lq_path`."""
@@ -256,6 +258,12 @@ class UDLModel(SRModel):
             uncertainty_picture(log_var, self.opt['val'].get('uncertainty_limits'))))
 
 
+def spread_of(log_var):
+    """How far apart the 5th and 95th percentiles of an image in `(N, C, H, W)` are: the most of channels and images."""
+    low, high = torch.quantile(log_var[:4].float().flatten(2), torch.tensor([0.05, 0.95], device=log_var.device), dim=2)
+    return float((high - low).max())
+
+
 @contextlib.contextmanager
 def _emptied_once():
     """Upstream gives the GPU's memory back after each image, and has to ask for it again for the next one. PyTorch
@@ -267,13 +275,3 @@ def _emptied_once():
     finally:
         torch.cuda.empty_cache = empty_cache
         empty_cache()
-
-
-def _try(write, path, *content):
-    """Whether it could be written: a full disk ends no training upstream either."""
-    try:
-        write(path, *content)
-    except OSError as err:
-        get_root_logger().error(f"'{path}' cannot be written: {err}. Training goes on.")
-        return False
-    return True

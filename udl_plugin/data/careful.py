@@ -1,0 +1,155 @@
+"""Data that goes bad below a running training: what is wrong is told by file and record, or passed over if asked to."""
+import os
+from pathlib import Path
+
+import lmdb
+from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.utils import FileClient
+from torch.utils.data import Dataset
+
+from udl_plugin.data.image_files import decode, refuse_huge
+from udl_plugin.data.records import open_lmdb
+from udl_plugin.errors import InputError
+
+MAX_BAD = 100  # records in a row that are passed over
+
+
+class BadRecord(InputError):
+    """One image, or pair of images, that is of no use; the others may well be."""
+
+
+class CarefulDataset(Dataset):
+    """A data set of BasicSR whose errors are of one line, with the name of the file and the record.
+
+    Args:
+        dataset (Dataset): One that has `opt`, as all of BasicSR's have.
+        where (str): What it is called in the yml, for messages: `datasets: train`.
+        on_bad_record (str): `stop`, or `skip`: the next image that is good is taken in place of a bad one.
+    """
+
+    def __init__(self, dataset, where, on_bad_record='stop'):
+        self.dataset, self.where, self.skip = dataset, where, on_bad_record == 'skip'
+        self.opt = dataset.opt  # upstream's validation reads it
+        self.client = None
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        return self.load(index)[0]
+
+    def load(self, index):
+        """
+        Returns:
+            tuple[dict, list[str]]: The item, and what was passed over for it, a line each.
+
+        Raises:
+            InputError: the record is bad, and `on_bad_record` is `stop`; or what it is in is gone or truncated.
+        """
+        passed_over = []
+        for number in range(min(len(self), MAX_BAD)):
+            try:
+                return self._load((index + number) % len(self)), passed_over
+            except BadRecord as err:
+                if not self.skip:
+                    raise InputError(f'{self.where}: {err} (on_bad_record: skip passes over such images.)') from err
+                passed_over.append(str(err))
+        raise InputError(f'{self.where}: {len(passed_over)} records in a row are bad; the last one: {passed_over[-1]}')
+
+    def refuse_damaged(self):
+        """
+        Raises:
+            InputError: an LMDB of the data set is gone or truncated.
+        """
+        if (self.opt.get('io_backend') or {}).get('type', 'lmdb') == 'lmdb':
+            for root in [value for key, value in self.opt.items() if key.startswith('dataroot_')]:
+                _bytes_needed(root, self.where)
+
+    def _load(self, index):
+        try:
+            self._watch()
+            item = self.dataset[index]
+        except (InputError, MemoryError):
+            raise
+        except Exception as err:  # upstream's readers and OpenCV raise nearly anything
+            raise self._explained(index, err) from err
+        if isinstance(self.dataset, PairedImageDataset):
+            _refuse_other_size(item, self.opt['scale'], self._names(index))
+        return item
+
+    def _watch(self):
+        """Puts a watch on what the data set reads with, and makes that first, as upstream does at the first item."""
+        options = getattr(self.dataset, 'io_backend_opt', None)
+        if self.client is None and options is not None and getattr(self.dataset, 'file_client', self) is None:
+            kind = options.pop('type')
+            roots = dict(zip(options['client_keys'], options['db_paths'])) if kind == 'lmdb' else {}
+            needed = {root: _bytes_needed(root, self.where) for root in roots.values()}
+            self.dataset.file_client = self.client = _Watch(FileClient(kind, **options), roots, needed, self.where)
+        if self.client is not None:
+            self.client.read.clear()
+
+    def _names(self, index):
+        if self.client is not None and self.client.read:
+            return ' and '.join(self.client.read)
+        return f'image {index}'
+
+    def _explained(self, index, err):
+        for name, data in (self.client.read if self.client is not None else {}).items():
+            try:
+                decode(data)
+            except ValueError as reason:
+                return BadRecord(f'{name} cannot be decoded: {reason}')
+        return BadRecord(f'{self._names(index)}: {" ".join(str(err).split()) or type(err).__name__}')
+
+
+class _Watch:
+    """A `FileClient` that remembers what it read, and reads no LMDB that has become shorter: that kills a process."""
+
+    def __init__(self, client, roots, needed, where):
+        self.client, self.roots, self.needed, self.where = client, roots, needed, where
+        self.read = {}  # of the item in hand: name for messages, and bytes
+
+    def get(self, filepath, client_key='default'):
+        root = self.roots.get(client_key)
+        name = f"'{filepath}'" if root is None else f"'{root}': '{filepath}'"
+        if root is not None:
+            self._refuse_shorter(root)
+        try:
+            data = self.client.get(filepath, client_key)
+        except (OSError, lmdb.Error) as err:
+            raise BadRecord(f'{name} cannot be read: {getattr(err, "strerror", None) or err}.') from err
+        if data is None:
+            raise BadRecord(f'{name} is not there, though meta_info.txt lists it.')
+        try:
+            refuse_huge(data)
+        except (OSError, ValueError) as err:
+            reason = 'truncated, damaged or not an image.' if isinstance(err, OSError) else err
+            raise BadRecord(f'{name} cannot be decoded: {reason}') from err
+        self.read[name] = data
+        return data
+
+    def _refuse_shorter(self, root):
+        data = Path(root, 'data.mdb')
+        try:
+            there = os.stat(data).st_size
+        except OSError as err:
+            raise InputError(f"{self.where}: '{data}' was there when the training began, and is not now: "
+                             f'{err.strerror}. Put it back; --auto_resume goes on.') from err
+        if there < self.needed[root]:
+            raise InputError(f"{self.where}: '{data}' was truncated while the training ran: {there} of "
+                             f'{self.needed[root]} bytes are there. Have it written anew; --auto_resume goes on.')
+
+
+def _bytes_needed(root, where):
+    try:
+        with open_lmdb(root) as env:
+            return (env.info()['last_pgno'] + 1) * env.stat()['psize']
+    except InputError as err:
+        raise InputError(f'{where}: {err}') from err
+
+
+def _refuse_other_size(item, scale, names):
+    lq, gt = (tuple(item[side].shape[-2:]) for side in ('lq', 'gt'))
+    if gt != tuple(scale * length for length in lq):
+        raise BadRecord(f'{names}: GT is {gt[1]} x {gt[0]} and LQ {lq[1]} x {lq[0]} pixels, which is not a scale of '
+                        f'{scale}.')

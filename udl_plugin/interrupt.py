@@ -1,0 +1,94 @@
+"""Ctrl-C and SIGTERM as an exception that comes between two iterations, and never within one."""
+import contextlib
+import os
+import signal
+import threading
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_held = 0  # blocks of `held` that are being run
+_pending = None  # the signal that came within them
+
+
+class Interrupted(BaseException):  # as KeyboardInterrupt: no `except Exception` is meant for it
+    """The user, or the machine's owner, wants the training to end; `signal` says how it was told."""
+
+    def __init__(self, signal_number):
+        self.signal = signal.Signals(signal_number)
+        super().__init__(self.signal.name)
+
+
+@contextlib.contextmanager
+def raised():
+    """In the block, the first Ctrl-C or SIGTERM raises Interrupted; a second one ends the process as it always did."""
+    global _held, _pending
+    _held, _pending, before = 0, None, {number: signal.signal(number, _handle) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _handle(number, _frame):
+    global _pending
+    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    if _held:
+        _pending = number
+    else:
+        raise Interrupted(number)
+
+
+@contextlib.contextmanager
+def held():
+    """A signal that comes in the block is raised at its end; in a block within a block, at the end of the outer one."""
+    hold()
+    try:
+        yield
+    finally:
+        release()
+
+
+def hold():
+    """Begins what `release` ends, where the two are in different functions."""
+    global _held
+    _held += 1
+
+
+def release():
+    """
+    Raises:
+        Interrupted: a signal came meanwhile, and this was the outermost block.
+    """
+    global _held, _pending
+    _held -= 1
+    if not _held and _pending is not None:
+        number, _pending = _pending, None
+        raise Interrupted(number)
+
+
+def pending():
+    """The number of the signal that waits for the end of a block, or None."""
+    return _pending
+
+
+def pend(number):
+    """As if a signal had come here that came to another process of the training."""
+    global _pending
+    _pending = number
+
+
+def let_the_parent_decide():
+    """For a process that loads data: Ctrl-C and a batch system's SIGTERM come to it too, and the parent still needs it.
+
+    Only the parent's own SIGTERM ends it, as far as the system tells whose it is (Linux does).
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, 'sigwaitinfo'):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_wait_for_the_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _wait_for_the_parent(parent):
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

@@ -1,0 +1,171 @@
+"""One run of upstream's pipelines: functions that they call by name, replaced by ours while they run.
+
+Upstream's loop stays upstream's. What it lacks hangs on the names that it looks up in its own module: where a training
+resumes, and in the very place; data that tells what is bad in it; and what was under way when it was interrupted.
+"""
+import functools
+import re
+from os import path as osp
+from pathlib import Path
+
+from udl_plugin.checkpoints import load_tensors, read_checkpoint
+from udl_plugin.errors import InputError
+
+IN_STATE = {'epoch', 'iter', 'optimizers', 'schedulers'}  # upstream's own
+
+
+class Session:
+    """
+    Args:
+        module (module): `basicsr.train` or `basicsr.test`.
+        resume (Callable): `load_resume_state`, or one that also checks what it is given.
+    """
+
+    def __init__(self, module, resume):
+        self.module, self.resume = module, resume
+        self.state = self.model = self.train_loader = None
+        self.val_loaders, self.notes = [], []
+        self.upstream = {name: getattr(module, name) for name in self.names() if hasattr(module, name)}
+
+    @staticmethod
+    def names():
+        return ('load_resume_state', 'build_dataloader', 'build_model', 'MessageLogger')
+
+    def __enter__(self):
+        for name in self.upstream:
+            setattr(self.module, name, getattr(self, name))
+        return self
+
+    def __exit__(self, *_):
+        for name, function in self.upstream.items():
+            setattr(self.module, name, function)
+
+    def load_resume_state(self, opt):
+        self.state, self.notes = self.resume(opt)
+        return self.state
+
+    def build_dataloader(self, dataset, dataset_opt, num_gpu=1, dist=False, sampler=None, seed=None):
+        from udl_plugin.data.careful import CarefulDataset
+        from udl_plugin.place import KeepingLoader
+        build = functools.partial(self.upstream['build_dataloader'], dataset_opt=dataset_opt, num_gpu=num_gpu,
+                                  dist=dist, seed=seed)
+        if dataset_opt['phase'] != 'train':
+            where = f'datasets: {dataset_opt["name"]}'
+            self.val_loaders.append(build(CarefulDataset(dataset, where), sampler=sampler))
+            return self.val_loaders[-1]
+        careful = CarefulDataset(dataset, 'datasets: train', dataset_opt.get('on_bad_record') or 'stop')
+        self.train_loader = KeepingLoader(lambda *args: build(args[0], sampler=args[1]), careful, sampler)
+        self._go_on(sampler)
+        return self.train_loader
+
+    def _go_on(self, sampler):
+        """Has the data go on where the state says."""
+        places = self.state.get('places') if self.state else None
+        if not places:
+            if self.state:
+                self.notes.append('The state is not of udl-train, and tells no place: its epoch begins anew.')
+        elif len(places) != sampler.num_replicas:
+            self.notes.append('The state is of another number of processes: its epoch begins anew.')
+        else:
+            note = self.train_loader.go_on(places[sampler.rank], self.state['random'][sampler.rank])
+            self.notes += [f'Not as it would have been without the interruption: {note}.'] if note else []
+
+    def build_model(self, opt):
+        self.model = self.upstream['build_model'](opt)
+        return self.model
+
+    def MessageLogger(self, opt, start_iter=1, tb_logger=None):
+        from basicsr.utils import get_root_logger
+        for note in self.notes:
+            get_root_logger().warning(note)
+        if self.state and self.state.get('validated') is False and self.train_loader.main:
+            self._validate(opt, tb_logger)
+        return self.upstream['MessageLogger'](opt, start_iter, tb_logger)
+
+    def _validate(self, opt, tb_logger):
+        """The validation that the interruption took away; with random numbers as it would have had."""
+        from udl_plugin import random_states
+        current_iter = self.state['iter']
+        if opt.get('val') is None or current_iter % opt['val']['val_freq']:
+            return
+        random_states.restore(self.train_loader.main)
+        for loader in self.val_loaders:
+            self.model.validation(loader, current_iter, tb_logger, opt['val']['save_img'])
+        self.train_loader.main = random_states.plain(random_states.read())
+
+    def explain(self, err):
+        """Why a process that loads data was lost, as far as that can be found out; None where `err` is of another kind.
+        """
+        if 'DataLoader worker' not in str(err) or self.train_loader is None:
+            return None
+        try:
+            self.train_loader.dataset.refuse_damaged()
+        except InputError as found:
+            return str(found)
+        return f'datasets: train: {" ".join(str(err).split())} Where that is for want of memory, write a smaller ' \
+               'num_worker_per_gpu.'
+
+    def save(self):
+        """Saves what was reached, if there is something that is not saved yet.
+
+        Returns:
+            str: What is there to go on from.
+        """
+        reached = self.model.save_reached() if hasattr(self.model, 'save_reached') else None
+        return f' Iteration {reached} is saved; --auto_resume goes on from there.' if reached else ''
+
+
+def load_resume_state(opt):
+    """The training state that `--auto_resume` or `path: resume_state` asks for, or None, and lines on what was passed
+    over.
+
+    As `basicsr/train.py` has it, but read on the CPU, for the optimizer moves its state to the parameters' device; and
+    `--auto_resume` takes the newest state that is whole and has a whole network. Nothing is deleted.
+
+    Raises:
+        InputError: the file is missing or not one of tensors; there are states, and none is whole.
+    """
+    from basicsr.utils import check_resume
+    state, passed_over = None, []
+    if opt['auto_resume']:
+        path, state, passed_over = _newest_whole(Path(opt['path']['training_states']), Path(opt['path']['models']))
+        opt['path']['resume_state'] = path
+    elif opt['path'].get('resume_state'):
+        try:
+            state = read_state(opt['path']['resume_state'])
+        except InputError as err:
+            raise InputError(f'path: resume_state: {err}') from err.__cause__
+    if state is not None:
+        check_resume(opt, state['iter'])
+    return state, passed_over
+
+
+def _newest_whole(states, models):
+    found = {int(path.stem): path for path in states.glob('*.state') if re.fullmatch(r'\d+', path.stem)}
+    passed_over = []
+    for iteration in sorted(found, reverse=True):
+        path = found[iteration]
+        try:
+            state = read_state(path)
+            if state['iter'] != iteration:
+                raise InputError(f"'{path}' is the state of iteration {state['iter']}.")
+            read_checkpoint(models / f'net_g_{iteration}.pth')
+            return str(path), state, passed_over
+        except InputError as err:
+            passed_over.append(f"--auto_resume passes over '{path}': {err}")
+    if passed_over:
+        raise InputError('; '.join(passed_over) + f' None is left in {states}. Without --auto_resume a new training '
+                         'begins, and this one is kept under another name.')
+    return None, None, []
+
+
+def read_state(path):
+    """A training state, as plain data and tensors on the CPU.
+
+    Raises:
+        InputError: the file is missing, torn, or no training state.
+    """
+    state = load_tensors(path)
+    if not isinstance(state, dict) or not state.keys() >= IN_STATE or not isinstance(state['iter'], int):
+        raise InputError(f"'{osp.relpath(path)}' is not a training state; those are in training_states/.")
+    return state
