@@ -2,6 +2,7 @@
 trains faster or in less memory where it is asked to."""
 import contextlib
 import io
+import math
 from collections import OrderedDict
 from os import path as osp
 
@@ -142,7 +143,11 @@ class UDLModel(LastingModel):
             maps = {**given, **dict(zip(wanted, needed))}
             if 'log_var' in maps:
                 self.last_log_var = maps['log_var'].detach()
-            losses['l_pix'] = self.cri_pix(self.output, gt, **{name: maps[name] for name in self.loss_needs})
+            try:
+                losses['l_pix'] = self.cri_pix(self.output, gt, **{name: maps[name] for name in self.loss_needs})
+            except FloatingPointError as err:  # of our losses, which say what is to blame; others give what is no number
+                self.blamed = f' {err}'
+                losses['l_pix'] = math.nan * sum(part.sum() for part in (self.output, *needed))
         if self.cri_perceptual:
             perceptual, style = self.cri_perceptual(self.output, gt)
             losses.update({name: loss for name, loss in (('l_percep', perceptual), ('l_style', style))
