@@ -2,6 +2,7 @@
 import hashlib
 import io
 import pickle
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -52,10 +53,20 @@ def load_tensors(path):
     """Reads what `torch.save` wrote, on the CPU and as far as it is tensors and plain containers: nothing is executed.
 
     Raises:
-        InputError: no such file, not torch's format, torn, or something else than tensors in it.
+        InputError: no such file, not torch's format, torn, something else than tensors in it, or made to fill the
+            memory: compressed, or with tensors that repeat few values to be many.
     """
     try:
-        return torch.load(path, map_location='cpu', weights_only=True)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ValueError('it is compressed, as torch.save never does, and may be made to fill the memory')
+        content = torch.load(path, map_location='cpu', weights_only=True)
+        for tensor in _tensors(content):
+            if tensor.layout is torch.strided and tensor.nbytes > tensor.untyped_storage().nbytes():
+                raise ValueError(f'a tensor of {tuple(tensor.shape)} repeats few values, and may be made to fill the '
+                                 'memory')
+        return content
     except FileNotFoundError:
         raise InputError(f"there is no file '{path}' (seen from {Path.cwd()}).") from None
     except IsADirectoryError:
@@ -64,6 +75,14 @@ def load_tensors(path):
         reason = 'it is of another kind, or holds more than tensors, and such things could run code' \
             if isinstance(err, pickle.UnpicklingError) else f'{type(err).__name__}: {err}'.splitlines()[0]
         raise InputError(f"'{path}' cannot be read as a checkpoint of tensors ({reason}).") from err
+
+
+def _tensors(content):
+    if torch.is_tensor(content):
+        yield content
+    elif isinstance(content, (dict, list, tuple)):
+        for item in content.values() if isinstance(content, dict) else content:
+            yield from _tensors(item)
 
 
 def read_fitting(net, path, param_key='params', strict=True):

@@ -41,11 +41,14 @@ def _handle(number, _frame):
 @contextlib.contextmanager
 def held():
     """A signal that comes in the block is raised at its end; in a block within a block, at the end of the outer one."""
+    global _held
     hold()
     try:
         yield
-    finally:
-        release()
+    except BaseException:
+        _held -= 1
+        raise
+    release()
 
 
 def hold():

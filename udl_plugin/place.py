@@ -9,6 +9,7 @@ import pickle
 import queue
 import threading
 
+import torch
 from basicsr.utils import get_root_logger
 from torch.utils.data import Sampler, default_collate
 
@@ -111,7 +112,9 @@ class _NotingDataset:
                 passed_over += problems
         except InputError as err:
             return [], _Note(error=str(err))
-        return items, _Note(pickle.dumps(random_states.read()), passed_over)
+        # as a tensor, which travels in shared memory: 10 kB each would fill the pipe between the processes
+        states = torch.frombuffer(bytearray(pickle.dumps(random_states.read())), dtype=torch.uint8)
+        return items, _Note(states, passed_over)
 
 
 def _collate(loaded):
@@ -138,6 +141,7 @@ class KeepingLoader:
         self.loader.collate_fn, self.loader.worker_init_fn = _collate, _Init(self.loader.worker_init_fn)
         self.sampler.batch_size, self.sampler.num_workers = self.loader.batch_size, self.loader.num_workers
         self.main = None  # random states of this process at the place where it goes on
+        self.loaders = [None] * max(1, self.loader.num_workers)  # see Place
         self.passed_over = 0
         if not len(self.loader):
             raise InputError(f'{dataset.where}: {len(sampler)} images (dataset_enlarge_ratio counted) do not fill one '
@@ -173,14 +177,16 @@ class KeepingLoader:
         return self._batches(iter(self.loader), begun, place)
 
     def _batches(self, batches, begun, place):
-        epoch, seen, loaders = self.sampler.sampler.epoch, 0, [None] * max(1, self.sampler.num_workers)
+        epoch, seen = self.sampler.sampler.epoch, 0
+        if not self.loader.persistent_workers:
+            self.loaders = [None] * max(1, self.sampler.num_workers)
         if place:
-            seen, loaders = place['seen'], list(place['loaders'])
+            seen, self.loaders = place['seen'], list(place['loaders'])
             for _ in range(self.sampler.fillers()):
                 _next(batches)
             random_states.restore(self.main)
-            if not self.sampler.num_workers and loaders[0]:  # upstream's CUDAPrefetcher had drawn more by then
-                random_states.restore(loaders[0], pytorch=False)
+            if not self.sampler.num_workers and self.loaders[0]:  # upstream's CUDAPrefetcher had drawn more by then
+                random_states.restore(self.loaders[0], pytorch=False)
         while True:
             batch = _next(batches)
             if batch is None:
@@ -191,9 +197,9 @@ class KeepingLoader:
             for problem in note.passed_over:
                 self.passed_over += 1
                 get_root_logger().warning(f'Passed over, {self.passed_over} so far: {problem}')
-            loaders[seen // self.sampler.batch_size % len(loaders)] = note.states
+            self.loaders[seen // self.sampler.batch_size % len(self.loaders)] = note.states.numpy().tobytes()
             seen += self.sampler.batch_size
-            note.place = Place(epoch, seen, len(self.sampler), self.sampler.batch_size, begun, tuple(loaders))
+            note.place = Place(epoch, seen, len(self.sampler), self.sampler.batch_size, begun, tuple(self.loaders))
             yield batch
 
 

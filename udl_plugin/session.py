@@ -78,6 +78,9 @@ class Session:
         from basicsr.utils import get_root_logger
         for note in self.notes:
             get_root_logger().warning(note)
+        for folder in ('models', 'training_states') if opt['rank'] == 0 and 'models' in opt['path'] else ():
+            for path in Path(opt['path'][folder]).glob('.*.tmp'):  # of `write_whole`, in a process that was killed
+                path.unlink(missing_ok=True)
         if self.state and self.state.get('validated') is False and self.train_loader.main:
             self._validate(opt, tb_logger)
         return self.upstream['MessageLogger'](opt, start_iter, tb_logger)

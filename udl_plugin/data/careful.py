@@ -83,8 +83,10 @@ class CarefulDataset(Dataset):
         if self.client is None and options is not None and getattr(self.dataset, 'file_client', self) is None:
             kind = options.pop('type')
             roots = dict(zip(options['client_keys'], options['db_paths'])) if kind == 'lmdb' else {}
-            needed = {root: _bytes_needed(root, self.where) for root in roots.values()}
-            self.dataset.file_client = self.client = _Watch(FileClient(kind, **options), roots, needed, self.where)
+            needed = {key: _bytes_needed(root, self.where) for key, root in roots.items()}
+            files = {key: open(Path(root, 'data.mdb'), 'rb') for key, root in roots.items()}  # noqa: SIM115
+            self.client = _Watch(FileClient(kind, **options), roots, files, needed, self.where)
+            self.dataset.file_client = self.client
         if self.client is not None:
             self.client.read.clear()
 
@@ -103,17 +105,25 @@ class CarefulDataset(Dataset):
 
 
 class _Watch:
-    """A `FileClient` that remembers what it read, and reads no LMDB that has become shorter: that kills a process."""
+    """A `FileClient` that remembers what it read, and reads no LMDB that has become shorter: that would kill it.
 
-    def __init__(self, client, roots, needed, where):
-        self.client, self.roots, self.needed, self.where = client, roots, needed, where
+    Args:
+        client (FileClient): Upstream's.
+        roots (dict[str, str]): Upstream's `client_key` to the path of its LMDB; empty for files.
+        files (dict[str, file]): And to its data.mdb, open: the very one that is read, whatever takes its name later.
+        needed (dict[str, int]): And to the least number of bytes in it.
+        where (str): As of CarefulDataset.
+    """
+
+    def __init__(self, client, roots, files, needed, where):
+        self.client, self.roots, self.files, self.needed, self.where = client, roots, files, needed, where
         self.read = {}  # of the item in hand: name for messages, and bytes
 
     def get(self, filepath, client_key='default'):
-        root = self.roots.get(client_key)
-        name = f"'{filepath}'" if root is None else f"'{root}': '{filepath}'"
-        if root is not None:
-            self._refuse_shorter(root)
+        name = f"'{filepath}'"
+        if client_key in self.roots:
+            self._refuse_damaged(client_key)
+            name = f"'{self.roots[client_key]}': {name}"
         try:
             data = self.client.get(filepath, client_key)
         except (OSError, lmdb.Error) as err:
@@ -128,16 +138,14 @@ class _Watch:
         self.read[name] = data
         return data
 
-    def _refuse_shorter(self, root):
-        data = Path(root, 'data.mdb')
-        try:
-            there = os.stat(data).st_size
-        except OSError as err:
-            raise InputError(f"{self.where}: '{data}' was there when the training began, and is not now: "
-                             f'{err.strerror}. Put it back; --auto_resume goes on.') from err
-        if there < self.needed[root]:
-            raise InputError(f"{self.where}: '{data}' was truncated while the training ran: {there} of "
-                             f'{self.needed[root]} bytes are there. Have it written anew; --auto_resume goes on.')
+    def _refuse_damaged(self, client_key):
+        found, data = os.fstat(self.files[client_key].fileno()), self.files[client_key].name
+        if not found.st_nlink:
+            raise InputError(f"{self.where}: '{data}' was deleted or replaced while the training ran. Put it back; "
+                             '--auto_resume goes on.')
+        if found.st_size < self.needed[client_key]:
+            raise InputError(f"{self.where}: '{data}' was truncated while the training ran: {found.st_size} of "
+                             f'{self.needed[client_key]} bytes are there. Have it written anew; --auto_resume goes on.')
 
 
 def _bytes_needed(root, where):

@@ -79,8 +79,8 @@ class LastingModel(SRModel):
             return
         self.skips, self.skips_in_row = self.skips + 1, self.skips_in_row + 1
         get_root_logger().warning(
-            f'Iteration {current_iter} is skipped: loss or gradients are not finite ({dict(self.log_dict)}).{self.blamed} '
-            f'{self.skips_in_row} in a row, {self.skips} in all. Its images: {", ".join(self.paths or ["unknown"])}.')
+            f'Iteration {current_iter} is skipped: loss or gradients not finite: {dict(self.log_dict)}.{self.blamed}'
+            f' {self.skips_in_row} in a row, {self.skips} in all. Its images: {", ".join(self.paths or ["unknown"])}.')
         self.blamed = ''
         most = self.opt['train'].get('max_skips') or MAX_SKIPS
         if self.skips_in_row < most:

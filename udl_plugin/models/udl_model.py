@@ -145,7 +145,7 @@ class UDLModel(LastingModel):
                 self.last_log_var = maps['log_var'].detach()
             try:
                 losses['l_pix'] = self.cri_pix(self.output, gt, **{name: maps[name] for name in self.loss_needs})
-            except FloatingPointError as err:  # of our losses, which say what is to blame; others give what is no number
+            except FloatingPointError as err:  # our losses say what is to blame; others are just not finite
                 self.blamed = f' {err}'
                 losses['l_pix'] = math.nan * sum(part.sum() for part in (self.output, *needed))
         if self.cri_perceptual:

@@ -1,0 +1,72 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from udl_plugin import interrupt
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_signal_is_raised(number):
+    before = signal.getsignal(number)
+    with pytest.raises(interrupt.Interrupted, match=number.name) as caught, interrupt.raised():
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+        pytest.fail('nothing was raised')
+    assert caught.value.signal == number
+    assert signal.getsignal(number) is before
+
+
+def test_signal_waits_for_the_end_of_what_is_held():
+    done = []
+    with pytest.raises(interrupt.Interrupted), interrupt.raised():
+        with interrupt.held():
+            with interrupt.held():
+                os.kill(os.getpid(), signal.SIGTERM)
+                done.append('inner')
+            assert interrupt.pending() == signal.SIGTERM
+            done.append('outer')
+        done.append('behind')
+    assert done == ['inner', 'outer']
+    assert interrupt.pending() is None
+
+
+def test_second_ctrl_c_is_as_ever():
+    with pytest.raises(KeyboardInterrupt), interrupt.raised(), interrupt.held():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_next_block_begins_afresh():
+    """Whatever ended the one before."""
+    with pytest.raises(ZeroDivisionError), interrupt.raised():
+        interrupt.hold()
+        interrupt.pend(signal.SIGTERM)
+        _ = 1 / 0
+    with pytest.raises(interrupt.Interrupted), interrupt.raised():
+        assert interrupt.pending() is None
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+CHILD = """
+import os, signal, sys, time
+from udl_plugin import interrupt
+interrupt.let_the_parent_decide()
+print('ready', flush=True)
+time.sleep(30)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, 'sigwaitinfo'), reason='this system does not tell whose a signal is')
+def test_loading_process_obeys_its_parent_alone():
+    with subprocess.Popen([sys.executable, '-c', CHILD], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == 'ready\n'
+        child.send_signal(signal.SIGINT)
+        subprocess.run(['/bin/sh', '-c', f'kill -TERM {child.pid}'], check=True)  # of another process
+        time.sleep(0.5)
+        assert child.poll() is None
+        child.terminate()
+        assert child.wait(5) == 0
