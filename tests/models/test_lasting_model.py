@@ -1,0 +1,251 @@
+"""What a training of days meets: numbers that are none, checkpoints that pile up, and the best of them."""
+import math
+
+import numpy as np
+import pytest
+import torch
+from basicsr.models import build_model
+from basicsr.utils import get_root_logger
+from conftest import model_options
+from torch.utils.data import DataLoader, Dataset
+
+from udl_plugin import random_states
+from udl_plugin.errors import InputError
+from udl_plugin.models.udl_model import spread_of
+from udl_plugin.place import Place
+
+pytestmark = pytest.mark.usefixtures('seed', 'heard')
+
+
+@pytest.fixture
+def heard(monkeypatch):
+    """What BasicSR's logger says can be asserted on."""
+    monkeypatch.setattr(get_root_logger(), 'propagate', True)
+
+
+class Note:
+    """As a batch of udl-train has it."""
+
+    def __init__(self, number):
+        self.place = Place(0, 2 * number, 20, 2, random_states.read(), (None,))
+
+
+class Pairs(Dataset):
+    opt = {'name': 'Set1'}  # noqa: RUF012
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        return {'lq': torch.rand(3, 8, 8, generator=generator), 'gt': torch.rand(3, 16, 16, generator=generator),
+                'lq_path': 'bird.png'}
+
+
+def step(model, number, lq=None):
+    generator = torch.Generator().manual_seed(number)
+    given = torch.rand(2, 3, 8, 8, generator=generator)
+    model.update_learning_rate(number)
+    model.feed_data({'lq': given if lq is None else lq, 'gt': torch.rand(2, 3, 16, 16, generator=generator),
+                     'lq_path': [f'{number}_a', f'{number}_b'], 'note': Note(number)})
+    model.optimize_parameters(number)
+
+
+def weights(model):
+    return [value.clone() for value in model.net_g.state_dict().values()]
+
+
+def equal(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one, other))
+
+
+NAN = torch.full((2, 3, 8, 8), math.nan)
+
+
+@pytest.mark.parametrize('loss', ['ESU', 'L1Loss'])  # ours, which raises; and one of BasicSR's
+def test_what_is_no_number_is_skipped(tmp_path, loss, caplog):
+    model = build_model(model_options(1, tmp_path, pixel_opt={'type': loss}, ema_decay=0.9))
+    step(model, 1)
+    before, average = weights(model), [value.clone() for value in model.net_g_ema.state_dict().values()]
+    state = {key: {name: torch.clone(torch.as_tensor(value)) for name, value in part.items()}
+             for key, part in model.optimizer_g.state_dict()['state'].items()}
+    step(model, 2, NAN)
+    assert equal(weights(model), before)
+    assert equal(model.net_g_ema.state_dict().values(), average)
+    for key, part in model.optimizer_g.state_dict()['state'].items():
+        assert all(torch.equal(torch.as_tensor(part[name]), value) for name, value in state[key].items())
+    assert 'Iteration 2 is skipped: loss or gradients not finite: ' in caplog.text
+    assert '1 in a row, 1 in all. Its images: 2_a, 2_b.' in caplog.text
+    assert ('ESU is not finite. pred has' in caplog.text) == (loss == 'ESU')
+    step(model, 3)
+    assert not equal(weights(model), before)
+    step(model, 4, NAN)
+    assert '1 in a row, 2 in all' in caplog.text
+
+
+def test_gradients_count_too(tmp_path, caplog):
+    """Where the loss itself is a number."""
+    model = build_model(model_options(1, tmp_path, pixel_opt={'type': 'L1Loss'}))
+    weight = next(model.net_g.parameters())
+    handle = weight.register_hook(lambda gradient: gradient * math.inf)
+    before = weights(model)
+    step(model, 1)
+    assert equal(weights(model), before)
+    assert 'Iteration 1 is skipped' in caplog.text
+    handle.remove()
+    step(model, 2)
+    assert not equal(weights(model), before)
+
+
+def test_too_many_in_a_row_end_the_training(tmp_path):
+    model = build_model(model_options(1, tmp_path, max_skips=3))
+    step(model, 1)
+    model.save(0, 1)
+    files = {path.name for path in tmp_path.iterdir()}
+    step(model, 2, NAN)
+    step(model, 3)
+    for number in (4, 5):
+        step(model, number, NAN)
+        model.save(0, number)  # what blew up is no checkpoint
+    message = r"3 iterations in a row .* the last one 6\. Its batch is in '(.*not_finite_6_0\.pth)'"
+    with pytest.raises(FloatingPointError, match=message):
+        step(model, 6, NAN)
+    assert {path.name for path in tmp_path.iterdir()} == {*files, 'not_finite_6_0.pth'}
+    batch = torch.load(tmp_path / 'not_finite_6_0.pth', weights_only=True)
+    assert batch['paths'] == ['6_a', '6_b']
+    assert batch['lq'].isnan().all() and batch['gt'].shape == (2, 3, 16, 16)
+
+
+def saved(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_last_ones_are_kept(tmp_path):
+    opt = model_options(1, tmp_path)
+    opt['logger'] = {'save_keep': 2}
+    model = build_model(opt)
+    (tmp_path / 'net_g_9.pth').write_bytes(b'of a run that went further')
+    (tmp_path / '9.state').write_bytes(b'as well')
+    for number in range(1, 6):
+        step(model, number)
+        model.save(0, number)
+    model.save(-1, -1)
+    assert saved(tmp_path) == ['4.state', '5.state', '9.state', 'net_g_4.pth', 'net_g_5.pth', 'net_g_9.pth',
+                               'net_g_latest.pth']
+
+
+def test_nothing_is_removed_when_nothing_can_be_written(tmp_path, monkeypatch):
+    opt = model_options(1, tmp_path)
+    opt['logger'] = {'save_keep': 1}
+    model = build_model(opt)
+    step(model, 1)
+    model.save(0, 1)
+
+    def full(file):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('udl_plugin.files.os.fsync', full)
+    step(model, 2)
+    model.save(0, 2)
+    assert saved(tmp_path) == ['1.state', 'net_g_1.pth']
+    with pytest.raises(InputError, match=r'net_g_latest\.pth could not be written.*--auto_resume goes on'):
+        model.save(-1, -1)
+
+
+class Score:
+    """In place of PSNR: the numbers that it is given, one a validation."""
+
+    def __init__(self, monkeypatch, values):
+        values = iter(values)
+        monkeypatch.setattr('basicsr.models.sr_model.calculate_metric', lambda *_: np.float64(next(values)))
+
+
+@pytest.mark.parametrize(('better', 'values', 'best'), [('higher', [1, 3, 2], 2), ('lower', [5, 7, 4], 3)])
+@pytest.mark.parametrize('save_best', ['psnr', 'Set1/psnr'])
+def test_best_network(tmp_path, monkeypatch, better, values, best, save_best):
+    opt = model_options(1, tmp_path, ema_decay=0.9)
+    opt['datasets'] = {'val': {'name': 'Set1'}, 'val_2': {'name': 'Set2'}}
+    opt['val']['metrics']['psnr']['better'] = better
+    opt['val']['save_best'] = save_best
+    model, seen = build_model(opt), {}
+    Score(monkeypatch, values)
+    for number in (1, 2, 3):
+        step(model, number)
+        seen[number] = weights(model)
+        model.validation(DataLoader(Pairs()), number, None, save_img=False)
+    content = torch.load(tmp_path / 'net_g_best.pth', weights_only=True)
+    assert equal(content['params'].values(), seen[best])
+    assert content.keys() == {'params', 'params_ema', 'network_g'}
+
+
+def test_last_validation_says_its_iteration(tmp_path):
+    """Upstream's is one or two too high."""
+    opt = model_options(1, tmp_path)
+    opt['datasets'] = {'val': {'name': 'Set1'}}
+    model = build_model(opt)
+    model.validation(DataLoader(Pairs()), 12, None, save_img=False)
+    assert model.best_metric_results['Set1']['psnr']['iter'] == 10 == opt['train']['total_iter']
+
+
+def test_state_knows_of_its_validation(tmp_path, monkeypatch):
+    opt = model_options(1, tmp_path)
+    opt['datasets'] = {'val': {'name': 'Set1'}}
+    model = build_model(opt)
+    Score(monkeypatch, [1, 2])
+    for number in (1, 2):
+        step(model, number)
+        model.save(0, number)
+        before = torch.load(tmp_path / f'{number}.state', weights_only=True)
+        assert before['validated'] is False
+        torch.rand(3)  # as DataLoader draws for its seeds
+        model.validation(DataLoader(Pairs()), number, None, save_img=False)
+        after = torch.load(tmp_path / f'{number}.state', weights_only=True)
+        assert after['validated'] is True
+        assert after['best_metric_results'] == {'Set1': {'psnr': {'better': 'higher', 'val': number, 'iter': number}}}
+        assert not torch.equal(after['random'][0]['torch'], before['random'][0]['torch'])
+        assert torch.equal(after['random'][0]['torch'], torch.get_rng_state())
+        assert after['places'][0]['seen'] == 2 * number
+
+    other = build_model(opt)
+    other.resume_training(after)
+    assert other.best_metric_results == after['best_metric_results']
+    opt['val']['metrics']['ssim'] = opt['val']['metrics']['psnr']
+    other = build_model({**opt, 'train': model_options(1, tmp_path)['train']})
+    other.resume_training(after)
+    assert other.best_metric_results == {}, 'of other metrics'
+
+
+def test_what_was_reached_is_saved_once(tmp_path):
+    model = build_model(model_options(1, tmp_path))
+    assert model.save_reached() is None
+    for number in (1, 2):
+        step(model, number)
+    assert model.save_reached() == 2
+    time = (tmp_path / '2.state').stat().st_mtime_ns
+    assert model.save_reached() == 2
+    assert (tmp_path / '2.state').stat().st_mtime_ns == time
+    model.update_learning_rate(3)  # and in the middle of the next one something breaks
+    assert model.save_reached() == 2
+    assert saved(tmp_path) == ['2.state', 'net_g_2.pth']
+    model.holds = False
+    step(model, 3, NAN)
+    assert model.save_reached() == 2, 'weights of a streak are no checkpoint'
+
+
+@pytest.mark.parametrize(('img_range', 'flat'), [(1, True), (255, False)])
+def test_flat_log_variance_is_reported_with_the_first_validation(tmp_path, caplog, img_range, flat):
+    model = build_model(model_options(1, tmp_path, pixel_opt={'type': 'ESU', 'img_range': img_range}))
+    for number in range(1, 31):
+        step(model, number)
+    model.validation(DataLoader(Pairs()), 30, None, save_img=False)
+    assert ('The log-variance is nearly one value (-1.000 ± 0.000 in an image)' in caplog.text) == flat
+    assert ('train step 1 with img_range: 255' in caplog.text) == flat
+
+
+def test_spread():
+    log_var = torch.zeros(2, 3, 10, 10)
+    assert spread_of(log_var) == 0
+    log_var[0, 0, 0, :4] = 99  # a few pixels are no map
+    assert spread_of(log_var) == 0
+    log_var[1, 2] = torch.linspace(0, 1, 100).view(10, 10)
+    assert spread_of(log_var) == pytest.approx(0.9)

@@ -1,0 +1,87 @@
+"""Which state a training resumes from."""
+import re
+
+import pytest
+import torch
+
+from udl_plugin.errors import InputError
+from udl_plugin.session import load_resume_state
+
+
+@pytest.fixture
+def opt(tmp_path):
+    for name in ('models', 'training_states'):
+        (tmp_path / name).mkdir()
+    for iteration in (2, 4, 10):
+        torch.save({'params': {'weight': torch.rand(1000)}}, tmp_path / f'models/net_g_{iteration}.pth')
+        torch.save({'epoch': 0, 'iter': iteration, 'optimizers': [torch.rand(1000)], 'schedulers': []},
+                   tmp_path / f'training_states/{iteration}.state')
+    return {'auto_resume': True, 'network_g': {}, 'path': {
+        'models': str(tmp_path / 'models'), 'training_states': str(tmp_path / 'training_states'),
+        'resume_state': None, 'pretrain_network_g': None}}
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+def test_newest_by_number(opt):
+    state, notes = load_resume_state(opt)
+    assert state['iter'] == 10
+    assert notes == []
+    assert opt['path']['resume_state'].endswith('training_states/10.state')
+    assert opt['path']['pretrain_network_g'].endswith('models/net_g_10.pth')
+
+
+@pytest.mark.parametrize(('harm', 'told'), [
+    (lambda folder: cut(folder / 'training_states/10.state'), r"training_states/10\.state' cannot be read as a"),
+    (lambda folder: (folder / 'training_states/10.state').write_bytes(b''), r"10\.state' cannot be read as a"),
+    (lambda folder: cut(folder / 'models/net_g_10.pth'), r"models/net_g_10\.pth' cannot be read as a checkpoint"),
+    (lambda folder: (folder / 'models/net_g_10.pth').unlink(), r"there is no file '.*models/net_g_10\.pth'"),
+    (lambda folder: torch.save({}, folder / 'training_states/10.state'), r"10\.state' is not a training state"),
+    (lambda folder: (folder / 'training_states/10.state').write_bytes(
+        (folder / 'training_states/2.state').read_bytes()), r"10\.state' is the state of iteration 2"),
+])
+def test_torn_pair_is_passed_over_and_kept(opt, tmp_path, harm, told):
+    harm(tmp_path)
+    before = files(tmp_path)
+    state, (note,) = load_resume_state(opt)
+    assert state['iter'] == 4
+    assert re.match(r"--auto_resume passes over '.*training_states/10\.state': ", note)
+    assert re.search(told, note)
+    assert files(tmp_path) == before
+
+
+def test_other_names_do_not_count(opt, tmp_path):
+    for name in ('best.state', '-3.state', '5.5.state', '.12.state.77.tmp'):
+        (tmp_path / 'training_states' / name).write_bytes(b'x')
+    assert load_resume_state(opt)[0]['iter'] == 10
+
+
+def test_none_is_whole(opt, tmp_path):
+    """To begin anew in silence would be the worst."""
+    for path in (tmp_path / 'training_states').iterdir():
+        cut(path)
+    with pytest.raises(InputError, match=r'(passes over.*){3}None is left in .*\. Without --auto_resume'):
+        load_resume_state(opt)
+
+
+def test_nothing_there_yet(opt, tmp_path):
+    for path in (tmp_path / 'training_states').iterdir():
+        path.unlink()
+    assert load_resume_state(opt) == (None, [])
+    (tmp_path / 'training_states').rmdir()
+    assert load_resume_state(opt) == (None, [])
+
+
+def test_state_that_was_asked_for_is_taken_or_refused(opt, tmp_path):
+    opt['auto_resume'], path = False, tmp_path / 'training_states/4.state'
+    opt['path']['resume_state'] = str(path)
+    assert load_resume_state(opt)[0]['iter'] == 4
+    cut(path)
+    with pytest.raises(InputError, match=r"path: resume_state: '.*4\.state' cannot be read"):
+        load_resume_state(opt)
