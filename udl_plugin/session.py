@@ -4,6 +4,7 @@ Upstream's loop stays upstream's. What it lacks hangs on the names that it looks
 resumes, and in the very place; data that tells what is bad in it; and what was under way when it was interrupted.
 """
 import functools
+import math
 import re
 from os import path as osp
 from pathlib import Path
@@ -29,7 +30,7 @@ class Session:
 
     @staticmethod
     def names():
-        return ('load_resume_state', 'build_dataloader', 'build_model', 'MessageLogger')
+        return ('load_resume_state', 'create_train_val_dataloader', 'build_dataloader', 'build_model', 'MessageLogger')
 
     def __enter__(self):
         for name in self.upstream:
@@ -43,6 +44,12 @@ class Session:
     def load_resume_state(self, opt):
         self.state, self.notes = self.resume(opt)
         return self.state
+
+    def create_train_val_dataloader(self, opt, logger):
+        *loaders, epochs, iterations = self.upstream['create_train_val_dataloader'](opt, logger)
+        # upstream counts an epoch's last, smaller batch, which it leaves out, and not that DataParallel's are larger:
+        # it would end before total_iter, and not say so
+        return *loaders, max(epochs, math.ceil(iterations / len(self.train_loader))), iterations
 
     def build_dataloader(self, dataset, dataset_opt, num_gpu=1, dist=False, sampler=None, seed=None):
         from udl_plugin.data.careful import CarefulDataset
