@@ -1,11 +1,12 @@
 """Which state a training resumes from."""
 import re
+import types
 
 import pytest
 import torch
 
 from udl_plugin.errors import InputError
-from udl_plugin.session import load_resume_state
+from udl_plugin.session import Session, load_resume_state
 
 
 @pytest.fixture
@@ -85,3 +86,15 @@ def test_state_that_was_asked_for_is_taken_or_refused(opt, tmp_path):
     cut(path)
     with pytest.raises(InputError, match=r"path: resume_state: '.*4\.state' cannot be read"):
         load_resume_state(opt)
+
+
+@pytest.mark.parametrize(('epochs', 'batches', 'total_iter', 'wanted'), [
+    (5, 1, 10, 10),  # 23 images in batches of 12: upstream counts two a epoch, trains one, and would end after 6
+    (25, 10, 1000, 100),  # four GPUs under DataParallel
+    (3, 10, 30, 3), (4, 10, 31, 4)])
+def test_epochs_last_until_total_iter(epochs, batches, total_iter, wanted):
+    module = types.SimpleNamespace(create_train_val_dataloader=lambda *_: (None, None, [], epochs, total_iter))
+    with Session(module, load_resume_state) as session:
+        session.train_loader = range(batches)
+        assert module.create_train_val_dataloader({}, None) == (None, None, [], wanted, total_iter)
+    assert module.create_train_val_dataloader()[3] == epochs, 'as before'

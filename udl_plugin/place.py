@@ -148,6 +148,9 @@ class KeepingLoader:
                              f'batch of {self.loader.batch_size}; write a smaller batch_size_per_gpu, or a larger '
                              'dataset_enlarge_ratio.')
 
+    def __len__(self):
+        return len(self.loader)
+
     def go_on(self, place, main):
         """Begins at a place.
 

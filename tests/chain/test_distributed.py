@@ -1,9 +1,17 @@
 """Both steps under DistributedDataParallel: two gloo processes on the CPU."""
+import os
+import signal
+import types
+
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import TINY
 from torch.nn.parallel import DistributedDataParallel
+
+from udl_plugin import interrupt, random_states
+from udl_plugin.place import Place
 
 
 def options(network, loss, folder, pretrained, **train):
@@ -20,6 +28,33 @@ def gathered(tensor):
     both = [torch.empty_like(tensor) for _ in range(2)]
     dist.all_gather(both, tensor.contiguous())
     return both
+
+
+def lasts(model, rank, folder):
+    """What one process meets, all of them do; and each has its own place and random numbers in the one state."""
+    def step(iteration, lq):
+        model.update_learning_rate(iteration)
+        place = Place(0, 2 * iteration, 20, 2, random_states.read(), (None,))
+        model.feed_data({'lq': lq, 'gt': torch.rand(2, 3, 16, 16), 'note': types.SimpleNamespace(place=place)})
+        model.optimize_parameters(iteration)
+
+    before = [value.clone() for value in model.net_g.state_dict().values()]
+    with pytest.raises(interrupt.Interrupted), interrupt.raised():
+        step(4, torch.rand(2, 3, 8, 8) * (float('nan') if rank == 1 else 1))
+        assert model.skips == 1
+        assert all(torch.equal(value, old) for value, old in zip(model.net_g.state_dict().values(), before))
+        step(5, torch.rand(2, 3, 8, 8))
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(6, torch.rand(2, 3, 8, 8))
+        raise AssertionError(f'rank {rank} goes on alone')
+    assert model.save_reached() == (6 if rank == 0 else None)
+    dist.barrier()
+    state = torch.load(f'{folder}/6.state', weights_only=True)
+    assert [place['seen'] for place in state['places']] == [12, 12]
+    own, other = (state['random'][number]['torch'] for number in (rank, 1 - rank))
+    assert torch.equal(own, torch.get_rng_state())
+    assert not torch.equal(own, other)
 
 
 def work(rank, folder):
@@ -47,6 +82,7 @@ def work(rank, folder):
         for name, value in after.items():
             assert torch.equal(*gathered(value)), f'{network}: {name} differs between the ranks'
             assert torch.equal(value, before[name]) == name.startswith('var_net.'), f'{network}: {name}'
+        lasts(model, rank, folder)
         if rank == 0:
             model.save(epoch=-1, current_iter=-1)
         dist.barrier()
