@@ -17,6 +17,7 @@ from udl_plugin import interrupt, random_states
 from udl_plugin.errors import InputError
 
 NOTE = 'note'  # a batch's key for what is not of its images
+TIMEOUT = 600  # seconds without a batch from a loading process: it hangs, as on a file system that is gone
 
 
 @dataclasses.dataclass
@@ -139,6 +140,7 @@ class KeepingLoader:
         self.dataset, self.sampler = dataset, _FromPlace(sampler)
         self.loader = build(_NotingDataset(dataset), self.sampler)
         self.loader.collate_fn, self.loader.worker_init_fn = _collate, _Init(self.loader.worker_init_fn)
+        self.loader.timeout = TIMEOUT if self.loader.num_workers else 0
         self.sampler.batch_size, self.sampler.num_workers = self.loader.batch_size, self.loader.num_workers
         self.main = None  # random states of this process at the place where it goes on
         self.loaders = [None] * max(1, self.loader.num_workers)  # see Place

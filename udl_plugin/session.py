@@ -106,14 +106,14 @@ class Session:
     def explain(self, err):
         """Why a process that loads data was lost, as far as that can be found out; None where `err` is of another kind.
         """
-        if 'DataLoader worker' not in str(err) or self.train_loader is None:
+        if not re.match('DataLoader (worker|timed out)', str(err)) or self.train_loader is None:
             return None
         try:
             self.train_loader.dataset.refuse_damaged()
         except InputError as found:
             return str(found)
-        return f'datasets: train: {" ".join(str(err).split())} Where that is for want of memory, write a smaller ' \
-               'num_worker_per_gpu.'
+        return f'datasets: train: {" ".join(str(err).split())}: a loading process was lost, for want of memory ' \
+               '(a smaller num_worker_per_gpu helps), or of the disk that it reads.'
 
     def save(self):
         """Saves what was reached, if there is something that is not saved yet.
