@@ -1,0 +1,288 @@
+"""Spoilt ymls, checkpoints and images: each is taken, or refused with a message, and nothing else happens.
+
+`make fuzz` runs 2,000 of each; here a few, always the same ones. What they find as a traceback is a bug.
+"""
+import contextlib
+import io
+import os
+import resource
+import signal
+import sys
+import time
+import zipfile
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import OPTIONS, TINY, random_images, write_images
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from udl_plugin import entry
+from udl_plugin.archs import EDSRVar
+from udl_plugin.checkpoints import write_checkpoint
+from udl_plugin.data.image_files import decode, image_size, read_full_image, read_image, refuse_huge
+from udl_plugin.data.records import read_meta_info
+from udl_plugin.data.uncertainty_maps import read_about
+from udl_plugin.errors import InputError
+from udl_plugin.model_files import read_model
+from udl_plugin.session import read_state
+
+EXAMPLES = int(os.environ.get('UDL_FUZZ', 25))
+SECONDS = 20  # that one example may take
+spoilt = settings(max_examples=EXAMPLES, derandomize='UDL_FUZZ' not in os.environ, deadline=None, database=None,
+                  suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(autouse=True)
+def bounded():
+    """Memory and, for each test, the figures of a long run."""
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    counts, start = {}, time.time()
+    resource.setrlimit(resource.RLIMIT_AS, (32 << 30, limits[1]))
+    yield counts
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+    print(f'{counts}, {time.time() - start:.0f} s')
+
+
+@contextlib.contextmanager
+def in_time():
+    def late(*_):
+        raise AssertionError(f'it takes more than {SECONDS} s')
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def outcome(counts, function, *arguments, refused=InputError):
+    """Calls a function, which may refuse with these errors, and no other one."""
+    with in_time():
+        try:
+            function(*arguments)
+            counts['taken'] = counts.get('taken', 0) + 1
+        except refused:
+            counts['refused'] = counts.get('refused', 0) + 1
+
+
+# ---- ymls
+
+FILES = sorted(path for path in OPTIONS.rglob('*.yml') if 'studies' not in path.parts)
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.sampled_from(
+        [10 ** 30, -1, 0, '1e-4', '../..', '/etc', 'a/b', '\0', 'x' * 5000, [], {}, [[]], {'type': 'EDSR'}, [1, 'a'],
+         '~', 'experiments', 'udl_plugin', 10 ** 9, {'x': {'x': {}}}, 'net_g_latest.pth', 'TwoStep', 'L1Loss', 'Adam']),
+    st.lists(st.integers(), max_size=3), st.dictionaries(st.text(max_size=5), st.integers(), max_size=2))
+TEXTS = ('!!python/object/apply:os.system ["touch payload"]', '!!python/name:os.system', '&a [*a]', '<<: *x', '\t',
+         ': :', '{', '!!binary x', '!!timestamp x', '!!int x', '? [a]', '- ', '\x07', '%', '!!set {a}')
+
+
+def places(section, path=()):
+    for key, value in section.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from places(value, (*path, key))
+
+
+@st.composite
+def ymls(draw):
+    opt = yaml.safe_load(draw(st.sampled_from(FILES)).read_text())
+    opt['num_gpu'] = 0
+    if draw(st.booleans()):  # data that is there, so that the checks behind that of data are reached
+        for phase, section in opt['datasets'].items():
+            section.update(dataroot_gt='gt.lmdb', dataroot_lq='lq.lmdb', io_backend={'type': 'lmdb'})
+            section.update({'gt_size': 2 * opt['scale']} if phase == 'train' else {})
+    for _ in range(draw(st.integers(1, 3))):
+        *sections, key = draw(st.sampled_from(list(places(opt))))
+        section = opt
+        for part in sections:
+            section = section[part]
+        change = draw(st.sampled_from(['value', 'value', 'value', 'delete', 'rename', 'move']))
+        value = section.pop(key)
+        if change == 'value':
+            section[key] = draw(VALUES)
+        elif change == 'rename':
+            section[draw(st.sampled_from([f'{key}x', str(key)[1:], str(key).upper(), 0, None]))] = value
+        elif change == 'move':
+            opt[key] = value
+        if not isinstance(opt.get('datasets'), dict) or not places(opt):
+            break
+    text = yaml.safe_dump(opt, sort_keys=False, allow_unicode=True)
+    if draw(st.integers(0, 3)) == 0:
+        position = draw(st.integers(0, len(text)))
+        text = text[:position] + draw(st.sampled_from(TEXTS)) + text[position + draw(st.integers(0, 20)):]
+    return text
+
+
+class Reached(Exception):
+    """All checks were passed, and upstream would begin to write."""
+
+
+def reached(*_):
+    raise Reached
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder with two LMDBs, in which entry points come as far as the first folder that would be made."""
+    import basicsr.test
+    import basicsr.train
+    monkeypatch.chdir(tmp_path)
+    for side, height in (('gt', 24), ('lq', 12)):
+        write_images(tmp_path / f'{side}.lmdb', random_images(height=height))
+    for module in (basicsr.train, basicsr.test):
+        monkeypatch.setattr(module, 'make_exp_dirs', reached)
+    return tmp_path
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob('*'))
+
+
+def test_ymls(workplace, bounded, monkeypatch, capfd):
+    (workplace / 'x.yml').touch()
+    before, outside = files(workplace), files(workplace.parent)
+
+    @spoilt
+    @given(ymls(), st.booleans())
+    def run(text, is_train):
+        (workplace / 'x.yml').write_text(text, errors='replace')
+        monkeypatch.setattr(sys, 'argv', ['udl-train', '-opt', 'x.yml'])
+        capfd.readouterr()
+        with in_time():
+            try:
+                status = entry.run(*(('basicsr.train', 'train_pipeline') if is_train else
+                                     ('basicsr.test', 'test_pipeline')))
+                assert status == 2
+                error = capfd.readouterr().err
+                assert error.startswith('udl-train: ')
+                bounded['refused'] = bounded.get('refused', 0) + 1
+            except Reached:
+                bounded['taken'] = bounded.get('taken', 0) + 1
+        assert files(workplace) == before
+        assert files(workplace.parent) == outside
+
+    run()
+    with capfd.disabled():
+        print(bounded, end=' ')
+
+
+# ---- bytes
+
+@st.composite
+def spoilt_bytes(draw, originals):
+    data = bytearray(draw(st.sampled_from(originals)))
+    for _ in range(draw(st.integers(1, 4))):
+        position = draw(st.integers(0, max(0, min(len(data), draw(st.sampled_from([64, 10 ** 9]))) - 1)))
+        change = draw(st.sampled_from(['flip', 'cut', 'insert', 'remove', 'fill']))
+        if change == 'cut':
+            del data[position:]
+        elif change == 'insert':
+            data[position:position] = draw(st.binary(max_size=40))
+        elif change == 'remove':
+            del data[position:position + draw(st.integers(1, 200))]
+        elif data:
+            length = 1 if change == 'flip' else draw(st.integers(1, 40))
+            data[position:position + length] = draw(st.binary(min_size=length, max_size=length))
+    return bytes(data)
+
+
+def checkpoints(folder):
+    """Of torch's format and its old one, a training state, and safetensors."""
+    torch.manual_seed(0)
+    net = EDSRVar(**TINY)
+    write_checkpoint(folder / 'a.pth', {'params': net.state_dict()}, {'type': 'EDSRVar', **TINY})
+    torch.save({'params': net.state_dict()}, folder / 'b.pth', _use_new_zipfile_serialization=False)
+    state = {'epoch': 0, 'iter': 2, 'optimizers': [torch.optim.Adam(net.parameters()).state_dict()], 'schedulers': [{}]}
+    torch.save(state, folder / 'c.pth')
+    return [(folder / f'{name}.pth').read_bytes() for name in 'abc']
+
+
+def test_checkpoints(tmp_path, bounded):
+    originals, path = checkpoints(tmp_path), tmp_path / 'x.pth'
+
+    @spoilt
+    @given(spoilt_bytes(originals))
+    def run(data):
+        path.write_bytes(data)
+        outcome(bounded, read_model, path)
+        outcome(bounded, read_state, path)
+
+    run()
+    assert files(tmp_path) == ['a.pth', 'b.pth', 'c.pth', 'x.pth']
+
+
+def test_what_a_checkpoint_says_of_itself(tmp_path, bounded):
+    """Options of a network from a stranger, and tensors of any shape under any name."""
+    net, path = EDSRVar(**TINY).state_dict(), tmp_path / 'x.pth'
+    section = {'type': 'EDSRVar', **TINY}
+
+    @spoilt
+    @given(st.dictionaries(st.sampled_from([*section, 'backbone', 'features', 'img_range', 'rgb_mean', 'res_scale']),
+                           VALUES, max_size=3), st.sampled_from(list(net)), st.lists(st.integers(0, 20), max_size=5))
+    def run(said, name, shape):
+        tensors = {**net, name: torch.zeros(1).expand(*shape) if shape else torch.tensor(1)}
+        torch.save({'params': tensors if len(said) % 2 else net, 'network_g': {**section, **said}}, path)
+        outcome(bounded, read_model, path)
+
+    run()
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.bmp', '.jpg', '.webp', '.tif'])
+def test_images(tmp_path, bounded, suffix):
+    originals = [cv2.imencode(suffix, image)[1].tobytes() for image in random_images(height=9).values()]
+    originals.append(cv2.imencode(suffix, np.zeros((40, 30), np.uint8))[1].tobytes())
+    path = tmp_path / f'x{suffix}'
+
+    @spoilt
+    @given(spoilt_bytes(originals))
+    def run(data):
+        path.write_bytes(data)
+        for read in (read_image, read_full_image):
+            outcome(bounded, read, path)
+        for read in (decode, refuse_huge, image_size):
+            outcome(bounded, read, data, refused=(ValueError, OSError))
+
+    run()
+
+
+def test_lists_beside_lmdbs(tmp_path, bounded):
+    root = write_images(tmp_path / 'x.lmdb', random_images())
+    said = b'{"model": "a", "param_key": "b", "fingerprint": "c", "scale": 2, "limits": {"image_0": [0, 1]}}'
+    lists = [(root / 'meta_info.txt').read_bytes(), said]
+
+    @spoilt
+    @given(spoilt_bytes(lists))
+    def run(data):
+        (root / 'meta_info.txt').write_bytes(data)
+        (root / 'uncertainty.json').write_bytes(data)
+        outcome(bounded, read_meta_info, root)
+        outcome(bounded, read_about, root)
+
+    run()
+
+
+# ---- made to do harm
+
+def test_compressed_checkpoint(tmp_path):
+    """A few kilobytes that would be gigabytes."""
+    buffer, path = io.BytesIO(), tmp_path / 'x.pth'
+    torch.save({'params': {'x': torch.zeros(10 ** 6)}}, buffer)
+    with zipfile.ZipFile(buffer) as whole, zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as small:
+        for entry_ in whole.infolist():
+            small.writestr(entry_.filename, whole.read(entry_))
+    assert path.stat().st_size < 20_000
+    with pytest.raises(InputError, match='it is compressed, as torch.save never does'):
+        read_model(path)
+
+
+def test_checkpoint_of_one_value(tmp_path):
+    torch.save({'params': {'x': torch.zeros(1).expand(10 ** 6, 10 ** 6)}}, tmp_path / 'x.pth')
+    with pytest.raises(InputError, match=r'a tensor of \(1000000, 1000000\) repeats few values'):
+        read_model(tmp_path / 'x.pth')
