@@ -4,15 +4,14 @@ one that nothing happened to: bit for bit.
     make soak    # 50 faults over trainings of the demo's step 1
     python tests/soak/soak.py --faults 5 --seed 3
 
-Full disks and read-only folders are real ones where file systems can be mounted (root), and otherwise a limit to the
-size of files, and modes. Status 0: all survived, nothing lost.
+Full disks and read-only folders are real ones where file systems can be mounted (root), and otherwise a sync that says
+that the disk is full, and modes. Status 0: all survived, nothing lost.
 """
 import argparse
 import contextlib
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -33,6 +32,14 @@ ROOT = Path(__file__).resolve().parents[2]
 LMDBS = ('demo_train_HR_sub.lmdb', 'demo_train_LR_bicubic_X2_sub.lmdb')
 PATIENCE = 120  # seconds that a process may take to do what it should
 ENDS_WITHIN = 10  # seconds after Ctrl-C or SIGTERM
+FULL = """
+import errno, os, sys
+from udl_plugin import train
+def fsync(number):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+os.fsync = fsync
+sys.exit(train.main())
+"""
 
 
 class Lost(Exception):
@@ -42,13 +49,12 @@ class Lost(Exception):
 class Process:
     """A training under way; `lines` is what it has said so far."""
 
-    def __init__(self, folder, yml, largest_file=None):
-        limit = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))) \
-            if largest_file else None
+    def __init__(self, folder, yml, full=False):
+        program = ['-c', FULL] if full else ['-m', 'udl_plugin.train']
         self.lines = []
         self.process = subprocess.Popen(
-            [sys.executable, '-u', '-m', 'udl_plugin.train', '-opt', yml.name, '--auto_resume'], cwd=folder, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=limit)
+            [sys.executable, '-u', *program, '-opt', yml.name, '--auto_resume'], cwd=folder, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
 
@@ -120,13 +126,13 @@ class Soak:
     def inject(self, kind, name):
         """Starts or resumes a training and does it harm at a random moment; False where it had finished by then."""
         yml, before = self.yml(name), self.newest(name)
-        largest = 50_000 if kind == 'full disk' and not self.mounts else None
-        process = Process(self.folder, yml, largest)
+        full = kind == 'full disk' and not self.mounts
+        process = Process(self.folder, yml, full)
         if self.random.random() < 0.75:  # else also while it starts
             while process.process.poll() is None and not process.iteration():
                 time.sleep(0.05)
         time.sleep(self.random.uniform(0, 1 + 0.6 * self.seconds / 3))
-        if process.process.poll() is not None and largest is None:
+        if process.process.poll() is not None and not full:
             if process.process.returncode:
                 raise Lost(f'{kind} had not come yet, and it ended: {process.tail()}')
             return False
@@ -320,7 +326,7 @@ def main():
     lines = ['| fault | injected | survived |', '|---|---|---|']
     lines += [f'| {kind} | {kinds.count(kind)} | {soak.injected.count(kind)} |' for kind in KINDS]
     lines += ['', f'{len(soak.injected)} faults injected and survived in {soak.trainings} trainings, seed {args.seed}, '
-              f'{"real full disks and mounts" if mounts else "file limits and modes"}; lost: {lost or "nothing"}. '
+              f'{"real full disks and mounts" if mounts else "no mounts"}; lost: {lost or "nothing"}. '
               f'{(time.time() - start) / 60:.0f} minutes, {machine()}.', '']
     write_whole(args.out, '\n'.join(lines).encode())
     print('\n'.join(lines))
