@@ -1,6 +1,7 @@
 """What the tests share: a small network, small data, and a way to run an entry point as a user would."""
 import copy
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from udl_plugin.data.records import encode, shape_of, writer
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = ROOT / 'options'
+PATIENCE = 300  # seconds that any entry point may take in a test
 TINY = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2, 'upscale': 2}
 
 torch.set_num_threads(2)
@@ -169,10 +171,22 @@ class Runner:
         return path
 
     def run(self, *command, **environment):
-        """Runs Python with `command` in the folder; returns the finished process with its text, stderr included."""
-        environment = {**os.environ, 'UDL_PLUGIN_AUTOLOAD': '1', **environment}
-        return subprocess.run([sys.executable, *map(str, command)], cwd=self.folder, text=True, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, env=environment, check=False)
+        """Runs Python with `command` in the folder; returns the finished process with its text, stderr included.
+
+        One that hangs, or leaves a process behind that does, fails the test with the stacks of all of them.
+        """
+        environment = {**os.environ, 'UDL_PLUGIN_AUTOLOAD': '1', 'PYTHONFAULTHANDLER': '1', **environment}
+        command = [sys.executable, *map(str, command)]
+        with subprocess.Popen(command, cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              env=environment, start_new_session=True) as process:
+            try:
+                text, _ = process.communicate(timeout=PATIENCE)
+            except BaseException as err:
+                os.killpg(process.pid, signal.SIGABRT)
+                if isinstance(err, subprocess.TimeoutExpired):
+                    pytest.fail(f'{command} hangs: {process.communicate()[0]}')
+                raise
+        return subprocess.CompletedProcess(command, process.returncode, text)
 
     def train(self, yml, *arguments):
         return self.run('-m', 'udl_plugin.train', '-opt', yml, *arguments)
