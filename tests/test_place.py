@@ -3,6 +3,7 @@ import functools
 import io
 import random
 import types
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -100,6 +101,15 @@ def test_resumed_twice():
     twice = train(loader, sampler, epochs=2)
     assert len(twice) == len(whole) - 6
     assert all(torch.equal(found[0], wanted[0]) for found, wanted in zip(twice, whole[6:]))
+
+
+def test_no_shared_memory_is_set_up_while_processes_are_forked(monkeypatch):
+    loader, sampler = loader_of(2)
+    loader.go_on(*plain(train(*loader_of(2), 1)[3]))
+    monkeypatch.setattr('multiprocessing.reduction.DupFd', lambda fd: pytest.fail('a tensor'))
+    with pytest.raises(pytest.fail.Exception, match='a tensor'):
+        ForkingPickler.dumps(torch.rand(1))
+    assert len([ForkingPickler.dumps(index) for index in loader.sampler]) == 2 * 2 + 23 - 8
 
 
 def test_batches_are_upstreams():

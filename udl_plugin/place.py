@@ -49,10 +49,14 @@ class Place:
 
 
 class _Restore:
-    """Stands where an index does: the random states that a loading process is to go on with, or None for its own."""
+    """Stands where an index does: the random states that a loading process is to go on with, or None for its own.
+
+    Pickled here: tensors would travel in shared memory, which a thread of this process sets up, and a loading process
+    that was forked in that moment would hang, with a lock that the thread held (of `tempfile`).
+    """
 
     def __init__(self, states):
-        self.states = states
+        self.states = states and pickle.dumps(states)
 
 
 class _Note:
@@ -103,7 +107,7 @@ class _NotingDataset:
     def __getitems__(self, indices):
         if isinstance(indices[0], _Restore):
             if indices[0].states is not None:
-                random_states.restore(indices[0].states)
+                random_states.restore(pickle.loads(indices[0].states))
             return [], _Note()
         items, passed_over = [], []
         try:
