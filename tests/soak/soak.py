@@ -129,7 +129,10 @@ class Soak:
         full = kind == 'full disk' and not self.mounts
         process = Process(self.folder, yml, full)
         if self.random.random() < 0.75:  # else also while it starts
+            latest = time.time() + PATIENCE
             while process.process.poll() is None and not process.iteration():
+                if time.time() > latest:
+                    process.wait(0)
                 time.sleep(0.05)
         time.sleep(self.random.uniform(0, 1 + 0.6 * self.seconds / 3))
         if process.process.poll() is not None and not full:
