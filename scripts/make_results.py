@@ -1,7 +1,7 @@
-"""Brings docs/results.md and docs/performance.md up to date: python scripts/make_results.py [RESULTS]
+"""Brings the tables of the pages in docs/ up to date: python scripts/make_results.py [RESULTS]
 
-Copies what udl-study, udl-compare and scripts/benchmark.py wrote below the folder RESULTS (the pages have the commands)
-into docs/results/, and puts the tables of docs/results/ into the pages, between the lines that name them. What is not
+Copies what udl-study, udl-compare, scripts/benchmark.py and `make soak` wrote below the folder RESULTS (the pages have
+the commands) into docs/results/, and puts the tables of docs/results/ into the pages, between the lines that name them. What is not
 there stays as it is. Without RESULTS, does the latter only. A test compares.
 """
 import re
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parents[1] / 'docs'
-PAGES = ('results.md', 'performance.md')
+PAGES = ('results.md', 'performance.md', 'reliability.md')
 # where they are put by what writes them, and their names in docs/results/
 FILES = {
     **{f'photos/photos{end}': f'photos{end}' for end in ('.md', '.csv', '_differences.png', '_curves.png')},
@@ -22,6 +22,7 @@ FILES = {
     **{f'benchmark/{name}.md': f'benchmark_{name}.md' for name in (
         'steps_EDSR-S', 'memory_EDSR-S', 'test_EDSR-S', 'validation_EDSR-S', 'loading_EDSR-S', 'steps_DPDNN',
         'memory_DPDNN')},
+    'soak.md': 'soak.md',
 }
 
 

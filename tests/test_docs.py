@@ -18,7 +18,8 @@ def make_results():
 
 
 @pytest.mark.parametrize(('page', 'table'), [('results.md', 'photos.md'),
-                                             ('performance.md', 'benchmark_steps_EDSR-S.md')])
+                                             ('performance.md', 'benchmark_steps_EDSR-S.md'),
+                                             ('reliability.md', 'soak.md')])
 def test_tables_are_those_that_the_commands_wrote(page, table):
     text = (ROOT / 'docs' / page).read_text()
     assert f'<!-- {table} -->' in text
@@ -75,3 +76,15 @@ def test_readme_lists_the_studies():
     rows = ''.join(re.findall(r'^\| `\w+`.*\|$', README, re.MULTILINE))
     for path in (ROOT / 'options/studies').glob('*.yml'):
         assert f'`{path.stem}`' in rows
+
+
+def test_each_promise_names_the_test_that_holds_it():
+    text = (ROOT / 'docs/reliability.md').read_text()
+    rows = [row for row in re.findall(r'^\| (.+) \|$', text.partition('## The last soak')[0], re.MULTILINE)
+            if not row.startswith('promise |')]
+    assert len(rows) > 20
+    for row in rows:
+        tests = re.findall(r'`(tests/[\w/]+\.py)::(\w+)`', row.rpartition(' | ')[2])
+        assert tests, row
+        for path, name in tests:
+            assert f'\ndef {name}(' in (ROOT / path).read_text(), f'{path}::{name}'

@@ -104,7 +104,7 @@ def test_resumed_twice():
 
 
 def test_no_shared_memory_is_set_up_while_processes_are_forked(monkeypatch):
-    loader, sampler = loader_of(2)
+    loader, _ = loader_of(2)
     loader.go_on(*plain(train(*loader_of(2), 1)[3]))
     monkeypatch.setattr('multiprocessing.reduction.DupFd', lambda fd: pytest.fail('a tensor'))
     with pytest.raises(pytest.fail.Exception, match='a tensor'):

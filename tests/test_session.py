@@ -1,10 +1,16 @@
-"""Which state a training resumes from."""
+"""Which state a training resumes from, and what else hangs on the names of upstream's pipeline."""
+import os
 import re
+import time
 import types
 
 import pytest
 import torch
+from basicsr.data.data_sampler import EnlargedSampler
+from torch.utils.data import DataLoader, Dataset
 
+from udl_plugin import place
+from udl_plugin.data.careful import CarefulDataset
 from udl_plugin.errors import InputError
 from udl_plugin.session import Session, load_resume_state
 
@@ -98,3 +104,34 @@ def test_epochs_last_until_total_iter(epochs, batches, total_iter, wanted):
         session.train_loader = range(batches)
         assert module.create_train_val_dataloader({}, None) == (None, None, [], wanted, total_iter)
     assert module.create_train_val_dataloader()[3] == epochs, 'as before'
+
+
+class Lost(Dataset):
+    """Whose loading process ends, or hangs, at the second image."""
+
+    opt = types.MappingProxyType({'name': 'lost'})
+
+    def __init__(self, end):
+        self.end = end
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return {'lq': torch.rand(1)} if index == 0 else self.end()
+
+
+@pytest.mark.parametrize(('end', 'told'), [
+    (lambda: os._exit(1), r'DataLoader worker \(pid\(s\) \d+\) exited unexpectedly: a loading process was lost'),
+    (lambda: time.sleep(60), 'DataLoader timed out after 2 seconds: a loading process was lost')])
+def test_lost_loading_process_is_explained(end, told, monkeypatch):
+    monkeypatch.setattr(place, 'TIMEOUT', 2)
+    dataset = CarefulDataset(Lost(end), 'datasets: train')
+    session = Session(types.SimpleNamespace(), load_resume_state)
+    session.train_loader = place.KeepingLoader(
+        lambda dataset, sampler: DataLoader(dataset, 1, num_workers=1, sampler=sampler), dataset,
+        EnlargedSampler(dataset, 1, 0, 1))
+    with pytest.raises(RuntimeError) as caught:
+        list(session.train_loader)
+    assert re.match(f'datasets: train: {told}', session.explain(caught.value))
+    assert session.explain(RuntimeError('CUDA out of memory')) is None
