@@ -1,8 +1,8 @@
 """Brings the tables of the pages in docs/ up to date: python scripts/make_results.py [RESULTS]
 
 Copies what udl-study, udl-compare, scripts/benchmark.py and `make soak` wrote below the folder RESULTS (the pages have
-the commands) into docs/results/, and puts the tables of docs/results/ into the pages, between the lines that name them. What is not
-there stays as it is. Without RESULTS, does the latter only. A test compares.
+the commands) into docs/results/, and puts the tables of docs/results/ into the pages, between the lines that name them.
+What is not there stays as it is. Without RESULTS, does the latter only. A test compares.
 """
 import re
 import shutil

@@ -9,7 +9,7 @@ import torch
 from basicsr.data.data_sampler import EnlargedSampler
 from torch.utils.data import DataLoader, Dataset
 
-from udl_plugin import place
+from udl_plugin import entry, place
 from udl_plugin.data.careful import CarefulDataset
 from udl_plugin.errors import InputError
 from udl_plugin.session import Session, load_resume_state
@@ -135,3 +135,20 @@ def test_lost_loading_process_is_explained(end, told, monkeypatch):
         list(session.train_loader)
     assert re.match(f'datasets: train: {told}', session.explain(caught.value))
     assert session.explain(RuntimeError('CUDA out of memory')) is None
+
+
+def test_images_that_cannot_be_written(runner, monkeypatch, capfd):
+    """One line, and what was reached is saved."""
+    def imwrite(*_):
+        raise OSError('Failed in writing images.')  # as upstream's
+
+    monkeypatch.chdir(runner.folder)
+    monkeypatch.setattr('basicsr.models.sr_model.imwrite', imwrite)
+    yml = runner.write_yml('step1', val__save_img=True, val__val_freq=3, logger__save_checkpoint_freq=100)
+    monkeypatch.setattr('sys.argv', ['udl-train', '-opt', str(yml)])
+    assert entry.run('basicsr.train', 'train_pipeline') == 2
+    assert capfd.readouterr().err.strip().splitlines()[-1] == (
+        'udl-train: Failed in writing images: is there room, and leave to write? Iteration 3 is saved; --auto_resume '
+        'goes on from there.')
+    state = torch.load(runner.folder / 'experiments/step1/training_states/3.state', weights_only=True)
+    assert not state['validated']

@@ -30,7 +30,8 @@ def run(module_name, pipeline_name):
         pipeline_name (str): The function in it.
 
     Returns:
-        int: Exit status: 0, or 2 where the input was wrong; then stderr says all that is.
+        int: Exit status: 0; 2 where the input was wrong, and stderr says all that is; 1 where nothing is finite; 128 +
+            the number of the signal that ended it.
     """
     module = importlib.import_module(module_name)
     args, document = _arguments(), None
@@ -79,6 +80,8 @@ def run(module_name, pipeline_name):
             return end(f'{_told(err.messages, document)}{session.save()}', 2)
         except FloatingPointError as err:
             return end(err, 1)
+        except OSError as err:  # a full disk, mostly; upstream's "Failed in writing images." too
+            return end(f'{str(err).rstrip(".")}: is there room, and leave to write?{session.save()}', 2)
         except RuntimeError as err:
             reason = session.explain(err)
             if reason is None:

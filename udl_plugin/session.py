@@ -1,7 +1,8 @@
 """One run of upstream's pipelines: functions that they call by name, replaced by ours while they run.
 
 Upstream's loop stays upstream's. What it lacks hangs on the names that it looks up in its own module: where a training
-resumes, and in the very place; data that tells what is bad in it; and what was under way when it was interrupted.
+resumes, and in the very place; data that tells what is bad in it; logs that a full disk does not end; and what was
+under way when it was interrupted.
 """
 import functools
 import math
@@ -30,7 +31,8 @@ class Session:
 
     @staticmethod
     def names():
-        return ('load_resume_state', 'create_train_val_dataloader', 'build_dataloader', 'build_model', 'MessageLogger')
+        return ('load_resume_state', 'init_tb_loggers', 'create_train_val_dataloader', 'build_dataloader',
+                'build_model', 'MessageLogger')
 
     def __enter__(self):
         for name in self.upstream:
@@ -44,6 +46,14 @@ class Session:
     def load_resume_state(self, opt):
         self.state, self.notes = self.resume(opt)
         return self.state
+
+    def init_tb_loggers(self, opt):
+        from basicsr.utils import get_root_logger
+
+        from udl_plugin.lasting_logs import LastingWriter, outlast
+        outlast(get_root_logger())
+        writer = self.upstream['init_tb_loggers'](opt)
+        return writer and LastingWriter(writer)
 
     def create_train_val_dataloader(self, opt, logger):
         *loaders, epochs, iterations = self.upstream['create_train_val_dataloader'](opt, logger)

@@ -93,7 +93,9 @@ class Soak:
     """
 
     def __init__(self, folder, data, section, seed, mounts=False, tell=print):
-        self.folder, self.data, self.section, self.mounts, self.tell = folder, data, section, mounts, tell
+        self.data, self.section, self.mounts, self.tell = data, section, mounts, tell
+        self.folder = folder / 'disk'  # small, where it can be
+        self.folder.mkdir()
         self.random, self.trainings, self.injected = random.Random(seed), 0, []
         self.undisturbed, self.seconds = None, 0
         self.pristine = folder / 'pristine'
@@ -107,10 +109,20 @@ class Soak:
 
     def run(self, kinds):
         """Injects faults of these kinds, one after the other, into as many trainings as it takes."""
+        if not self.mounts:
+            return self.run_here(kinds)
+        subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=64m', 'tmpfs', self.folder], check=True)
+        try:
+            return self.run_here(kinds)
+        finally:
+            subprocess.run(['umount', '--lazy', self.folder], check=True)
+
+    def run_here(self, kinds):
         start = time.time()
         self.finish('undisturbed')
         self.seconds = time.time() - start
         self.undisturbed = self.weights('undisturbed')
+        self.remove('undisturbed')
         waiting, name = list(kinds), None
         while waiting:
             if name is None:
@@ -121,6 +133,7 @@ class Soak:
                 self.refuse_torn(name)
             if (self.folder / 'experiments' / name / 'models/net_g_latest.pth').exists() or not waiting:
                 self.compare(name)
+                self.remove(name)
                 name = None
 
     def inject(self, kind, name):
@@ -167,13 +180,16 @@ class Soak:
 
     def full_disk(self, process, name):
         if self.mounts:
-            with self.mounted(name, read_only=False) as filled:
-                if filled:
-                    time.sleep(self.random.uniform(0.5, 4))
+            filler = self.folder / 'filler'
+            with open(filler, 'wb', buffering=0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
+            time.sleep(self.random.uniform(0.5, 4))
+            filler.unlink()
         self.goes_on(process)
 
     def read_only_folder(self, process, name):
-        with self.mounted(name, read_only=True) if self.mounts else self.modes(name):
+        with self.read_only(name) if self.mounts else self.modes(name):
             time.sleep(self.random.uniform(0.5, 4))
         self.goes_on(process)
 
@@ -197,21 +213,14 @@ class Soak:
                 path.chmod(0o755)
 
     @contextlib.contextmanager
-    def mounted(self, name, read_only):
-        """Puts a full disk, or a read-only one, where a training writes. Gives False where it has no folder yet."""
-        folders = [path for path in self.written(name) if path.exists()]
+    def read_only(self, name):
         done = []
         try:
-            for path in folders:
-                if read_only:
-                    subprocess.run(['mount', '--bind', path, path], check=True)
-                    done.append(path)
-                    subprocess.run(['mount', '-o', 'remount,ro,bind', path], check=True)
-                else:
-                    subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', path], check=True)
-                    done.append(path)
-                    (path / 'filler').write_bytes(bytes(60_000))
-            yield bool(folders)
+            for path in filter(Path.exists, self.written(name)):
+                subprocess.run(['mount', '--bind', path, path], check=True)
+                done.append(path)
+                subprocess.run(['mount', '-o', 'remount,ro,bind', path], check=True)
+            yield
         finally:
             for path in done:
                 subprocess.run(['umount', '--lazy', path], check=True)
@@ -282,6 +291,12 @@ class Soak:
         self.tell(f'{name}: bit for bit the weights of the undisturbed training, and its best results')
 
 
+    def remove(self, name):
+        for folder in ('experiments', 'tb_logger'):
+            for path in (self.folder / folder).glob(f'{name}*'):
+                shutil.rmtree(path)
+
+
 KINDS = ('sigkill', 'sigterm', 'sigint', 'full disk', 'read-only folder', 'truncated lmdb', 'deleted lmdb')
 
 
@@ -328,9 +343,9 @@ def main():
             lost = str(err)
     lines = ['| fault | injected | survived |', '|---|---|---|']
     lines += [f'| {kind} | {kinds.count(kind)} | {soak.injected.count(kind)} |' for kind in KINDS]
+    disk = 'a disk of 64 MB that was full, and mounts that were read-only' if mounts else 'no mounts: see the script'
     lines += ['', f'{len(soak.injected)} faults injected and survived in {soak.trainings} trainings, seed {args.seed}, '
-              f'{"real full disks and mounts" if mounts else "no mounts"}; lost: {lost or "nothing"}. '
-              f'{(time.time() - start) / 60:.0f} minutes, {machine()}.', '']
+              f'{disk}; lost: {lost or "nothing"}. {(time.time() - start) / 60:.0f} minutes, {machine()}.', '']
     write_whole(args.out, '\n'.join(lines).encode())
     print('\n'.join(lines))
     return 1 if lost else 0
