@@ -29,6 +29,8 @@ SECTIONS = [
     {'type': 'DPDNNTwo', **DPDNN},
     {'type': 'WithVariance', 'backbone': RCAN},
     {'type': 'TwoStep', 'backbone': RCAN, 'features': 'conv_last'},
+    {'type': 'ECBSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_block': 1, 'num_channel': 4, 'with_idt': True,
+     'act_type': 'prelu', 'scale': 2},  # no option of which has a default
 ]
 pytestmark = pytest.mark.usefixtures('seed')
 
@@ -222,6 +224,7 @@ def test_strange_metadata(tmp_path, said):
     ({**SECTIONS[0], 'rgb_mean': [1]}, 'type: EDSR: cannot be built'),
     ({**SECTIONS[3], 'checkpointing': 'yes'}, "checkpointing: 'yes' must be true or false"),
     ({**RCAN, 'num_feat': '16'}, "num_feat: '16' must be a number"),
+    ({**RCAN, 'num_in_ch': [3]}, r'num_in_ch: \[3\] must be a number, a name, true or false'),
     ({**RCAN, 'num_group': 30000}, 'num_group: 30000 is more than its weights can have'),
     ({**RCAN, 'squeeze_factor': 0}, 'type: RCAN: cannot be built'),
     ({key: value for key, value in RCAN.items() if key != 'num_in_ch'}, 'type: RCAN: cannot be built'),

@@ -189,11 +189,13 @@ def _check_values(plain):
     cls = arch_class(plain['type'], 'network_g: ')
     check_option_names(cls, plain.keys() - {'type'}, 'network_g: ')
     for name, parameter in inspect.signature(cls).parameters.items():
-        default = 0 if parameter.default is parameter.empty else parameter.default
+        default = parameter.default
         if name not in plain or default is None:
             continue
         value = plain[name]
-        if isinstance(default, (bool, str)):
+        if default is parameter.empty:  # ECBSR has no defaults at all
+            fits, kind = isinstance(value, (bool, str)) or _is_number(value), 'a number, a name, true or false'
+        elif isinstance(default, (bool, str)):
             fits, kind = isinstance(value, type(default)), {bool: 'true or false', str: 'a name'}[type(default)]
         elif isinstance(default, (int, float)):
             fits, kind = _is_number(value), 'a number'
