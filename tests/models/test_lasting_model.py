@@ -215,6 +215,43 @@ def test_state_knows_of_its_validation(tmp_path, monkeypatch):
     assert other.best_metric_results == {}, 'of other metrics'
 
 
+def test_validation_of_a_resumed_state(tmp_path, monkeypatch):
+    """That the interruption took away: also the last one, behind which there is no iteration any more."""
+    opt = model_options(1, tmp_path)
+    opt['datasets'] = {'val': {'name': 'Set1'}}
+    model = build_model(opt)
+    Score(monkeypatch, [1])
+    step(model, 10)
+    model.save(3, 10)
+    state = torch.load(tmp_path / '10.state', weights_only=True)
+
+    other = build_model(opt)
+    other.resume_training(state)
+    torch.rand(3)
+    other.validation(DataLoader(Pairs()), 11, None, save_img=False)  # upstream's count
+    after = torch.load(tmp_path / '10.state', weights_only=True)
+    assert after['validated'] is True
+    assert after['best_metric_results']['Set1']['psnr'] == {'better': 'higher', 'val': 1, 'iter': 10}
+    assert (after['epoch'], after['places'][0]['seen']) == (3, state['places'][0]['seen'])
+    assert torch.equal(after['random'][0]['torch'], torch.get_rng_state())
+    assert saved(tmp_path) == ['10.state', 'net_g_10.pth']
+
+
+def test_state_of_another_experiment_is_not_written(tmp_path, monkeypatch):
+    opt = model_options(1, tmp_path)
+    opt['datasets'] = {'val': {'name': 'Set1'}}
+    model = build_model(opt)
+    Score(monkeypatch, [1])
+    step(model, 10)
+    model.save(3, 10)
+    state = torch.load(tmp_path / '10.state', weights_only=True)
+    (tmp_path / '10.state').unlink()
+    other = build_model(opt)
+    other.resume_training(state)
+    other.validation(DataLoader(Pairs()), 11, None, save_img=False)
+    assert saved(tmp_path) == ['net_g_10.pth']
+
+
 def test_what_was_reached_is_saved_once(tmp_path):
     model = build_model(model_options(1, tmp_path))
     assert model.save_reached() is None

@@ -29,6 +29,8 @@ class LastingModel(SRModel):
     network_is_saved = True  # the last time
     reached = None  # of a training under udl-train: the last iteration that was finished
     saved = None  # iteration of the last training state, and whether it knows of its validation
+    saved_epoch = None
+    of_ranks = ()  # what that state says of places and random numbers, for each process
     holds = False  # an iteration is under way
     place = paths = None  # of the batch in hand
     blamed = ''  # what the loss said of it
@@ -148,7 +150,7 @@ class LastingModel(SRModel):
         torch.save(state, buffer)
         path = osp.join(self.opt['path']['training_states'], f'{current_iter}.state')
         if _try(write_whole, path, buffer.getvalue()):
-            self.saved = current_iter, validated
+            self.saved, self.saved_epoch = (current_iter, validated), epoch
             self._remove_old(current_iter)
 
     def _remove_old(self, current_iter):
@@ -183,6 +185,11 @@ class LastingModel(SRModel):
         if resume_state.get('scaler') and self.scaler.is_enabled():  # not in a state of BasicSR, nor of another amp
             self.scaler.load_state_dict(resume_state['scaler'])
         self.skips = resume_state.get('skips', 0)
+        self.of_ranks = [{'places': place, 'random': random} for place, random in
+                         zip(resume_state.get('places', ()), resume_state.get('random', ()))]
+        current_iter = resume_state['iter']
+        if len(self.of_ranks) == self.opt['world_size'] and self._is_ours(current_iter):
+            self.saved, self.saved_epoch = (current_iter, resume_state['validated']), resume_state['epoch']
         metrics = ((self.opt.get('val') or {}).get('metrics') or {}).keys()
         self.best_metric_results = {name: record for name, record in resume_state.get('best_metric_results', {}).items()
                                     if record.keys() == metrics}
@@ -204,11 +211,17 @@ class LastingModel(SRModel):
         """After the last set, has the state of this iteration say that its validation is done, and with what result."""
         if dataset_name not in self._validated_sets()[-1:]:
             return
+        random = random_states.read()
         if self.reached and self.reached.iter == current_iter:
-            self.reached.random, self.reached.validated = random_states.read(), True
-        if self.saved == (current_iter, False) and self.reached:
-            self.of_ranks[self.opt['rank']] = self.reached.plain()
-            self._write_state(self.reached.place.epoch, current_iter, validated=True)
+            self.reached.random, self.reached.validated = random, True
+        if self.saved == (current_iter, False) and all(self.of_ranks):  # of this run, or of the one that it resumes
+            self.of_ranks[self.opt['rank']]['random'] = random_states.plain(random)
+            self._write_state(self.saved_epoch, current_iter, validated=True)
+
+    def _is_ours(self, current_iter):
+        """Whether state and network of this iteration are where this training writes its own."""
+        return osp.exists(osp.join(self.opt['path']['training_states'], f'{current_iter}.state')) and osp.exists(
+            osp.join(self.opt['path']['models'], f'net_g_{current_iter}.pth'))
 
     def _validated_sets(self):
         return [part['name'] for phase, part in self.opt['datasets'].items() if phase.split('_')[0] == 'val']
