@@ -147,7 +147,7 @@ def as_parsed(data, is_train, auto_resume=False):
             scale = {'scale': data['scale']} if 'scale' in data else {}
             opt['datasets'][phase] = {**dataset, **roots, **scale, 'phase': str(phase).split('_')[0]}
     for key, value in opt['path'].items():
-        if isinstance(value, str) and ('resume_state' in key or 'pretrain_network' in key):
+        if isinstance(key, str) and isinstance(value, str) and ('resume_state' in key or 'pretrain_network' in key):
             opt['path'][key] = osp.expanduser(value)
     if is_train:
         root = osp.join(osp.abspath('experiments'), str(data.get('name')))

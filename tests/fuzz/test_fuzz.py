@@ -92,20 +92,24 @@ def places(section, path=()):
 
 @st.composite
 def ymls(draw):
-    opt = yaml.safe_load(draw(st.sampled_from(FILES)).read_text())
+    path = draw(st.sampled_from(FILES))
+    opt = yaml.safe_load(path.read_text())
     opt['num_gpu'] = 0
     if draw(st.booleans()):  # data that is there, so that the checks behind that of data are reached
         for phase, section in opt['datasets'].items():
-            section.update(dataroot_gt='gt.lmdb', dataroot_lq='lq.lmdb', io_backend={'type': 'lmdb'})
+            section.update(dataroot_gt='gt.lmdb', dataroot_lq=f'lq_x{opt["scale"]}.lmdb', io_backend={'type': 'lmdb'})
             section.update({'gt_size': 2 * opt['scale']} if phase == 'train' else {})
+        opt['path']['pretrain_network_g'] = None
     for _ in range(draw(st.integers(1, 3))):
         *sections, key = draw(st.sampled_from(list(places(opt))))
         section = opt
         for part in sections:
             section = section[part]
-        change = draw(st.sampled_from(['value', 'value', 'value', 'delete', 'rename', 'move']))
+        change = draw(st.sampled_from(['near', 'near', 'value', 'value', 'delete', 'rename', 'move']))
         value = section.pop(key)
-        if change == 'value':
+        if change == 'near' and isinstance(value, (bool, int, float)):
+            section[key] = draw(st.sampled_from([not value, 2 * value, value / 2, value + 1, -value, float(value)]))
+        elif change in ('near', 'value'):
             section[key] = draw(VALUES)
         elif change == 'rename':
             section[draw(st.sampled_from([f'{key}x', str(key)[1:], str(key).upper(), 0, None]))] = value
@@ -117,7 +121,7 @@ def ymls(draw):
     if draw(st.integers(0, 3)) == 0:
         position = draw(st.integers(0, len(text)))
         text = text[:position] + draw(st.sampled_from(TEXTS)) + text[position + draw(st.integers(0, 20)):]
-    return text
+    return text, path.name.startswith('train') != (draw(st.integers(0, 9)) == 0)
 
 
 class Reached(Exception):
@@ -130,11 +134,11 @@ def reached(*_):
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A folder with two LMDBs, in which entry points come as far as the first folder that would be made."""
+    """A folder with LMDBs, in which entry points come as far as the first folder that would be made."""
     import basicsr.test
     import basicsr.train
     monkeypatch.chdir(tmp_path)
-    for side, height in (('gt', 24), ('lq', 12)):
+    for side, height in (('gt', 24), ('lq_x2', 12), ('lq_x3', 8), ('lq_x4', 6)):
         write_images(tmp_path / f'{side}.lmdb', random_images(height=height))
     for module in (basicsr.train, basicsr.test):
         monkeypatch.setattr(module, 'make_exp_dirs', reached)
@@ -150,8 +154,9 @@ def test_ymls(workplace, bounded, monkeypatch, capfd):
     before, outside = files(workplace), files(workplace.parent)
 
     @spoilt
-    @given(ymls(), st.booleans())
-    def run(text, is_train):
+    @given(ymls())
+    def run(yml):
+        text, is_train = yml
         (workplace / 'x.yml').write_text(text, errors='replace')
         monkeypatch.setattr(sys, 'argv', ['udl-train', '-opt', 'x.yml'])
         capfd.readouterr()
