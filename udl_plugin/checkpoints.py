@@ -1,4 +1,5 @@
 """Reads network checkpoints safely, says why one does not fit, and writes them whole."""
+import contextlib
 import hashlib
 import io
 import pickle
@@ -6,6 +7,7 @@ import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from udl_plugin.errors import InputError
@@ -13,7 +15,7 @@ from udl_plugin.files import write_whole
 
 
 def read_checkpoint(path, param_key='params'):
-    """Reads the state dict of a network from a file that BasicSR wrote.
+    """Reads the state dict of a network from a file that BasicSR wrote, or mmengine with our model.
 
     Args:
         path (str): `.pth` file: a dict that holds a state dict under each of its keys, usually `params` and, from
@@ -27,7 +29,10 @@ def read_checkpoint(path, param_key='params'):
     Raises:
         InputError: no such file, not a checkpoint, one that needs more than tensors, or without that key.
     """
-    content = load_tensors(path)
+    return _under(load_tensors(path), path, param_key)
+
+
+def _under(content, path, param_key):
     if param_key is not None:
         keys = list(content) if isinstance(content, dict) else []
         if param_key == 'params_ema' and param_key not in keys and 'params' in keys:
@@ -52,6 +57,8 @@ def as_state_dict(content, path, param_key):
 def load_tensors(path):
     """Reads what `torch.save` wrote, on the CPU and as far as it is tensors and plain containers: nothing is executed.
 
+    A checkpoint of mmengine is given as one of BasicSR: `params`, `params_ema` and `network_g`.
+
     Raises:
         InputError: no such file, not torch's format, torn, something else than tensors in it, or made to fill the
             memory: compressed, or with tensors that repeat few values to be many.
@@ -61,12 +68,13 @@ def load_tensors(path):
             with zipfile.ZipFile(path) as archive:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                     raise ValueError('it is compressed, as torch.save never does, and may be made to fill the memory')
-        content = torch.load(path, map_location='cpu', weights_only=True)
+        with _allowed(mmengine_globals()):
+            content = torch.load(path, map_location='cpu', weights_only=True)
         for tensor in _tensors(content):
             if tensor.layout is torch.strided and tensor.nbytes > tensor.untyped_storage().nbytes():
                 raise ValueError(f'a tensor of {tuple(tensor.shape)} repeats few values, and may be made to fill the '
                                  'memory')
-        return content
+        return of_mmengine(content) if is_of_mmengine(content) else content
     except FileNotFoundError:
         raise InputError(f"there is no file '{path}' (seen from {Path.cwd()}).") from None
     except IsADirectoryError:
@@ -85,6 +93,61 @@ def _tensors(content):
             yield from _tensors(item)
 
 
+class _History:
+    """Stands for mmengine's `HistoryBuffer`, the curves in its checkpoints, where mmengine need not be installed."""
+
+    def __setstate__(self, state):
+        pass
+
+
+STATISTICS = ('min', 'max', 'mean', 'current')  # methods of it that a checkpoint names
+
+
+def mmengine_globals(history=_History):
+    """What mmengine's checkpoints hold beside tensors, for `torch.serialization`: curves, and the arrays they are of.
+
+    Args:
+        history (type): What the curves are read as.
+    """
+    def method(owner, name):  # in place of `getattr`, with which a file could reach for anything
+        if owner is not history or name not in STATISTICS:
+            raise pickle.UnpicklingError(f'getattr of {name}')
+        return getattr(history, name, None)
+
+    of_numpy = [(np.array(0).__reduce__()[0], 'multiarray._reconstruct'),
+                (np.float64(0).__reduce__()[0], 'multiarray.scalar')]
+    return [(history, 'mmengine.logging.history_buffer.HistoryBuffer'), (method, 'builtins.getattr'),
+            np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in (float, np.float32, int, np.int32, bool)),
+            *((function, f'{module}.{name}') for function, name in of_numpy for module in ('numpy.core', 'numpy._core'))]
+
+
+@contextlib.contextmanager
+def _allowed(entries):
+    """Lets `torch.load` read these in the block, and leaves what is allowed besides as it is: torch's own would take
+    away what was allowed before under the same names."""
+    known = {_name(entry) for entry in torch.serialization.get_safe_globals()}
+    with torch.serialization.safe_globals([entry for entry in entries if _name(entry) not in known]):
+        yield
+
+
+def _name(entry):
+    return entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}'
+
+
+def is_of_mmengine(content):
+    return isinstance(content, dict) and content.keys() >= {'meta', 'state_dict'}
+
+
+def of_mmengine(content):
+    """A checkpoint of mmengine's `Runner`, with our model, as BasicSR has it. Under its `EMAHook`, `state_dict` is the
+    moving average, and `ema_state_dict` the network that is trained."""
+    generator = branch(content['state_dict'], 'generator')
+    averaged = 'ema_state_dict' in content
+    trained = branch(content['ema_state_dict'], 'module.generator') if averaged else generator
+    network_g = {'network_g': content['network_g']} if 'network_g' in content else {}
+    return {**network_g, 'params': trained, **({'params_ema': generator} if averaged else {})}
+
+
 def read_fitting(net, path, param_key='params', strict=True):
     """Reads the state dict for `net` from a checkpoint and makes sure that it fits.
 
@@ -100,12 +163,25 @@ def read_fitting(net, path, param_key='params', strict=True):
     Raises:
         InputError: names the option, the file and the mismatch.
     """
-    option, two_step = 'path: pretrain_network_g:', hasattr(net, 'expand')
+    option = 'path: pretrain_network_g'
     try:
-        state_dict, found_key = read_checkpoint(path, param_key)
+        content = load_tensors(path)
+        return fitting(net, content, path, param_key, strict)
     except InputError as err:
-        first = '' if Path(path).exists() or not two_step else ' Train step 1 first, or name its checkpoint.'
-        raise InputError(f'{option} {err}{first}') from err.__cause__
+        first = '' if Path(path).exists() or not hasattr(net, 'expand') else \
+            ' Train step 1 first, or name its checkpoint.'
+        raise InputError(f'{option}: {err}{first}') from err.__cause__
+
+
+def fitting(net, content, path, param_key='params', strict=True, option='network_g'):
+    """As `read_fitting`, of a checkpoint that is read already, in BasicSR's layout or mmengine's.
+
+    Args:
+        option (str): What says what `net` is, for errors.
+    """
+    content = of_mmengine(content) if is_of_mmengine(content) else content
+    state_dict, found_key = _under(content, path, param_key)
+    two_step = hasattr(net, 'expand')
     if two_step:
         state_dict = net.expand(state_dict)
     mismatch = explain_mismatch(net, state_dict)
@@ -122,11 +198,11 @@ def read_fitting(net, path, param_key='params', strict=True):
         elif two_step:
             advice = 'Both steps need the same network.'
         else:
-            advice = 'Set its options in network_g' + ('.' if nothing_fits else
-                                                       ', or strict_load_g: false to load what fits.')
-        said = load_tensors(path).get('network_g')  # again, but there is an error to be told
+            advice = f'Set its options in {option}' + (
+                '.' if nothing_fits or option != 'network_g' else ', or strict_load_g: false to load what fits.')
+        said = content.get('network_g')
         told = f' The file says that it is of: {said}.' if isinstance(said, dict) else ''
-        raise InputError(f"{option} '{path}' does not fit network_g: {type(net).__name__}: {mismatch}.{told} {advice}")
+        raise InputError(f"'{path}' does not fit {option}: {type(net).__name__}: {mismatch}.{told} {advice}")
     return state_dict, found_key, mismatch
 
 

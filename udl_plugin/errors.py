@@ -20,8 +20,9 @@ class InputErrors(InputError):
     """One or several of these, a line each."""
 
     def __init__(self, messages):
+        messages = messages.split('\n') if isinstance(messages, str) else list(messages)  # mmengine makes it anew
         super().__init__('\n'.join(messages))
-        self._messages = list(messages)
+        self._messages = messages
 
     @property
     def messages(self):

@@ -14,7 +14,7 @@ from udl_plugin.checkpoints import branch, fingerprint, read_fitting
 from udl_plugin.data.pairs import check_maps, pair_problems
 from udl_plugin.data.uncertainty_maps import read_about
 from udl_plugin.errors import InputError, raise_all
-from udl_plugin.schema import PAIRS, WITH_MAPS, class_of, section_problems, subsection
+from udl_plugin.schema import LOADER_OPTIONS, PAIRS, WITH_MAPS, class_of, dataset_problems, section_problems, subsection
 from udl_plugin.sections import plain_section
 
 GIVES = {
@@ -71,7 +71,7 @@ def problems_of(opt, known=()):
         if network is not None:
             has_maps = subsection(subsection(opt, 'datasets'), 'train').get('type') == WITH_MAPS
             report.check(_maps_saved, opt, network)
-            report.check(_needs, network, loss, ('log_var',) * has_maps)
+            report.check(needs_problems, network, loss, ('log_var',) * has_maps)
             report.check(_start, opt, network, reads=('path', 'path: resume_state'))
             report.check(_metrics, opt, network)
     if network is not None:
@@ -212,6 +212,27 @@ def _data(dataset, where):
         yield f'{where}: dataroot_uncertainty: is read by type: {WITH_MAPS} alone; write that.'
 
 
+def check_data(phase, scale, section):
+    """Refuses a section of `datasets` that is wrong, or whose data is, for a loader that is not BasicSR's.
+
+    Args:
+        phase (str): train, val or test.
+        scale (int): Of the network.
+        section (dict): As in a yml, without what BasicSR's loader reads.
+
+    Raises:
+        InputError: all that is wrong.
+    """
+    where = f'datasets: {phase}'
+    raise_all(f'{where}: {key}: is of BasicSR\'s loader; write it to the one that is used.'
+              for key in LOADER_OPTIONS & section.keys())
+    loader = {'num_worker_per_gpu': 0, 'batch_size_per_gpu': 1} if phase == 'train' else {}
+    report = Report(dataset_problems(phase, {**section, **loader}, phase != 'test'))
+    report.check(_data, {**section, 'phase': phase, 'scale': scale}, where, reads=(
+        where, f'{where}: type', f'{where}: io_backend', f'{where}: io_backend: type'))
+    raise_all(report.messages)
+
+
 def check_network(opt):
     """Refuses a `network_g` that cannot be built, and a `path: pretrain_network_g` that UDLModel would refuse, at the
     price of building the one and reading the other.
@@ -345,22 +366,33 @@ def _maps_saved(opt, network):
         yield f'val: save_uncertainty: network_g: {network.__name__} gives no log_var; {GIVES["log_var"]}.'
 
 
-def _needs(network, loss, given):
-    """Maps that the loss needs and the network does not give, or gives for the other step; `given` are in the data."""
+def needs_problems(network, loss, given=(), names=('train: pixel_opt', 'network_g')):
+    """Maps that the loss needs and the network does not give, or gives for the other step.
+
+    Args:
+        network (type): Class of the network.
+        loss (nn.Module | None): The loss.
+        given (Iterable[str]): Maps that are in the data.
+        names (tuple[str]): What loss and network are called.
+
+    Yields:
+        str: A message each.
+    """
+    where, what = names
     needs = getattr(loss, 'needs', ())
     for name in needs:
         if name not in given and not _gives(network, name):
-            yield (f'train: pixel_opt: {type(loss).__name__} needs {name}, and network_g: {network.__name__} gives '
-                   f'none; {GIVES[name]}.')
+            yield (f'{where}: {type(loss).__name__} needs {name}, and {what}: {network.__name__} gives none; '
+                   f'{GIVES[name]}.')
     if not needs:
         return
     steps = 'Step 1 is a network such as EDSRVar with ESU, step 2 one such as EDSRTwo with UDL.'
     loss_trains, network_trains = (getattr(part, 'trains_log_var', None) for part in (loss, network))
     if loss_trains is True and network_trains is False:
-        yield (f'train: pixel_opt: {type(loss).__name__} trains the log-variance, and that of network_g: '
-               f'{network.__name__} is frozen. {steps}')
+        yield (f'{where}: {type(loss).__name__} trains the log-variance, and that of {what}: {network.__name__} is '
+               f'frozen. {steps}')
     if loss_trains is False and network_trains is True:
-        yield (f'train: pixel_opt: {type(loss).__name__} weighs by a finished log-variance, and that of network_g: '
+        yield (f'{where}: {type(loss).__name__} weighs by a finished log-variance, and that of {what}: '
                f'{network.__name__} would stay untrained. {steps}')
 
 

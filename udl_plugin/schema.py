@@ -219,6 +219,9 @@ class DataSet(Section):
     persistent_workers: Flag = False
 
 
+LOADER_OPTIONS = DataSet.model_fields.keys() - {'name', 'type'}
+
+
 class TrainSet(DataSet):
     num_worker_per_gpu: CountOrNone
     batch_size_per_gpu: Count
@@ -460,7 +463,7 @@ def yml_problems(data, is_train):
     found = [problem for kind, problem in _table_problems(YmlOfTraining if is_train else YmlOfTest, data)
              if is_train or kind != 'missing' or not problem.place.startswith(('train: ', 'logger: '))]
     for phase, section in subsection(data, 'datasets').items():
-        found += _dataset_problems(phase, section, is_train)
+        found += dataset_problems(phase, section, is_train)
     found += _classes_problems(data)
     return _one_a_place([*found, *_relations(data, is_train, {problem.place for problem in found})])
 
@@ -553,7 +556,8 @@ def _optimization_problems(train):
         yield from (problem for _, problem in _validate(model, scheduler, ('train', 'scheduler'), told))
 
 
-def _dataset_problems(phase, section, is_train):
+def dataset_problems(phase, section, is_train):
+    """What is wrong with one section of `datasets`, as it is written; see `yml_problems`."""
     from basicsr.data.data_util import paired_paths_from_folder  # noqa: F401 (its package registers the data sets)
     from basicsr.utils.file_client import FileClient
     from basicsr.utils.registry import DATASET_REGISTRY

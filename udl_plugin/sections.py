@@ -1,4 +1,8 @@
-"""Sections `network_g` of a yml: the plain network in that of either step, and back. Needs no network to be there."""
+"""Sections `network_g` of a yml: the plain network in that of either step, and back; what it wants of an image.
+
+Needs no network to be there.
+"""
+from torch.nn import functional as F
 
 OWN_STEPS = ('EDSR', 'DPDNN')  # networks whose steps have names of their own, such as EDSRVar and EDSRTwo
 
@@ -19,6 +23,12 @@ def size_multiple(network_g):
     if plain['type'] == 'RRDBNet':
         return {1: 4, 2: 2}.get(plain.get('scale', 4), 1)
     return plain.get('window_size', 7) if plain['type'] == 'SwinIR' else 1
+
+
+def fill_up(lq, multiple):
+    """`lq` `(N, C, H, W)` with its last row and column repeated until H and W are multiples."""
+    height, width = lq.shape[2:]
+    return F.pad(lq, (0, -width % multiple, 0, -height % multiple), mode='replicate')
 
 
 def section_of(kind, plain, features=None):

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from udl_plugin.checkpoints import as_plain_data, fingerprint
 from udl_plugin.data.check import check_images, check_pair, untracked
@@ -17,7 +16,7 @@ from udl_plugin.data.uncertainty_maps import ABOUT, about, to_levels
 from udl_plugin.errors import InputError
 from udl_plugin.files import whole_folders, write_whole
 from udl_plugin.model_files import read_model
-from udl_plugin.sections import plain_section, size_multiple
+from udl_plugin.sections import fill_up, plain_section, size_multiple
 
 AHEAD = 2  # batches that wait to be packed and written, while the network runs
 
@@ -100,9 +99,9 @@ class _Run:
             images = [bgr2ycbcr(img, y_only=True)[..., None] for img in images]
         lq = torch.stack(img2tensor(images)).to(self.device)
         height, width = lq.shape[2:]
-        lq = F.pad(lq, (0, -width % self.multiple, 0, -height % self.multiple), mode='replicate')
         try:
-            log_var = self.net.log_var(lq)[:, :, :self.scale * height, :self.scale * width].float().cpu().numpy()
+            log_var = self.net.log_var(fill_up(lq, self.multiple))
+            log_var = log_var[:, :, :self.scale * height, :self.scale * width].float().cpu().numpy()
         except RuntimeError as err:
             raise InputError(f'the network cannot run on {len(images)} images of {width} x {height} at once '
                              f'({" ".join(str(err).split())}); smaller sub-images or a smaller --batch take less '

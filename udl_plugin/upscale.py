@@ -6,12 +6,11 @@ import cv2
 import numpy as np
 import torch
 from basicsr.utils.color_util import bgr2ycbcr, ycbcr2bgr
-from torch.nn import functional as F
 
 from udl_plugin.archs.dpdnn_arch import dpdnn_reach
 from udl_plugin.archs.edsr_arch import edsr_reach
 from udl_plugin.errors import InputError
-from udl_plugin.sections import size_multiple
+from udl_plugin.sections import fill_up, size_multiple
 
 ALIGN = 16  # tiles begin at multiples of it: DPDNN halves four times, SwinIR's windows are 8 pixels
 LEAST_TILE = 64
@@ -118,8 +117,7 @@ class Upscaler:
         """`(C, h, w)` to `(C, upscale * h, upscale * w)`; behind it the map where one is wanted, `(2 C, ...)`."""
         height, width = lq.shape[1:]
         try:
-            lq = torch.from_numpy(np.ascontiguousarray(lq))[None].to(self.device)
-            lq = F.pad(lq, (0, -width % self.multiple, 0, -height % self.multiple), mode='replicate')
+            lq = fill_up(torch.from_numpy(np.ascontiguousarray(lq))[None].to(self.device), self.multiple)
             out = torch.cat(self.net(lq, return_log_var=True), 1) if self.uncertainty else self.net(lq)
         except RuntimeError as err:
             if isinstance(err, torch.cuda.OutOfMemoryError) or 'alloc' in str(err):

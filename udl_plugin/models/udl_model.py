@@ -9,7 +9,6 @@ from os import path as osp
 import numpy as np
 import torch
 from basicsr.utils import get_root_logger
-from torch.nn import functional as F
 
 from udl_plugin import interrupt
 from udl_plugin.archs.mixed_precision import keep_images_in_float32
@@ -17,11 +16,11 @@ from udl_plugin.archs.two_step import TwoStep
 from udl_plugin.checkpoints import read_fitting
 from udl_plugin.files import write_whole
 from udl_plugin.models.lasting_model import LastingModel
+from udl_plugin.models.needs import NEEDED, needs_of, run_for
 from udl_plugin.options import check_maker_of_maps, check_options, metrics_of_maps
 from udl_plugin.pictures import encode_png, uncertainty_picture
-from udl_plugin.sections import size_multiple
+from udl_plugin.sections import fill_up, size_multiple
 
-NEEDED = ('log_var', 'var_sr')  # what networks return beside the SR image, in their order
 LEAST_SCALE = 1e-4  # of the gradients under fp16, halved from 65536 with every overflow
 FLAT = 0.05  # spread of a log-variance that tells nothing: weights of step 2 from 1 to 1.05
 DTYPES = {None: None, 'bf16': torch.bfloat16, 'fp16': torch.float16}  # of amp
@@ -97,7 +96,7 @@ class UDLModel(LastingModel):
             # upstream may have read `params` into one and `params_ema` into the other; the frozen branch is one
             self.net_g_ema.var_net.load_state_dict(net.var_net.state_dict())
         self.last_log_var = None
-        self.loss_needs = [name for name in NEEDED if name in getattr(self.cri_pix, 'needs', ())]
+        self.loss_needs = needs_of(self.cri_pix)
 
     def optimize_parameters(self, current_iter):
         self.optimizer_g.zero_grad()
@@ -135,19 +134,16 @@ class UDLModel(LastingModel):
             given (Tensor): What the loss needs, as far as it is there already.
         """
         losses = OrderedDict()
-        wanted = [name for name in self.loss_needs if name not in given]
         with self.autocast(self.amp):
-            output = self.net_of_step(lq, **{f'return_{name}': True for name in wanted})
-        self.output, *needed = [part.float() for part in (output if wanted else [output])]
+            self.output, maps = run_for(self.net_of_step, lq, self.loss_needs, given)
         if self.cri_pix:
-            maps = {**given, **dict(zip(wanted, needed))}
             if 'log_var' in maps:
                 self.last_log_var = maps['log_var'].detach()
             try:
-                losses['l_pix'] = self.cri_pix(self.output, gt, **{name: maps[name] for name in self.loss_needs})
+                losses['l_pix'] = self.cri_pix(self.output, gt, **maps)
             except FloatingPointError as err:  # our losses say what is to blame; others are just not finite
                 self.blamed = f' {err}'
-                losses['l_pix'] = math.nan * sum(part.sum() for part in (self.output, *needed))
+                losses['l_pix'] = math.nan * sum(part.sum() for part in (self.output, *maps.values()))
         if self.cri_perceptual:
             perceptual, style = self.cri_perceptual(self.output, gt)
             losses.update({name: loss for name, loss in (('l_percep', perceptual), ('l_style', style))
@@ -187,9 +183,9 @@ class UDLModel(LastingModel):
 
     def test(self):
         """As upstream's, for images of any size: SwinIR's windows, say, are filled up."""
-        lq, multiple = self.lq, size_multiple(self.opt['network_g'])
+        lq = self.lq
         height, width = (self.opt['scale'] * size for size in lq.shape[2:])
-        self.lq = F.pad(lq, (0, -lq.shape[3] % multiple, 0, -lq.shape[2] % multiple), mode='replicate')
+        self.lq = fill_up(lq, size_multiple(self.opt['network_g']))
         with self.autocast(self.val_amp):
             self.log_var = self._test()
         self._refuse_overflow(self.val_amp, f'{", ".join(self.lq_path or [])}: val', self.output)

@@ -1,0 +1,201 @@
+"""One definition of networks and losses, two hosts: the same figures, and checkpoints of either."""
+import math
+
+import pytest
+import torch
+from basicsr.models import build_model
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
+from conftest import TINY, model_options
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, MODELS
+from mmengine.runner import Runner as Host
+from torch.utils.data import Dataset
+
+import udl_plugin.mm
+from udl_plugin.checkpoints import read_checkpoint
+from udl_plugin.errors import InputError
+from udl_plugin.mm.restorer import UDLRestorer
+from udl_plugin.model_files import read_model
+from udl_plugin.register import NAMES
+
+pytestmark = pytest.mark.usefixtures('seed')
+ITERATIONS = 20
+
+
+def test_one_definition():
+    for registry, names in ((ARCH_REGISTRY, NAMES['ARCH_REGISTRY']), (LOSS_REGISTRY, NAMES['LOSS_REGISTRY'])):
+        for name in names:
+            assert MODELS.get(name) is registry.get(name)
+
+
+class Batches(Dataset):
+    """Fixed pairs."""
+
+    def __len__(self):
+        return 2 * ITERATIONS
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        lq = torch.rand(3, 8, 8, generator=generator)
+        gt = torch.nn.functional.interpolate(lq[None], scale_factor=2, mode='bilinear')[0]
+        return {'inputs': lq, 'data_samples': {'gt': (gt + 0.1 * torch.rand(gt.shape, generator=generator)).clamp(0, 1)}}
+
+
+@HOOKS.register_module()
+class Losses(Hook):
+    def __init__(self, seen):
+        self.seen = seen
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.seen.append(float(outputs['loss'].detach()))
+
+
+def host(folder, network, loss, start=None, hooks=(), **options):
+    """mmengine's Runner, with the network, loss and schedule of `model_options`."""
+    return Host(
+        model={'type': 'UDLRestorer', 'generator': {'type': network, **TINY}, 'pixel_loss': {'type': loss}},
+        work_dir=str(folder / 'work'), default_scope='mmengine', load_from=start, experiment_name=str(folder.name) + network,
+        train_dataloader={'dataset': Batches(), 'batch_size': 2, 'collate_fn': {'type': 'default_collate'},
+                          'sampler': {'type': 'DefaultSampler', 'shuffle': False}},
+        train_cfg={'type': 'IterBasedTrainLoop', 'max_iters': ITERATIONS},
+        optim_wrapper={'optimizer': {'type': 'Adam', 'lr': 1e-2}},
+        param_scheduler={'type': 'MultiStepLR', 'by_epoch': False, 'milestones': [5], 'gamma': 0.5},
+        default_hooks={'checkpoint': {'type': 'CheckpointHook', 'by_epoch': False, 'interval': ITERATIONS}},
+        custom_hooks=[{'type': 'NetworkCheckpointHook'}, *hooks], cfg=Config(), log_level='WARNING', **options)
+
+
+def basicsr(folder, step, start=None):
+    opt = model_options(step, folder)
+    opt['path'].update(pretrain_network_g=start)
+    return build_model(opt)
+
+
+@pytest.mark.parametrize(('step', 'network', 'loss'), [(1, 'EDSRVar', 'ESU'), (2, 'EDSRTwo', 'UDL')])
+def test_same_losses_and_weights(tmp_path, step, network, loss):
+    first = basicsr(tmp_path, 1)
+    first.save(epoch=-1, current_iter=-1)
+    start = str(tmp_path / 'net_g_latest.pth')
+
+    model, expected = basicsr(tmp_path, step, start), []
+    for number in range(1, ITERATIONS + 1):
+        model.update_learning_rate(number)
+        pairs = [Batches()[2 * number - 2], Batches()[2 * number - 1]]
+        model.feed_data({'lq': torch.stack([pair['inputs'] for pair in pairs]),
+                         'gt': torch.stack([pair['data_samples']['gt'] for pair in pairs])})
+        model.optimize_parameters(number)
+        expected.append(float(model.log_dict['l_pix']))
+
+    found = []
+    runner = host(tmp_path, network, loss, start, [{'type': 'Losses', 'seen': found}])
+    runner.train()
+    assert expected[0] > 1.05 * expected[-1]
+    assert len(found) == ITERATIONS
+    assert all(math.isclose(one, other, rel_tol=1e-5) for one, other in zip(found, expected)), (found, expected)
+    ours = runner.model.generator.state_dict()
+    for name, value in model.net_g.state_dict().items():
+        assert torch.allclose(ours[name], value, atol=1e-5), name
+
+
+@pytest.mark.parametrize(('network', 'loss'), [('EDSRVar', 'ESU'), ('EDSRTwo', 'UDL')])
+@pytest.mark.parametrize('averaged', [False, True])
+def test_there_and_back(tmp_path, network, loss, averaged):
+    """BasicSR -> mmengine -> BasicSR: no bit is lost."""
+    path, step = str(tmp_path / 'net_g_latest.pth'), 1 if loss == 'ESU' else 2
+    model = basicsr(tmp_path, 1)
+    model.save(epoch=-1, current_iter=-1)
+    if step == 2:
+        model = basicsr(tmp_path, 2, path)
+        torch.nn.init.normal_(model.net_g.sr_net.conv_last.weight)  # both branches are not one
+        model.save(epoch=-1, current_iter=-1)
+    ema = [{'type': 'EMAHook', 'ema_type': 'ExponentialMovingAverage', 'momentum': 0.1}] * averaged
+    runner = host(tmp_path, network, loss, path, ema)
+    runner.call_hook('before_run')
+    runner.load_or_resume()
+    runner.optim_wrapper = None
+    runner.save_checkpoint(str(tmp_path), 'mm.pth', save_optimizer=False, save_param_scheduler=False)
+    for key in ('params', 'params_ema') if averaged else ('params',):
+        back, _ = read_checkpoint(tmp_path / 'mm.pth', key)
+        there, _ = read_checkpoint(path)
+        assert back.keys() == there.keys()
+        assert all(torch.equal(back[name], there[name]) for name in there)
+    read = read_model(tmp_path / 'mm.pth')
+    assert len(read.notes) == averaged  # which weights are taken
+    assert read.network_g == {'type': network, **TINY}
+    again = basicsr(tmp_path, step, str(tmp_path / 'mm.pth'))
+    assert all(torch.equal(value, again.net_g.state_dict()[name]) for name, value in model.net_g.state_dict().items())
+
+
+def test_averages_are_told_from_weights(tmp_path):
+    """mmengine has the moving average in the place of the weights."""
+    ema = [{'type': 'EMAHook', 'ema_type': 'ExponentialMovingAverage', 'momentum': 0.1}]
+    runner = host(tmp_path, 'EDSRVar', 'ESU', None, ema)
+    runner.train()
+    path = tmp_path / f'work/iter_{ITERATIONS}.pth'
+    trained = runner.model.generator.state_dict()
+    params, averaged = (read_checkpoint(path, key)[0] for key in ('params', 'params_ema'))
+    assert all(torch.equal(params[name], trained[name]) for name in trained)
+    assert not all(torch.equal(averaged[name], trained[name]) for name in trained)
+
+    other = host(tmp_path, 'EDSRVar', 'ESU', str(path), ema)
+    other.call_hook('before_run')
+    other.load_or_resume()
+    assert all(torch.equal(params[name], value) for name, value in other.model.generator.state_dict().items())
+
+
+def test_checkpoint_that_does_not_fit(tmp_path):
+    """mmengine alone would load what fits, which is nothing, and train on."""
+    model = basicsr(tmp_path, 1)
+    model.save(epoch=-1, current_iter=-1)
+    start = str(tmp_path / 'net_g_latest.pth')
+    runner = host(tmp_path, 'EDSRVar', 'ESU', start)
+    runner.model.generator = UDLRestorer({'type': 'EDSRVar', **TINY, 'num_block': 3}).generator
+    with pytest.raises(InputError, match=r"latest\.pth' does not fit generator: EDSRVar: it has num_block: 2"):
+        runner.load_or_resume()
+
+
+@pytest.mark.parametrize(('generator', 'pixel_loss', 'message'), [
+    ({'type': 'EDSRVarr'}, {'type': 'ESU'}, "there is no 'EDSRVarr'"),
+    ({'type': 'EDSRVar', **TINY, 'num_foot': 3}, {'type': 'ESU'}, 'num_foot'),
+    ({'type': 'EDSRVar', **TINY}, {'type': 'ESUU'}, "pixel_loss: type: there is no 'ESUU'"),
+    ({'type': 'EDSRVar', **TINY}, {'type': 'ESU', 'weight': 1}, "pixel_loss: 'weight' is not an option"),
+    ({'type': 'EDSRVar', **TINY}, {'type': 'L1Loss', 'reduction': 'none'}, 'pixel_loss: reduction: none'),
+    ({'type': 'EDSRTwo', **TINY}, {'type': 'ESU'}, 'pixel_loss: ESU trains the log-variance, and that of generator: E'),
+    ({'type': 'EDSR', **TINY}, {'type': 'UDL'}, 'pixel_loss: UDL needs log_var, and generator: EDSR gives none'),
+])
+def test_what_does_not_fit_is_refused(generator, pixel_loss, message):
+    with pytest.raises(InputError, match=message):
+        UDLRestorer(generator, pixel_loss)
+
+
+def test_modes(tmp_path):
+    model = UDLRestorer({'type': 'EDSRTwo', **TINY}, {'type': 'UDL'}).eval()
+    lq, gt = torch.rand(2, 3, 8, 6), torch.rand(2, 3, 16, 12)
+    sr = model(lq)
+    assert sr.shape == gt.shape
+    loss = model(lq, {'gt': gt}, 'loss')
+    assert loss.keys() == {'loss_pix'}
+    given = model(lq, {'gt': gt, 'log_var': torch.zeros(gt.shape)}, 'loss')
+    assert given['loss_pix'] != loss['loss_pix'], 'cached maps'
+    one, two = model(lq, {'gt': gt, 'lq_path': ['a', 'b']}, 'predict')
+    assert one.keys() == {'gt', 'lq_path', 'sr'}
+    assert two['lq_path'] == 'b'
+    assert torch.equal(two['sr'], sr[1])
+    model.wants_log_var = True
+    assert model(lq, None, 'predict')[1]['log_var'].shape == (3, 16, 12)
+    with pytest.raises(ValueError, match="mode is 'tensor', 'loss' or 'predict', not 'x'"):
+        model(lq, None, 'x')
+
+
+def test_networks_that_want_certain_sizes():
+    swin = {'type': 'SwinIR', 'upscale': 2, 'img_size': 16, 'window_size': 8, 'depths': [1], 'embed_dim': 8,
+            'num_heads': [1], 'mlp_ratio': 1, 'upsampler': 'pixelshuffle'}
+    model = UDLRestorer({'type': 'WithVariance', 'backbone': swin}).eval()
+    model.wants_log_var = True
+    sample, = model(torch.rand(1, 3, 9, 11), None, 'predict')
+    assert sample['sr'].shape == sample['log_var'].shape == (3, 18, 22)
+
+
+def test_names():
+    assert set(udl_plugin.mm.__all__) == {'PSNR', 'SSIM', 'BasicSRDataset', 'NetworkCheckpointHook', 'UDLRestorer',
+                                          'UncertaintyVisualizationHook'}

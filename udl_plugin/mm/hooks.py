@@ -1,0 +1,78 @@
+"""Hooks: checkpoints of either host, and pictures of the uncertainty."""
+import cv2
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+
+from udl_plugin.checkpoints import as_plain_data, fitting
+from udl_plugin.pictures import uncertainty_picture
+
+
+def bare(model):
+    return model.module if is_model_wrapper(model) else model
+
+
+@HOOKS.register_module()
+class NetworkCheckpointHook(Hook):
+    """Lets `load_from`, and a test, take a checkpoint of BasicSR's side (`net_g_latest.pth`) or of mmengine's, and step
+    2 one of step 1, for both branches; refuses one that does not fit, where mmengine would load nothing and go on. Says
+    in each checkpoint of what network it is.
+
+    Args:
+        param_key (str): Which weights of a checkpoint of BasicSR: `params`, or `params_ema`.
+    """
+
+    priority = 'VERY_HIGH'  # before EMAHook, which takes the weights that it finds
+
+    def __init__(self, param_key='params'):
+        self.param_key = param_key
+
+    def after_load_checkpoint(self, runner, checkpoint):
+        """
+        Raises:
+            InputError: the checkpoint does not fit the generator.
+        """
+        if runner._resume:
+            return
+        generator = bare(runner.model).generator
+        state_dict, _, _ = fitting(generator, checkpoint, runner._load_from, self.param_key, option='generator')
+        checkpoint.pop('ema_state_dict', None)
+        checkpoint['state_dict'] = {f'generator.{name}': value for name, value in state_dict.items()}
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        checkpoint['network_g'] = as_plain_data(bare(runner.model).network_g)
+
+
+@HOOKS.register_module()
+class UncertaintyVisualizationHook(Hook):
+    """Hands the uncertainty map of each validated or tested image to mmengine's `Visualizer`, as a picture: Y of the
+    map in OpenCV's JET (`udl_plugin/pictures.py`). Asks the model for the variance.
+
+    Args:
+        limits (tuple[float]): What is shown in full blue and in full red, so that pictures can be compared; None: each
+            map's own minimum and maximum.
+        interval (int): Of validated images; of tested ones, all are drawn.
+    """
+
+    def __init__(self, limits=None, interval=1):
+        self.limits, self.interval = limits, interval
+
+    def before_run(self, runner):
+        bare(runner.model).wants_log_var = True
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if batch_idx % self.interval == 0:
+            self._draw(runner, outputs, runner.iter)
+
+    def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self._draw(runner, outputs, 0)
+
+    def _draw(self, runner, outputs, step):
+        for sample in outputs or ():
+            picture = uncertainty_picture(sample['log_var'].numpy(), self.limits)
+            name = f'{sample["set"]}_{_stem(sample)}_uncertainty'
+            runner.visualizer.add_image(name, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), step)
+
+
+def _stem(sample):
+    return sample['lq_path'].replace('\\', '/').rpartition('/')[2].rpartition('.')[0] or sample['lq_path']

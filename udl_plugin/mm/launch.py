@@ -1,0 +1,100 @@
+"""What scripts/mm_train.py and scripts/mm_test.py do: mmengine's `Runner` on a config, in the habit of OpenMMLab's tools.
+
+A config is a Python file, and is run: take none from strangers.
+"""
+import argparse
+import os
+import sys
+from os import path as osp
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+import udl_plugin.mm  # noqa: F401 (registers)
+from udl_plugin.errors import InputError
+
+
+def train(arguments=None):
+    """Trains; returns the exit status: 0, or 2 where the input was wrong, and stderr says it in a line."""
+    parser = _parser('Trains.')
+    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
+                        help='go on from this checkpoint, or from the last one in the work dir')
+    parser.add_argument('--amp', action='store_true', help='bf16 autocast')
+    parser.add_argument('--auto-scale-lr', action='store_true', help='learning rate for the batch of all processes')
+    return _run(parser, arguments, _for_training, lambda runner: runner.train())
+
+
+def test(arguments=None):
+    """Tests a checkpoint of either host; returns the exit status as `train` does."""
+    parser = _parser('Tests.')
+    parser.add_argument('checkpoint', help="a .pth of mmengine's or BasicSR's side")
+    return _run(parser, arguments, _for_test, lambda runner: runner.test())
+
+
+def _parser(about):
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument('config', help='a Python file, such as options/mmengine/demo_udl_step1.py')
+    parser.add_argument('--work-dir', metavar='DIR', help="in place of the config's; work_dirs/CONFIG where neither is")
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
+                        help='options in place of those of the config: train_dataloader.batch_size=8')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    return parser
+
+
+def _for_training(cfg, args):
+    if args.resume == 'auto':
+        cfg.resume, cfg.load_from = True, None
+    elif args.resume:
+        cfg.resume, cfg.load_from = True, args.resume
+    if args.amp:
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype='bfloat16')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise InputError(f'--auto-scale-lr: {args.config} has no auto_scale_lr = dict(base_batch_size=...).')
+        cfg.auto_scale_lr.enable = True
+    _refuse_missing(cfg.get('load_from'), 'load_from')
+
+
+def _for_test(cfg, args):
+    _refuse_missing(args.checkpoint, 'checkpoint')
+    cfg.load_from = args.checkpoint
+
+
+def _refuse_missing(path, what):
+    if path and '://' not in path and not osp.isfile(path):
+        raise InputError(f"{what}: there is no file '{path}' (seen from {osp.abspath('.')}).")
+
+
+def _run(parser, arguments, prepare, start):
+    args = parser.parse_args(arguments)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    try:
+        _refuse_missing(args.config, 'config')
+        cfg = Config.fromfile(args.config)
+        cfg.merge_from_dict(args.cfg_options)
+        cfg.launcher = args.launcher
+        cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join(
+            'work_dirs', osp.splitext(osp.basename(args.config))[0])
+        prepare(cfg, args)
+        if args.launcher == 'pytorch' and not torch.cuda.is_available():
+            _without_gpus(cfg)
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        start(runner)
+    except InputError as err:
+        if int(os.environ.get('RANK', 0)) == 0:
+            print(f'{osp.basename(sys.argv[0])}: {err}', file=sys.stderr)
+        return 2
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    return 0
+
+
+def _without_gpus(cfg):
+    """Processes on the CPU: mmengine's own launcher asks for a GPU, whatever the backend."""
+    torch.distributed.init_process_group('gloo')
+    cfg.model_wrapper_cfg = {'type': 'MMDistributedDataParallel', **(cfg.get('model_wrapper_cfg') or {}),
+                             'device_ids': None}

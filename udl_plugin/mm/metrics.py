@@ -1,0 +1,51 @@
+"""The protocol's PSNR and SSIM for mmengine's evaluators: BasicSR's functions, on BasicSR's 8-bit images."""
+from collections import defaultdict
+
+import numpy as np
+from basicsr.metrics import calculate_psnr, calculate_ssim
+from basicsr.utils import tensor2img
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import METRICS
+
+
+class _OfImages(BaseMetric):
+    """A mean over the images of each data set, as `SET/NAME`.
+
+    Args:
+        crop_border (int): Pixels that are cut from each side: the scale, by the field's habit.
+        convert_to (str | None): `Y`, as papers have it; None: RGB.
+        collect_device, prefix, collect_dir: As of any metric of mmengine.
+    """
+
+    default_prefix = ''  # names of sets are
+
+    def __init__(self, crop_border, convert_to='Y', **options):
+        super().__init__(**options)
+        if convert_to not in ('Y', None):
+            raise ValueError(f"{type(self).__name__}: convert_to is 'Y' or None, not {convert_to!r}.")
+        self.crop_border, self.on_luma = crop_border, convert_to == 'Y'
+
+    def process(self, data_batch, data_samples):
+        """Takes what `UDLRestorer` predicts."""
+        for sample in data_samples:
+            sr, gt = tensor2img([sample['sr'], sample['gt']])
+            score = self.calculate(sr, gt, crop_border=self.crop_border, test_y_channel=self.on_luma)
+            self.results.append((sample['set'], float(score)))
+
+    def compute_metrics(self, results):
+        scores = defaultdict(list)
+        for name, score in results:
+            scores[name].append(score)
+        return {f'{name}/{type(self).__name__}': float(np.mean(values)) for name, values in scores.items()}
+
+
+@METRICS.register_module()
+class PSNR(_OfImages):
+    __doc__ = f'Peak signal-to-noise ratio in dB. {_OfImages.__doc__}'
+    calculate = staticmethod(calculate_psnr)
+
+
+@METRICS.register_module()
+class SSIM(_OfImages):
+    __doc__ = f'Structural similarity. {_OfImages.__doc__}'
+    calculate = staticmethod(calculate_ssim)

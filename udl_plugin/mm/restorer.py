@@ -1,0 +1,85 @@
+"""Both steps as a model of mmengine's `Runner`."""
+import torch
+from basicsr.utils.registry import LOSS_REGISTRY
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+
+from udl_plugin.archs.mixed_precision import keep_images_in_float32
+from udl_plugin.archs.with_variance import build
+from udl_plugin.checkpoints import as_plain_data
+from udl_plugin.errors import InputError, raise_all
+from udl_plugin.models.needs import NEEDED, needs_of, run_for
+from udl_plugin.options import loss_of, needs_problems
+from udl_plugin.schema import class_problems
+from udl_plugin.sections import fill_up, size_multiple
+
+
+@MODELS.register_module()
+class UDLRestorer(BaseModel):
+    """Step 1 (`EDSRVar`, ESU), step 2 (`EDSRTwo`, UDL), plain training (`EDSR`, L1Loss), and their test.
+
+    Both sections are those of a yml of BasicSR, `network_g` and `pixel_opt`, and may name any of its networks and
+    losses. Step 2 begins with `load_from`, a checkpoint of step 1 of either host (see `NetworkCheckpointHook`).
+
+    Args:
+        generator (dict): `dict(type='EDSRTwo', num_in_ch=3, num_out_ch=3, ..., upscale=4)`.
+        pixel_loss (dict): `dict(type='UDL')`; for a test it may be left out.
+        data_preprocessor (dict): mmengine's own where it is not given: `BasicSRDataset` gives images in [0, 1].
+        init_cfg (dict): As of any module of mmengine.
+
+    Raises:
+        InputError: an unknown network, loss or option; a loss that the network cannot feed.
+    """
+
+    wants_log_var = False  # in 'predict'; a hook that draws maps sets it
+
+    def __init__(self, generator, pixel_loss=None, data_preprocessor=None, init_cfg=None):
+        super().__init__(data_preprocessor, init_cfg)
+        self.network_g = as_plain_data(generator)
+        self.generator = build(self.network_g)
+        keep_images_in_float32(self.generator)  # where an optimizer wrapper makes it autocast
+        self.pixel_loss = pixel_loss and _build_loss(as_plain_data(pixel_loss))
+        self.loss_needs = needs_of(self.pixel_loss)
+        raise_all(needs_problems(type(self.generator), self.pixel_loss, names=('pixel_loss', 'generator')))
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        """
+        Args:
+            inputs (Tensor): LR images `(N, C, H, W)`, RGB in [0, 1].
+            data_samples (dict): What `BasicSRDataset` gives beside them, of the whole batch: `gt`, `(N, C, upscale * H,
+                upscale * W)`; for step 2 with cached maps `log_var`; for 'predict' `set`, `lq_path` and so on.
+            mode (str): What is returned: 'tensor', the SR images; 'loss', for training; 'predict', for metrics.
+
+        Returns:
+            Tensor | dict[str, Tensor] | list[dict]: The SR images `(N, C, upscale * H, upscale * W)`; `loss_pix`; for
+            each image its data sample with `sr`, and `log_var` where a hook asked for it, `(C, H, W)` on the CPU.
+        """
+        if mode == 'tensor':
+            return self.generator(inputs)
+        if mode == 'loss':
+            given = {name: data_samples[name] for name in NEEDED if name in data_samples}
+            sr, maps = run_for(self.generator, inputs, self.loss_needs, given)
+            return {'loss_pix': self.pixel_loss(sr, data_samples['gt'], **maps)}
+        if mode == 'predict':
+            return self._predict(inputs, data_samples or {})
+        raise ValueError(f"mode is 'tensor', 'loss' or 'predict', not '{mode}'.")
+
+    @torch.no_grad()
+    def _predict(self, inputs, data_samples):
+        height, width = inputs.shape[2:]
+        lq = fill_up(inputs, size_multiple(self.network_g))
+        sr, maps = run_for(self.generator, lq, ['log_var'] * self.wants_log_var, {})
+        scale = sr.shape[2] // lq.shape[2]
+        images = {name: value[:, :, :scale * height, :scale * width].cpu() for name, value in
+                  {'sr': sr, **maps}.items()}
+        return [{name: value[number] for name, value in {**data_samples, **images}.items()}
+                for number in range(len(inputs))]
+
+
+def _build_loss(section):
+    """The loss of BasicSR's registry that a section describes, ours or its own."""
+    raise_all(problem.message for problem in class_problems(LOSS_REGISTRY, section, 'pixel_loss'))
+    if section.get('reduction') == 'none':
+        raise InputError('pixel_loss: reduction: none gives a map, and training needs a number; write mean.')
+    loss = loss_of(section, 'pixel_loss: ')
+    return loss(**{key: value for key, value in section.items() if key != 'type'}) if isinstance(loss, type) else loss
