@@ -114,11 +114,11 @@ def mmengine_globals(history=_History):
             raise pickle.UnpicklingError(f'getattr of {name}')
         return getattr(history, name, None)
 
-    of_numpy = [(np.array(0).__reduce__()[0], 'multiarray._reconstruct'),
-                (np.float64(0).__reduce__()[0], 'multiarray.scalar')]
+    functions = {'_reconstruct': np.array(0).__reduce__()[0], 'scalar': np.float64(0).__reduce__()[0]}
+    of_numpy = [(function, f'{package}.multiarray.{name}') for name, function in functions.items()
+                for package in ('numpy.core', 'numpy._core')]
     return [(history, 'mmengine.logging.history_buffer.HistoryBuffer'), (method, 'builtins.getattr'),
-            np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in (float, np.float32, int, np.int32, bool)),
-            *((function, f'{module}.{name}') for function, name in of_numpy for module in ('numpy.core', 'numpy._core'))]
+            np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in (float, 'f4', int, 'i4', bool)), *of_numpy]
 
 
 @contextlib.contextmanager

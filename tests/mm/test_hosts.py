@@ -39,7 +39,8 @@ class Batches(Dataset):
         generator = torch.Generator().manual_seed(index)
         lq = torch.rand(3, 8, 8, generator=generator)
         gt = torch.nn.functional.interpolate(lq[None], scale_factor=2, mode='bilinear')[0]
-        return {'inputs': lq, 'data_samples': {'gt': (gt + 0.1 * torch.rand(gt.shape, generator=generator)).clamp(0, 1)}}
+        gt += 0.1 * torch.rand(gt.shape, generator=generator)
+        return {'inputs': lq, 'data_samples': {'gt': gt.clamp(0, 1)}}
 
 
 @HOOKS.register_module()
@@ -55,7 +56,7 @@ def host(folder, network, loss, start=None, hooks=(), **options):
     """mmengine's Runner, with the network, loss and schedule of `model_options`."""
     return Host(
         model={'type': 'UDLRestorer', 'generator': {'type': network, **TINY}, 'pixel_loss': {'type': loss}},
-        work_dir=str(folder / 'work'), default_scope='mmengine', load_from=start, experiment_name=str(folder.name) + network,
+        work_dir=str(folder / 'work'), default_scope='mmengine', load_from=start,
         train_dataloader={'dataset': Batches(), 'batch_size': 2, 'collate_fn': {'type': 'default_collate'},
                           'sampler': {'type': 'DefaultSampler', 'shuffle': False}},
         train_cfg={'type': 'IterBasedTrainLoop', 'max_iters': ITERATIONS},

@@ -1,4 +1,4 @@
-"""What scripts/mm_train.py and scripts/mm_test.py do: mmengine's `Runner` on a config, in the habit of OpenMMLab's tools.
+"""scripts/mm_train.py and scripts/mm_test.py: mmengine's `Runner` on a config, in the habit of OpenMMLab's tools.
 
 A config is a Python file, and is run: take none from strangers.
 """
