@@ -1,5 +1,7 @@
 """Files from strangers: nothing in them runs, and nothing is written where the options do not say."""
+import json
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -123,3 +125,90 @@ def test_nothing_is_written_elsewhere(runner, run, name):
         refused(runner.folder, run(yml), 'a plain name of a file or folder')
         assert sorted(runner.folder.parent.iterdir()) == before
         assert not (runner.folder / 'experiments').exists()
+
+
+@pytest.mark.parametrize('backend', [
+    {'type': 'memcached', 'server_list_cfg': 'x', 'client_cfg': 'x', 'sys_path': 'evil'},
+    {'type': 'lmdb', 'readonly': False, 'lock': True}])
+@pytest.mark.parametrize('arguments', [[], ['--no-check']])
+def test_backend_that_would_run_code_or_write(runner, run, backend, arguments):
+    """Upstream imports `mc` from where a yml says."""
+    (runner.folder / 'evil').mkdir()
+    (runner.folder / 'evil/mc.py').write_text("open('payload', 'w')")
+    yml = runner.write_yml('step1', datasets__train__io_backend=backend)
+    if arguments and backend['type'] == 'lmdb':
+        return  # for the brave
+    status, last = run(yml, *arguments)
+    assert status == 2
+    assert 'io_backend: ' in last
+    assert not list(runner.folder.rglob('payload'))
+
+
+@pytest.mark.parametrize('names', [['../payload'], ['..'], ['a/b'], [5], 5])
+def test_unfinished_folder_of_a_stranger(tmp_path, names):
+    """What was left of a run is moved by the names that it left; none leads out of the folder."""
+    from udl_plugin.errors import InputError
+    from udl_plugin.files import COMPLETE, UNFINISHED, whole_folders
+    (tmp_path / 'payload').write_text('mine')
+    (tmp_path / 'data/payload').mkdir(parents=True)
+    (tmp_path / 'data' / UNFINISHED).mkdir()
+    (tmp_path / 'data' / UNFINISHED / COMPLETE).write_text(json.dumps({'names': names, 'force': True}))
+    with pytest.raises(InputError, match='is not of ours'), whole_folders(tmp_path / 'data', ['x']):
+        pass
+    assert (tmp_path / 'payload').read_text() == 'mine'
+
+
+def swollen(tmp_path, kind):
+    path = tmp_path / 'x.pth'
+    if kind == 'lists':
+        content = [0]
+        for _ in range(30):
+            content = [content] * 5
+        torch.save({'params': content}, path)
+    elif kind == 'hidden':
+        with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr('x/data.pkl', b'x' * 1000)
+        path.write_bytes(path.read_bytes() + b'PK\x05\x06')
+    elif kind == 'bytes':
+        class Bytes:
+            def __reduce__(self):
+                return bytearray, (10 ** 9,)
+        torch.save({'params': {}, 'x': Bytes()}, path)
+    elif kind == 'shared':
+        one = torch.zeros(10 ** 6)
+        torch.save({'params': {str(number): one for number in range(100)}}, path)
+    else:
+        torch.save({'params': {'weight': torch.quantize_per_tensor(torch.rand(3), 0.1, 0, torch.qint8)}}, path)
+    return path
+
+
+@pytest.mark.parametrize('kind', ['lists', 'hidden', 'bytes', 'shared', 'quantized'])
+def test_checkpoint_that_would_fill_the_memory(tmp_path, kind):
+    from udl_plugin.checkpoints import read_checkpoint
+    from udl_plugin.errors import InputError
+    with pytest.raises(InputError, match='cannot be read as a checkpoint'):
+        read_checkpoint(swollen(tmp_path, kind))
+
+
+@pytest.mark.parametrize(('said', 'message'), [
+    ({'type': 'EDSR', **TINY, 'num_block': 1024}, 'more than its weights can have|would be of more'),
+    ({'type': 'EDSR', **TINY, 'num_feat': 200, 'num_block': 200}, 'would be of more'),
+    ({'type': 'SwinIR', 'depths': [10 ** 7]}, 'more than its weights can have')])
+def test_checkpoint_that_says_it_is_huge(tmp_path, said, message):
+    from udl_plugin.archs.with_variance import build
+    from udl_plugin.errors import InputError
+    from udl_plugin.model_files import read_model
+    torch.save({'params': build({'type': 'RCAN', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_group': 1,
+                                 'num_block': 1, 'squeeze_factor': 4}).state_dict(), 'network_g': said},
+               tmp_path / 'x.pth')
+    with pytest.raises(InputError, match=message):
+        read_model(tmp_path / 'x.pth')
+
+
+def test_random_numbers_from_beyond():
+    """NumPy would read past its state."""
+    from udl_plugin import random_states
+    states = random_states.plain(random_states.read())
+    states['numpy'][2] = 1e8
+    with pytest.raises(ValueError, match='no position'):
+        random_states.restore(states)

@@ -13,6 +13,11 @@ import torch
 from udl_plugin.errors import InputError
 from udl_plugin.files import write_whole
 
+MOST_ITEMS = 1_000_000  # numbers, texts and tensors in a checkpoint
+MOST_PICKLED = 10 ** 7  # bytes before the first tensor of a file of PyTorch's old format
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int16,
+          torch.int32, torch.int64, torch.bool, torch.complex64)
+
 
 def read_checkpoint(path, param_key='params'):
     """Reads the state dict of a network from a file that BasicSR wrote, or mmengine with our model.
@@ -64,16 +69,10 @@ def load_tensors(path):
             memory: compressed, or with tensors that repeat few values to be many.
     """
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                    raise ValueError('it is compressed, as torch.save never does, and may be made to fill the memory')
+        _refuse_packed(path)
         with _allowed(mmengine_globals()):
             content = torch.load(path, map_location='cpu', weights_only=True)
-        for tensor in _tensors(content):
-            if tensor.layout is torch.strided and tensor.nbytes > tensor.untyped_storage().nbytes():
-                raise ValueError(f'a tensor of {tuple(tensor.shape)} repeats few values, and may be made to fill the '
-                                 'memory')
+        _refuse_swollen(content, Path(path).stat().st_size)
         return of_mmengine(content) if is_of_mmengine(content) else content
     except FileNotFoundError:
         raise InputError(f"there is no file '{path}' (seen from {Path.cwd()}).") from None
@@ -85,12 +84,49 @@ def load_tensors(path):
         raise InputError(f"'{path}' cannot be read as a checkpoint of tensors ({reason}).") from err
 
 
+def _refuse_packed(path):
+    """Refuses a file that is small because it is packed, before it is unpacked."""
+    with open(path, 'rb') as file:
+        is_zip = file.read(4) == b'PK\x03\x04'  # torch asks for no more
+        pickled = b'' if is_zip else file.read(MOST_PICKLED)
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError('it is compressed, as torch.save never does, and may be made to fill the memory')
+            pickled = b''.join(archive.read(entry) for entry in archive.infolist() if entry.filename.endswith('.pkl'))
+    if b'bytearray' in pickled:
+        raise ValueError('it asks for bytes that it does not hold')
+
+
+def _refuse_swollen(content, size):
+    """Refuses what stands for far more than the file holds: tensors that repeat few values, lists within lists."""
+    storages, values = {}, 0
+    for tensor in _tensors(content):
+        if tensor.layout is not torch.strided or tensor.device.type != 'cpu' or tensor.dtype not in DTYPES:
+            raise ValueError(f'a tensor of {tensor.layout}, {tensor.dtype} on {tensor.device} is none of a network')
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        values += tensor.nbytes
+        if tensor.nbytes > storage.nbytes():
+            raise ValueError(f'a tensor of {tuple(tensor.shape)} repeats few values, and may be made to fill the '
+                             'memory')
+    held = sum(storages.values())
+    if held > size or values > 8 * held + 2 ** 26:  # tensors may share, but not all of them
+        raise ValueError(f'its tensors are said to be of {max(held, values)} bytes, and it has {size}; such a file may '
+                         'be made to fill the memory')
+
+
 def _tensors(content):
-    if torch.is_tensor(content):
-        yield content
-    elif isinstance(content, (dict, list, tuple)):
-        for item in content.values() if isinstance(content, dict) else content:
-            yield from _tensors(item)
+    """The tensors in containers, each as often as it stands there."""
+    waiting, steps = [content], 0
+    while waiting:
+        item, steps = waiting.pop(), steps + 1
+        if steps > MOST_ITEMS:
+            raise ValueError(f'it stands for more than {MOST_ITEMS} things, and may be made to fill the memory')
+        if torch.is_tensor(item):
+            yield item
+        elif isinstance(item, (dict, list, tuple)):
+            waiting += item.values() if isinstance(item, dict) else item
 
 
 class _History:

@@ -2,6 +2,7 @@
 import difflib
 import functools
 import inspect
+import reprlib
 
 
 class InputError(ValueError):
@@ -34,6 +35,14 @@ def raise_all(messages):
     messages = list(messages)
     if messages:
         raise InputErrors(messages)
+
+
+def shortened(value, most=80):
+    """A value of any size as a text for a message."""
+    if isinstance(value, int) and value.bit_length() > 4 * most:
+        return f'a number of {value.bit_length()} bits'
+    text = value if isinstance(value, str) else reprlib.repr(value) if isinstance(value, (list, dict)) else str(value)
+    return text if len(text) < most else f'{text[:most - 3]}...'
 
 
 def did_you_mean(name, known):

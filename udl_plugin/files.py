@@ -90,7 +90,7 @@ def _refuse_existing(parent, names, force):
 def _move_into_place(unfinished):
     if not (unfinished / COMPLETE).exists():
         return
-    complete = json.loads((unfinished / COMPLETE).read_bytes())
+    complete = _read_complete(unfinished / COMPLETE)
     (unfinished / REPLACED).mkdir(exist_ok=True)
     # each step can be done again after a kill
     for name in complete['names']:
@@ -102,6 +102,19 @@ def _move_into_place(unfinished):
                                      'one of them.')
                 target.rename(replaced)
             whole.rename(target)
+
+
+def _read_complete(path):
+    """What `whole_folders` wrote there; a stranger's data may have a file of that name."""
+    try:
+        complete = json.loads(path.read_bytes())
+        if complete.keys() == {'names', 'force'} and all(
+                name not in ('.', '..', '') and Path(name).name == name for name in complete['names']):
+            return complete
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        pass
+    raise InputError(f"'{path.parent}' is in the way: new folders are made in one of this name, and its {path.name} is "
+                     'not of ours. Remove it.')
 
 
 @contextlib.contextmanager

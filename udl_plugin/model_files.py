@@ -18,9 +18,10 @@ import torch
 
 from udl_plugin.archs.dpdnn_arch import dpdnn_options
 from udl_plugin.archs.edsr_arch import edsr_options
-from udl_plugin.archs.with_variance import arch_class, build, run_small
+from udl_plugin.archs.with_variance import arch_class, build, no_larger_than, run_small
 from udl_plugin.authors import AUTHORS, from_authors, is_authors, to_authors
 from udl_plugin.checkpoints import (
+    DTYPES,
     as_plain_data,
     as_state_dict,
     branch,
@@ -153,7 +154,10 @@ def model_of(state_dict, said=None, network_g=None):
     notes = []
     if network_g is None and said is not None:
         _check_said(said, state_dict)
-        network_g = said
+        section = _section(state_dict, said, notes)
+        with no_larger_than(4 * len(state_dict) + 100, 4 * sum(map(torch.numel, state_dict.values())) + 10 ** 6):
+            build(plain_section(section))
+        return Model(state_dict, section, notes)
     return Model(state_dict, _section(state_dict, network_g, notes), notes)
 
 
@@ -166,7 +170,10 @@ def _load(path):
     try:
         with safe_open(path, 'pt') as file:
             said = (file.metadata() or {}).get('network_g')
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(said) if said else None  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if any(tensor.dtype not in DTYPES for tensor in tensors.values()):
+                raise ValueError('a tensor is of a kind that no network of ours has')
+            return tensors, json.loads(said) if said else None
     except FileNotFoundError:
         raise InputError(f"there is no file '{path}'.") from None
     except Exception as err:  # SafetensorError, JSONDecodeError and others
@@ -178,10 +185,11 @@ def _check_said(said, state_dict):
     plain = plain_section(said) if isinstance(said, dict) else None
     if not isinstance(plain, dict) or plain.get('type') not in NETWORKS:
         raise InputError(f'network_g: {said} is none of {", ".join(NETWORKS)}.')
-    most = max(1024, len(state_dict), *(size for value in state_dict.values() for size in value.shape))
+    most = max(255, len(state_dict), *(size for value in state_dict.values() if value.numel() for size in value.shape))
     for key, value in plain.items():
-        if isinstance(value, int) and value > most:
-            raise InputError(f'network_g: {key}: {value} is more than its weights can have.')
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(item, (list, tuple, dict)) or (isinstance(item, int) and item > most):
+                raise InputError(f'network_g: {key}: {str(value)[:80]} is more than its weights can have.')
 
 
 def _check_values(plain):

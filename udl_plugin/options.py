@@ -17,6 +17,7 @@ from udl_plugin.errors import InputError, raise_all
 from udl_plugin.schema import LOADER_OPTIONS, PAIRS, WITH_MAPS, class_of, dataset_problems, section_problems, subsection
 from udl_plugin.sections import plain_section
 
+LARGEST = 100_000, 500_000_000  # parameters and their values, of a network that a yml may ask for
 GIVES = {
     'log_var': 'EDSRVar, DPDNNVar and WithVariance do in step 1, EDSRTwo, DPDNNTwo and TwoStep in step 2',
     'var_sr': 'EDSRTwo, DPDNNTwo and TwoStep do, the networks of step 2',
@@ -143,11 +144,12 @@ def as_parsed(data, is_train, auto_resume=False):
     for phase, dataset in opt['datasets'].items():
         if isinstance(dataset, dict):
             roots = {key: osp.expanduser(dataset[key]) for key in ('dataroot_gt', 'dataroot_lq')
-                     if isinstance(dataset.get(key), str)}
+                     if isinstance(dataset.get(key), str) and '\0' not in dataset[key]}
             scale = {'scale': data['scale']} if 'scale' in data else {}
             opt['datasets'][phase] = {**dataset, **roots, **scale, 'phase': str(phase).split('_')[0]}
     for key, value in opt['path'].items():
-        if isinstance(key, str) and isinstance(value, str) and ('resume_state' in key or 'pretrain_network' in key):
+        if isinstance(key, str) and ('resume_state' in key or 'pretrain_network' in key) \
+                and isinstance(value, str) and '\0' not in value:
             opt['path'][key] = osp.expanduser(value)
     if is_train:
         root = osp.join(osp.abspath('experiments'), str(data.get('name')))
@@ -243,8 +245,9 @@ def check_network(opt):
     Raises:
         InputError: names the option, the file and the mismatch.
     """
-    from udl_plugin.archs.with_variance import build
-    with torch.random.fork_rng(devices=[]):  # the training's own random numbers stay as they are
+    from udl_plugin.archs.with_variance import build, no_larger_than
+    # the training's own random numbers stay as they are
+    with torch.random.fork_rng(devices=[]), no_larger_than(*LARGEST):
         try:
             net = build(opt['network_g'])
         except InputError as err:

@@ -21,10 +21,16 @@ def plain(states):
 
 def restore(states, pytorch=True):
     """Sets what `plain` made, or, without `pytorch`, Python's and NumPy's part of it. A GPU's state is left out where
-    there is none, in it or here."""
+    there is none, in it or here.
+
+    Raises:
+        ValueError, TypeError, KeyError, RuntimeError: it is not what `plain` made.
+    """
     version, words, gauss = states['python']
     random.setstate((version, tuple(words.tolist()), gauss))
     name, keys, position, has_gauss, gauss = states['numpy']
+    if not 0 <= position <= 624:
+        raise ValueError(f'NumPy\'s generator has no position {position}')  # it would read there
     np.random.set_state((name, keys.numpy().astype(np.uint32), int(position), int(has_gauss), gauss))
     if pytorch:
         torch.set_rng_state(states['torch'])

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import NamedTuple
 
+from matplotlib import rcParams
 from matplotlib.figure import Figure
 
 from udl_plugin.files import write_whole
@@ -90,6 +91,7 @@ def write_files(folder, files):
 
 def new_figure(columns, height=4.2, width=6.4):
     """A matplotlib figure with plots side by side, and the list of its axes."""
+    rcParams['text.parse_math'] = False  # labels are users'
     figure = Figure(figsize=(width * columns, height), layout='constrained')
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 

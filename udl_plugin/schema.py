@@ -26,7 +26,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from udl_plugin.checkpoints import as_plain_data
-from udl_plugin.errors import InputError, check_option_names, did_you_mean, find_registered
+from udl_plugin.data.pairs import backend_problems
+from udl_plugin.errors import InputError, check_option_names, did_you_mean, find_registered, shortened
 
 PAIRS, WITH_MAPS = 'PairedImageDataset', 'PairedImageUncertaintyDataset'
 MADE_PATHS = ('experiments_root', 'models', 'training_states', 'log', 'visualization', 'results_root')  # parse_options
@@ -70,17 +71,24 @@ def _refuse(test):
     return AfterValidator(check)
 
 
-_Finite = Annotated[StrictFloat, Field(allow_inf_nan=False)]
+_Finite = Annotated[StrictFloat, Field(allow_inf_nan=False, ge=-1e15, le=1e15)]
 _Fraction = Annotated[StrictFloat, Field(ge=0, lt=1)]
-_Iteration = Annotated[StrictInt, Field(ge=0), BeforeValidator(_whole)]
-_Period = Annotated[StrictInt, Field(ge=1), BeforeValidator(_whole)]
-_PlainName = Annotated[StrictStr, _refuse(
-    lambda name: name in ('.', '..') or not re.fullmatch(r'[^/\\\x00-\x1f]+', name))]
+_Iteration = Annotated[StrictInt, Field(ge=0, le=10 ** 12), BeforeValidator(_whole)]
+_Period = Annotated[StrictInt, Field(ge=1, le=10 ** 12), BeforeValidator(_whole)]
+_PlainName = Annotated[StrictStr, _refuse(lambda name: not is_plain_name(name))]
+
+
+
+def is_plain_name(name):
+    """Whether a text can be the name of a file or folder, and leads nowhere else."""
+    return (name not in ('.', '..') and re.fullmatch(r'[^/\\\x00-\x1f]+', name) is not None
+            and len(name.encode(errors='replace')) <= 150 and name == name.encode(errors='replace').decode())
+
 
 Flag = _kind(StrictBool, 'true or false')
-Text = _kind(StrictStr, 'a text')
+Text = _kind(Annotated[StrictStr, _refuse(lambda text: '\0' in text)], 'a text')
 Texts = _kind(list[StrictStr], 'a list of texts')
-FileName = _kind(_PlainName, 'a plain name of a file or folder, a text without / and \\')
+FileName = _kind(_PlainName, 'a plain name of a file or folder, a text without / and \\ of at most 150 bytes')
 Count = _kind(StrictInt, 'a whole number, 1 or more', ge=1)
 CountOrNone = _kind(StrictInt, 'a whole number, 0 or more', ge=0)
 Iterations = _kind(_Period, 'a whole number of iterations, 1 or more')
@@ -90,12 +98,14 @@ Milestones = _kind(list[_Iteration], 'a list of whole numbers of iterations')
 Periods = _kind(list[_Period], 'a list of whole numbers of iterations, 1 or more each', min_length=1)
 Number = _kind(_Finite, 'a number')
 Numbers = _kind(list[_Finite], 'a list of numbers')
-Positive = _kind(StrictFloat, 'a number above 0', gt=0, allow_inf_nan=False)
-NotNegative = _kind(StrictFloat, 'a number, 0 or more', ge=0, allow_inf_nan=False)
+Positive = _kind(StrictFloat, 'a number above 0', gt=0, le=1e15, allow_inf_nan=False)
+NotNegative = _kind(StrictFloat, 'a number, 0 or more', ge=0, le=1e15, allow_inf_nan=False)
+Ratio = _kind(StrictFloat, 'a number above 0, and at most 10000', gt=0, le=10000, allow_inf_nan=False)
+Workers = _kind(StrictInt, 'a whole number from 0 to 256', ge=0, le=256)
 Decay = _kind(StrictFloat, 'a number from 0 to below 1', ge=0, lt=1)
 Betas = _kind(list[_Fraction], 'two numbers from 0 to below 1, such as [0.9, 0.999]', min_length=2, max_length=2)
 Seed = _kind(StrictInt, f'a whole number from 0 to {2**31 - 1}', ge=0, lt=2**31)
-Gpus = _kind(Union[Literal['auto'], Annotated[StrictInt, Field(ge=0)]], 'auto or a whole number, 0 or more')
+Gpus = _kind(Union[Literal['auto'], Annotated[StrictInt, Field(ge=0, le=1024)]], 'auto or a whole number, 0 or more')
 Amp = _kind(Literal['bf16', 'fp16'], 'bf16, fp16, or ~ for float32')
 Limits = _kind(Annotated[list[_Finite], Field(min_length=2, max_length=2), _refuse(lambda pair: pair[0] >= pair[1])],
                'a lower and a higher number, such as [-1, 4]')
@@ -210,9 +220,9 @@ class DataSet(Section):
 
     name: FileName
     type: Text
-    num_worker_per_gpu: CountOrNone = 0
+    num_worker_per_gpu: Workers = 0
     batch_size_per_gpu: Count = 1
-    dataset_enlarge_ratio: Positive = 1
+    dataset_enlarge_ratio: Ratio = 1
     prefetch_mode: Optional[Prefetch] = None
     num_prefetch_queue: Count = 1
     pin_memory: Flag = False
@@ -223,7 +233,7 @@ LOADER_OPTIONS = DataSet.model_fields.keys() - {'name', 'type'}
 
 
 class TrainSet(DataSet):
-    num_worker_per_gpu: CountOrNone
+    num_worker_per_gpu: Workers
     batch_size_per_gpu: Count
     on_bad_record: Optional[OnBadRecord] = None  # udl-train reads it, of any type
 
@@ -298,8 +308,8 @@ def wrong_value(place, value, what):
         number = value.strip()
         number = f'!!float {number}' if re.search('[eE]', number) else number
         return Problem(place, f"{place}: '{value}' is a text to YAML; write {number}.")
-    text = str(value)
-    return Problem(place, f'{place}: {text if len(text) < 80 else text[:77] + "..."}: must be {what}.')
+    text = shortened(value)
+    return Problem(place, f'{place}: {text}: must be {what}.')
 
 
 def _missing_section(place):
@@ -559,7 +569,6 @@ def _optimization_problems(train):
 def dataset_problems(phase, section, is_train):
     """What is wrong with one section of `datasets`, as it is written; see `yml_problems`."""
     from basicsr.data.data_util import paired_paths_from_folder  # noqa: F401 (its package registers the data sets)
-    from basicsr.utils.file_client import FileClient
     from basicsr.utils.registry import DATASET_REGISTRY
     place, kind = f'datasets: {phase}', phase.split('_')[0]
     phases = ('train', 'val') if is_train else ('val', 'test')
@@ -579,8 +588,9 @@ def dataset_problems(phase, section, is_train):
             class_of(DATASET_REGISTRY, section, f'{place}: ')
         except InputError as err:
             yield Problem(f'{place}: type', str(err))
-    if paired and isinstance(section.get('io_backend'), dict):
-        yield from class_problems(FileClient._backends, section['io_backend'], f'{place}: io_backend')
+    if isinstance(section.get('io_backend'), dict):
+        for message in backend_problems(section['io_backend'], place):
+            yield Problem(f'{place}: io_backend', message)
     yield from _loader_problems(section, place, kind)
 
 

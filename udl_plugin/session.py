@@ -186,6 +186,7 @@ def read_state(path):
         InputError: the file is missing, torn, or no training state.
     """
     state = load_tensors(path)
-    if not isinstance(state, dict) or not state.keys() >= IN_STATE or not isinstance(state['iter'], int):
+    if not isinstance(state, dict) or not state.keys() >= IN_STATE or not all(
+            type(state[key]) is int and 0 <= state[key] < 10 ** 15 for key in ('iter', 'epoch')):
         raise InputError(f"'{osp.relpath(path)}' is not a training state; those are in training_states/.")
     return state

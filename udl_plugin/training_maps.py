@@ -5,11 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 
 from udl_plugin.checkpoints import as_plain_data, fingerprint
 from udl_plugin.data.check import check_images, check_pair, untracked
+from udl_plugin.data.image_files import decode
 from udl_plugin.data.parallel import available_cores
 from udl_plugin.data.records import encode, is_lmdb, open_lmdb, read_meta_info, shape_of, writer
 from udl_plugin.data.uncertainty_maps import ABOUT, about, to_levels
@@ -92,9 +94,14 @@ class _Run:
         self.net, self.device, self.channels, self.scale, self.multiple = net, device, channels, scale, multiple
 
     @torch.no_grad()
-    def __call__(self, pngs):
-        from basicsr.utils import bgr2ycbcr, imfrombytes, img2tensor  # here: ours must be first
-        images = [imfrombytes(png, float32=True) for png in pngs]
+    def __call__(self, keys, pngs):
+        from basicsr.utils import bgr2ycbcr, img2tensor  # here: ours must be first
+        images = []
+        for key, png in zip(keys, pngs):
+            try:
+                images.append(decode(png, cv2.IMREAD_COLOR).astype(np.float32) / 255)
+            except ValueError as err:
+                raise InputError(f"'{key}' of the LR images cannot be decoded: {err}") from err
         if self.channels == 1:
             images = [bgr2ycbcr(img, y_only=True)[..., None] for img in images]
         lq = torch.stack(img2tensor(images)).to(self.device)
@@ -120,7 +127,7 @@ def _packed(env, shapes, batch, run, pool, compress):
         missing = [key for key, png in zip(keys, pngs) if png is None]
         if missing:
             raise InputError(f"'{missing[0]}' is listed in meta_info.txt of the LR images, but not in data.mdb.")
-        waiting.append(zip(keys, pool.map(functools.partial(_pack, compress), run(pngs))))
+        waiting.append(zip(keys, pool.map(functools.partial(_pack, compress), run(keys, pngs))))
         if len(waiting) > AHEAD:
             yield from ((key, *packed) for key, packed in waiting.popleft())
     for results in waiting:

@@ -10,6 +10,9 @@ from udl_plugin.checkpoints import as_plain_data
 from udl_plugin.errors import InputError, did_you_mean, raise_all
 
 MAX_NODES = 100_000  # keys and values of a yml, those that aliases stand for included
+NUMBERS = ('tag:yaml.org,2002:int', 'tag:yaml.org,2002:float')
+MOST_DIGITS = 100
+TEXT = 'tag:yaml.org,2002:str'
 MERGE = 'tag:yaml.org,2002:merge'
 
 
@@ -27,6 +30,9 @@ class Loader(yaml.SafeLoader):
         return node
 
     def construct_object(self, node, deep=False):
+        if node.tag in NUMBERS and len(node.value) > MOST_DIGITS:
+            raise yaml.constructor.ConstructorError(None, None, f'a number of {len(node.value)} characters',
+                                                    node.start_mark)
         try:
             return super().construct_object(node, deep)
         except (ValueError, LookupError, AttributeError, TypeError) as err:  # of `!!int x`, or a list as a key
@@ -75,7 +81,8 @@ def _size(node, sizes, above):
         raise yaml.composer.ComposerError(None, None, 'an alias stands for what it is a part of', node.start_mark)
     if id(node) not in sizes:
         above.add(id(node))
-        sizes[id(node)] = 1 + sum(_size(child, sizes, above) for child in _children(node))
+        text = len(node.value) // 100 if isinstance(node, yaml.ScalarNode) else 0
+        sizes[id(node)] = 1 + text + sum(_size(child, sizes, above) for child in _children(node))
         above.discard(id(node))
     return sizes[id(node)]
 
@@ -194,6 +201,8 @@ class Document:
                     keys = {**self._place_of(merged, merged, names).keys, **keys}
                 continue
             name, line = str(child.value), child.start_mark.line + 1
+            if child.tag != TEXT:
+                self.problems.append(f"{': '.join((*names, name))}: keys are texts; write '{name}'.")
             if name in lines:
                 self.problems.append(f'{": ".join((*names, name))}: stands there twice, in line {lines[name]} too; '
                                      'delete one.')

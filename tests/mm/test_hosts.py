@@ -150,7 +150,7 @@ def test_checkpoint_that_does_not_fit(tmp_path):
     model.save(epoch=-1, current_iter=-1)
     start = str(tmp_path / 'net_g_latest.pth')
     runner = host(tmp_path, 'EDSRVar', 'ESU', start)
-    runner.model.generator = UDLRestorer({'type': 'EDSRVar', **TINY, 'num_block': 3}).generator
+    runner.model = UDLRestorer({'type': 'EDSRVar', **TINY, 'num_block': 3})
     with pytest.raises(InputError, match=r"latest\.pth' does not fit generator: EDSRVar: it has num_block: 2"):
         runner.load_or_resume()
 

@@ -1,4 +1,5 @@
 """A variance head on any super-resolution network: where its features are found, and how they are taken out."""
+import contextlib
 import inspect
 import itertools
 import threading
@@ -8,6 +9,7 @@ from collections import namedtuple
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from udl_plugin.archs.variance_head import VarianceHead
 from udl_plugin.errors import InputError, check_option_names, did_you_mean, find_registered, refuse_unknown_options
@@ -134,6 +136,28 @@ def build(section):
     except Exception as err:  # a string for a number, a size below zero: what a network makes of it
         raise InputError(f'type: {section["type"]}: cannot be built with these options ({type(err).__name__}: {err}): '
                          f'{dict(section)}.') from err
+
+
+@contextlib.contextmanager
+def no_larger_than(tensors, values):
+    """In the block, a network of more parameters than these is not built to its end, which could fill the memory.
+
+    Raises:
+        InputError: one was begun.
+    """
+    left = [tensors, values]
+
+    def count(module, name, parameter):
+        if parameter is not None:
+            left[0], left[1] = left[0] - 1, left[1] - parameter.numel()
+            if min(left) < 0:
+                raise InputError(f'it would be of more than {tensors} tensors, or {values:,} values, and is not built.')
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def arch_class(name, where=''):

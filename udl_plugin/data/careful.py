@@ -8,8 +8,9 @@ from basicsr.utils import FileClient
 from torch.utils.data import Dataset
 
 from udl_plugin.data.image_files import decode, refuse_huge
+from udl_plugin.data.pairs import BACKENDS, backend_problems
 from udl_plugin.data.records import open_lmdb
-from udl_plugin.errors import InputError
+from udl_plugin.errors import InputError, raise_all
 
 MAX_BAD = 100  # records in a row that are passed over
 
@@ -25,12 +26,23 @@ class CarefulDataset(Dataset):
         dataset (Dataset): One that has `opt`, as all of BasicSR's have.
         where (str): What it is called in the yml, for messages: `datasets: train`.
         on_bad_record (str): `stop`, or `skip`: the next image that is good is taken in place of a bad one.
+
+    Raises:
+        InputError: an `io_backend` that is none of files, nor of LMDBs.
     """
 
     def __init__(self, dataset, where, on_bad_record='stop'):
         self.dataset, self.where, self.skip = dataset, where, on_bad_record == 'skip'
         self.opt = dataset.opt  # upstream's validation reads it
         self.client = None
+        kind = (self.opt.get('io_backend') or {}).get('type', BACKENDS[0])  # by then, upstream has added to it
+        raise_all(backend_problems({'type': kind}, where))
+
+    def __getattr__(self, name):
+        """Of the data set itself: upstream's video models ask for `data_info`."""
+        if name == 'dataset' or name.startswith('__'):  # not there yet, in a copy that is being made
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
 
     def __len__(self):
         return len(self.dataset)

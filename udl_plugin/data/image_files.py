@@ -14,10 +14,13 @@ from udl_plugin.errors import InputError
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 FORMATS = ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP')
+TIFFS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')  # the last two are BigTIFF
 ORIENTATION = 0x0112  # EXIF's tag; what its values say is to be done
 TURNS = {2: np.fliplr, 3: lambda img: np.rot90(img, 2), 4: np.flipud, 5: lambda img: np.swapaxes(img, 0, 1),
          6: lambda img: np.rot90(img, -1), 7: lambda img: np.rot90(np.swapaxes(img, 0, 1), 2), 8: np.rot90}
-MAX_PIXELS = int(os.environ.get('UDL_MAX_PIXELS', 2 * Image.MAX_IMAGE_PIXELS))  # of an image: Pillow's own limit
+MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # of an image: Pillow's own limit
+if re.fullmatch(r'\d{1,18}', os.environ.get('UDL_MAX_PIXELS', '')):  # `refuse_huge` tells of another text
+    MAX_PIXELS = int(os.environ['UDL_MAX_PIXELS'])
 UNCHANGED = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH  # but without alpha, and turned as EXIF says
 
 
@@ -159,10 +162,24 @@ def image_size(data):
     """
     if data[:8] == b'\x89PNG\r\n\x1a\n' and data[12:16] == b'IHDR' and len(data) >= 24:
         return struct.unpack('>II', data[16:24])[::-1]
-    if data[:2] == b'BM' and len(data) >= 26:
+    if data[:2] == b'BM' and len(data) >= 26 and data[14:18] != b'\x0c\0\0\0':  # that would be of OS/2, and shorter
         return tuple(abs(length) for length in struct.unpack('<ii', data[18:26])[::-1])  # height < 0: top down
     with _open(data) as image:
         return image.size[::-1]
+
+
+def _has_each_tag_once(data):
+    """Whether the first directory of a TIFF is in order, as TIFF 6.0 asks. Of two sizes, readers differ."""
+    order = '<' if data[:2] == b'II' else '>'
+    big = data[:4] in TIFFS[2:]
+    try:
+        start, = struct.unpack_from(f'{order}Q' if big else f'{order}I', data, 8 if big else 4)
+        count, = struct.unpack_from(f'{order}Q' if big else f'{order}H', data, start)
+        first, step = (start + 8, 20) if big else (start + 2, 12)
+        tags = [struct.unpack_from(f'{order}H', data, first + step * number)[0] for number in range(min(count, 1000))]
+    except struct.error:
+        return False
+    return all(one < other for one, other in zip(tags, tags[1:]))
 
 
 def refuse_huge(data):
@@ -173,7 +190,12 @@ def refuse_huge(data):
     Raises:
         ValueError: it does, or it is no image.
     """
+    limit = os.environ.get('UDL_MAX_PIXELS', '1')
+    if not re.fullmatch(r'\d{1,18}', limit):
+        raise ValueError(f"UDL_MAX_PIXELS='{limit}' in the environment is no number of pixels.")
     height, width = image_size(data)
+    if data[:4] in TIFFS and not _has_each_tag_once(data):
+        raise ValueError('damaged: it has a tag twice, or its tags are not in order, and could be of any size.')
     if height * width > MAX_PIXELS:
         raise ValueError(f'{width} x {height} pixels are more than {MAX_PIXELS:,}, and such a file may be made to fill '
                          f'the memory. If it is meant, set UDL_MAX_PIXELS={height * width} in the environment.')

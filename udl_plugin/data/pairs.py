@@ -4,8 +4,9 @@ from pathlib import Path
 from udl_plugin.data.image_files import image_size, refuse_huge
 from udl_plugin.data.records import read_meta_info
 from udl_plugin.data.uncertainty_maps import read_about
-from udl_plugin.errors import InputError, raise_all
+from udl_plugin.errors import InputError, raise_all, shortened
 
+BACKENDS = ('disk', 'lmdb')
 MAX_FILES = 100  # of a folder, spread evenly: each costs reading a file; LMDBs list all sizes in one
 
 
@@ -22,6 +23,18 @@ def check_pairs(dataset_opt, where):
     raise_all(pair_problems(dataset_opt, where))
 
 
+def backend_problems(backend, where):
+    """Yields what is wrong with an `io_backend`: of upstream's others, `memcached` runs the code that its options name.
+    """
+    if not isinstance(backend, dict):
+        yield f'{where}: io_backend: is missing; write type: lmdb or type: disk in it.'
+    elif backend.get('type') not in BACKENDS:
+        yield f'{where}: io_backend: type: {shortened(backend.get("type"))}: is not read; write lmdb or disk.'
+    elif len(backend) > 1:
+        yield (f"{where}: io_backend: '{sorted(map(str, backend.keys() - {'type'}))[0]}' is not an option that is "
+               'taken; write the type alone.')
+
+
 def pair_problems(dataset_opt, where):
     """Yields what `check_pairs` refuses; only of pairs that can be read, the first that does not fit."""
     scale = dataset_opt.get('scale')
@@ -33,8 +46,9 @@ def pair_problems(dataset_opt, where):
             yield f'{where}: gt_size: {gt_size}: GT patches need a size, a multiple of the scale, {scale}.'
             scale = None
     backend = dataset_opt.get('io_backend')
-    if not isinstance(backend, dict):
-        yield f'{where}: io_backend: is missing; write type: lmdb or type: disk in it.'
+    problems = [*backend_problems(backend, where), *_name_problems(dataset_opt, where)]
+    if problems:
+        yield from problems
         return
     is_lmdb = backend.get('type') == 'lmdb'
     roots = [problem for side in ('dataroot_gt', 'dataroot_lq')
@@ -56,10 +70,18 @@ def pair_problems(dataset_opt, where):
             return
 
 
+def _name_problems(dataset_opt, where):
+    template, listed = dataset_opt.get('filename_tmpl', '{}'), dataset_opt.get('meta_info_file')
+    if not isinstance(template, str) or template.count('{') != 1 or '{}' not in template or template.count('}') != 1:
+        yield f"{where}: filename_tmpl: {str(template)[:80]!r}: is a name with one {{}}, such as '{{}}x4'."
+    if listed is not None and not (isinstance(listed, str) and '\0' not in listed and Path(listed).is_file()):
+        yield f'{where}: meta_info_file: there is no file {str(listed)[:200]!r} (seen from {Path.cwd()}).'
+
+
 def _root_problems(root, is_lmdb, where):
     if root is None:
         yield f'{where}: is missing.'
-    elif not Path(root).is_dir():
+    elif '\0' in str(root) or not Path(root).is_dir():
         yield (f"{where}: there is no folder '{root}' (seen from {Path.cwd()}). Have udl-prepare write it, or delete "
                'the set from the yml.')
     elif is_lmdb and not str(root).endswith('.lmdb'):
@@ -138,8 +160,11 @@ def _folder_sizes(dataset_opt, where):
             pairs = paired_paths_from_meta_info_file(roots, ['lq', 'gt'], dataset_opt['meta_info_file'], template)
         else:
             pairs = paired_paths_from_folder(roots, ['lq', 'gt'], template)
-    except (AssertionError, OSError) as err:
+    except (AssertionError, OSError, ValueError, LookupError) as err:
         raise InputError(f"{where}: {err} LQ is '{roots[0]}', GT is '{roots[1]}', filename_tmpl '{template}'.") from err
+    for pair, root in ((pair, root) for pair in pairs for root in roots):
+        if not any(Path(path).resolve().is_relative_to(Path(root).resolve()) for path in pair.values()):
+            raise InputError(f"{where}: meta_info_file: {pair['gt_path']!r} is not in '{root}'.")
     if not pairs:
         raise InputError(f"{where}: dataroot_gt: '{roots[1]}' holds no image.")
     for pair in pairs[::-(-len(pairs) // MAX_FILES)]:
@@ -148,6 +173,8 @@ def _folder_sizes(dataset_opt, where):
 
 def _image_size(path, where):
     try:
+        if not Path(path).is_file():
+            raise ValueError('it is no file')
         data = Path(path).read_bytes()
         refuse_huge(data)
         return image_size(data)

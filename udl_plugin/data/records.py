@@ -20,6 +20,7 @@ BATCH_BYTES = 64 << 20  # of one transaction
 MAP_BYTES = 16 << 20  # to start with
 MAX_KEY_BYTES = 511  # of LMDB as it is built
 ASCII = ''.join(map(chr, range(32, 127))).replace('%', '')
+MAX_LINE = 300  # characters; a file system takes names of 255
 META_LINE = re.compile(r'(?P<key>[^.]*)\..* \((?P<shape>\d+,\d+,\d+)\) \d+\s*')  # 0001_s001.png (480,480,3) 1
 
 
@@ -205,6 +206,9 @@ def read_meta_info(path):
         if not match:
             raise InputError(f"'{path}/meta_info.txt', line {number}: '{line[:80]}' is not like "
                              "'0001.png (480,480,3) 1'.")
+        if len(line) > MAX_LINE or not match['key'].isprintable():
+            raise InputError(f"'{path}/meta_info.txt', line {number}: {line[:80]!r} is longer than {MAX_LINE}, or no "
+                             'name.')
         shapes[match['key']] = tuple(map(int, match['shape'].split(',')))
     if not shapes:
         raise InputError(f"the LMDB '{path}' is empty: its meta_info.txt lists no image.")

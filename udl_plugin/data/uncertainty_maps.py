@@ -56,11 +56,13 @@ def read_about(path):
         InputError: there is none, or it is damaged.
     """
     try:
+        if Path(path, ABOUT).exists() and not Path(path, ABOUT).is_file():
+            raise ValueError('it is no file')
         said = json.loads(Path(path, ABOUT).read_bytes())
         limits = {key: tuple(map(float, pair)) for key, pair in said['limits'].items()}
         texts = {key: str(said[key]) for key in ('model', 'param_key', 'fingerprint')}
         return {**said, **texts, 'limits': limits, 'scale': int(said['scale'])}
     except FileNotFoundError:
         raise InputError(f"'{path}' has no {ABOUT}: udl-prepare uncertainty writes LMDBs of maps.") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as err:
         raise InputError(f"'{Path(path, ABOUT)}' is damaged ({type(err).__name__}: {err}).") from err

@@ -1,9 +1,11 @@
 """Hooks: checkpoints of either host, and pictures of the uncertainty."""
 import cv2
+import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
+from udl_plugin.archs.with_variance import build
 from udl_plugin.checkpoints import as_plain_data, fitting
 from udl_plugin.pictures import uncertainty_picture
 
@@ -34,8 +36,9 @@ class NetworkCheckpointHook(Hook):
         """
         if runner._resume:
             return
-        generator = bare(runner.model).generator
-        state_dict, _, _ = fitting(generator, checkpoint, runner._load_from, self.param_key, option='generator')
+        with torch.random.fork_rng(devices=[]):
+            net = build(bare(runner.model).network_g)  # the runner's own may be spread over GPUs
+        state_dict, _, _ = fitting(net, checkpoint, runner._load_from, self.param_key, option='generator')
         checkpoint.pop('ema_state_dict', None)
         checkpoint['state_dict'] = {f'generator.{name}': value for name, value in state_dict.items()}
 

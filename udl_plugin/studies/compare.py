@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from basicsr.data import build_dataset
 from basicsr.utils import img2tensor
 from torch.nn import functional as F
 
@@ -13,12 +12,21 @@ from udl_plugin.archs.two_step import TwoStep
 from udl_plugin.archs.with_variance import WithVariance, build, run_small
 from udl_plugin.checkpoints import read_fitting, write_checkpoint
 from udl_plugin.data.pairs import check_pairs
-from udl_plugin.errors import InputError, did_you_mean
+from udl_plugin.errors import InputError, did_you_mean, raise_all
 from udl_plugin.metrics import uncertainty_metrics as metrics
 from udl_plugin.model_files import read_model
 from udl_plugin.options import check_options
+from udl_plugin.schema import dataset_problems
 from udl_plugin.sections import plain_section, size_multiple
-from udl_plugin.studies.evaluate import evaluate, evaluate_bicubic, for_test, name_of, scores_of, test_options
+from udl_plugin.studies.evaluate import (
+    careful_test_set,
+    evaluate,
+    evaluate_bicubic,
+    for_test,
+    name_of,
+    scores_of,
+    test_options,
+)
 from udl_plugin.studies.matrix import benchmark_section
 from udl_plugin.yml import read_yml
 
@@ -158,9 +166,10 @@ def _from_yml(path, label, _):
     if not isinstance(opt['path'].get('pretrain_network_g'), str):
         raise InputError(f"'{path}': path: pretrain_network_g: is missing: there is nothing to test.")
     sections = opt.get('datasets') or {}
-    if not isinstance(sections, dict) or not all(isinstance(section, dict) and 'name' in section
-                                                 for section in sections.values()):
+    if not isinstance(sections, dict) or not all(isinstance(section, dict) for section in sections.values()):
         raise InputError(f"'{path}': datasets: holds sections, each with a name.")
+    raise_all(f"'{path}': {problem.message}" for phase, section in sections.items()
+              for problem in dataset_problems(str(phase), section, is_train=False))
     datasets = {section['name']: section for section in sections.values()}
     opt = {**test_options(opt['name'], opt['network_g'], opt['path'], opt['scale'], []),
            'model_type': opt.get('model_type', 'UDLModel')}
@@ -231,7 +240,7 @@ def find_shown(name, benchmarks, scale):
     """
     known = {}
     for section in benchmarks:
-        dataset = build_dataset(for_test(section, scale))
+        dataset = careful_test_set(section, scale)
         own = {name_of(paths['lq_path']): number for number, paths in enumerate(dataset.paths)}
         for image, number in sorted(own.items()):
             known.setdefault(image, (section['name'], dataset, number))

@@ -9,6 +9,7 @@ from basicsr.metrics import calculate_psnr, calculate_ssim
 from basicsr.models import build_model
 from basicsr.utils import tensor2img
 
+from udl_plugin.data.careful import CarefulDataset
 from udl_plugin.data.imresize import imresize
 
 
@@ -74,7 +75,7 @@ def evaluate(opt, on_image, uncertainty=False):
 
     model.feed_data, model.get_current_visuals = feed_and_note, visuals_and_report
     for dataset_opt in opt['datasets'].values():
-        loader = build_dataloader(build_dataset(dataset_opt), dataset_opt)
+        loader = build_dataloader(careful_test_set(dataset_opt, dataset_opt['scale']), dataset_opt)
         now['set'] = dataset_opt['name']
         model.validation(loader, current_iter=opt['name'], tb_logger=None, save_img=opt['val'].get('save_img', False))
 
@@ -86,11 +87,16 @@ def evaluate_bicubic(datasets, scale, on_image):
         datasets (list[dict]): Sections of a yml.
     """
     for dataset_opt in datasets:
-        dataset = build_dataset(for_test(dataset_opt, scale))
+        dataset = careful_test_set(dataset_opt, scale)
         for number in range(len(dataset)):
             item = dataset[number]
             lq, gt = tensor2img([item['lq']]), tensor2img([item['gt']])
             on_image(dataset_opt['name'], Image(name_of(item['lq_path']), lq, imresize(lq, scale), gt))
+
+
+def careful_test_set(section, scale):
+    """The data set of a section; what is bad in it is told by name (see `CarefulDataset`)."""
+    return CarefulDataset(build_dataset(for_test(section, scale)), section['name'])
 
 
 def for_test(section, scale):

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from udl_plugin.archs.with_variance import arch_class
-from udl_plugin.errors import InputError, did_you_mean
+from udl_plugin.errors import InputError, did_you_mean, shortened
 from udl_plugin.options import WITH_MAPS, loss_of, scale_key
+from udl_plugin.schema import is_plain_name
 from udl_plugin.sections import section_of
 from udl_plugin.yml import read_yml
 
@@ -233,6 +234,8 @@ def _checked(section):
         value = section.get(key)
         if key in section and (not isinstance(value, kind) or (kind in (dict, list) and not value)):
             raise InputError(f'{key}: is {what}, not {value!r}.')
+    if not is_plain_name(section['name']):
+        raise InputError(f'name: is a plain name of a folder, not {shortened(section["name"])!r}.')
     for key in ('seeds', 'scales'):
         values = section[key]
         if not all(type(value) is int and value >= 0 for value in values) or len(set(values)) < len(values):
@@ -269,7 +272,9 @@ def _checked(section):
     if max(map(len, section['variants'].values())) > len(section['variants'][section['baseline']]):
         raise InputError(f'baseline: {section["baseline"]} has fewer steps than other variants; they are compared '
                          'after equal iterations.')
-    if section['val'].keys() != {'benchmark', 'val_freq'} or section['val']['benchmark'] not in section['benchmarks']:
+    val = section['val']
+    if val.keys() != {'benchmark', 'val_freq'} or not isinstance(val['benchmark'], str) \
+            or val['benchmark'] not in section['benchmarks']:
         raise InputError(f'val: has benchmark, one of {", ".join(section["benchmarks"])}, and val_freq, and no other '
                          f'key: not {section["val"]!r}.')
     train = section['datasets'].get('train')
@@ -288,7 +293,7 @@ def _is_step(step):
     if not isinstance(step, dict):
         return False
     loss, options = _loss_and_options(step)
-    return (isinstance(loss, dict) and 'type' in loss and 'total_iter' not in options
+    return (isinstance(loss, dict) and isinstance(loss.get('type'), str) and 'total_iter' not in options
             and options.get(CACHED, False) in (True, False))
 
 

@@ -1,0 +1,11 @@
+# EDSR (32 blocks, 256 features) x4, step 2, its weights spread over the GPUs: FSDP. Not run yet: see docs/scaling.md.
+#   torchrun --nproc_per_node=4 scripts/mm_train.py options/mmengine/edsr_x4_udl_step2_fsdp.py --launcher pytorch
+_base_ = ['edsr_s_x4_udl_step2.py']
+
+runner_type = 'FlexibleRunner'
+strategy = dict(type='FSDPStrategy', state_dict_cfg='full', model_wrapper=dict(use_orig_params=True))
+
+model = dict(generator=dict(num_feat=256, num_block=32))
+load_from = 'work_dirs/edsr_x4_udl_step1/iter_30000.pth'
+train_dataloader = dict(batch_size=16)  # of 4 GPUs
+custom_hooks = [dict(type='NetworkCheckpointHook')]  # EMAHook copies a whole network

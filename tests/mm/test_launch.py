@@ -1,0 +1,220 @@
+"""scripts/mm_train.py and mm_test.py, as users run them, and the configs that ship."""
+import inspect
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from conftest import OPTIONS, ROOT, TINY
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS, PARAM_SCHEDULERS
+from mmengine.runner import Runner as Host
+from torch import multiprocessing as mp
+
+from udl_plugin.errors import InputError
+from udl_plugin.mm import launch
+
+CONFIGS = sorted((OPTIONS / 'mmengine').glob('*.py'))
+SCRIPTS = ROOT / 'scripts'
+SMALL = ['model.generator.num_feat=8', 'model.generator.num_block=2', 'train_dataloader.batch_size=2',
+         'train_dataloader.dataset.dataset.gt_size=24', 'default_hooks.logger.interval=1']
+FOUR = ['train_cfg.max_iters=4', 'train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=2']
+
+
+def ok(process):
+    assert process.returncode == 0, process.stdout
+    return process.stdout
+
+
+def config(name):
+    return OPTIONS / 'mmengine' / f'{name}.py'
+
+
+def scores(folder):
+    """What the evaluator said last: PSNR and SSIM."""
+    path, = folder.glob('*/*.json')
+    found = json.loads(path.read_text().strip().splitlines()[-1])
+    return found['astronaut/PSNR'], found['astronaut/SSIM']
+
+
+def test_both_steps_and_both_hosts(runner):
+    """Step 1 is killed and resumed, step 2 begins with it; either host tests the checkpoints of both alike."""
+    command = [sys.executable, SCRIPTS / 'mm_train.py', config('demo_udl_step1'), '--cfg-options', *SMALL]
+    more = ['train_cfg.max_iters=500', 'train_cfg.val_interval=1000', 'default_hooks.checkpoint.interval=2']
+    work = runner.folder / 'work_dirs/demo_udl_step1'
+    with subprocess.Popen([*command, *more], cwd=runner.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True) as process:
+        latest = time.time() + 120
+        while not (work / 'last_checkpoint').exists() and time.time() < latest and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -9, process.communicate()[0]
+    reached = int(re.search(r'iter_(\d+)', (work / 'last_checkpoint').read_text())[1])
+    last = reached + 2
+    log = ok(runner.run(*command[1:3], '--resume', '--cfg-options', *SMALL, f'train_cfg.max_iters={last}',
+                        f'train_cfg.val_interval={last}', 'default_hooks.checkpoint.interval=2'))
+    assert f'resumed epoch: 0, iter: {reached}' in log
+    assert f'Iter(train) [{reached + 1:{len(str(last))}d}/{last}]' in log
+    assert f'Iter(train) [{reached:{len(str(last))}d}/{last}]' not in log
+
+    step1 = work / f'iter_{last}.pth'
+    ok(runner.run(SCRIPTS / 'mm_train.py', config('demo_udl_step2'), '--work-dir', 'step2', '--cfg-options', *SMALL,
+                  *FOUR, f'load_from={step1}'))
+    assert list((runner.folder / 'step2').glob('*/vis_data/vis_image/astronaut_astronaut_uncertainty_4.png'))
+    assert list((runner.folder / 'step2').glob('best_astronaut_PSNR_iter_*.pth'))
+
+    # step 2 under BasicSR, from mmengine's step 1
+    ok(runner.train(runner.write_yml('step2', 'demo/train_udl_step2', path__pretrain_network_g=str(step1))))
+    for path in (runner.folder / 'step2/iter_4.pth', runner.folder / 'experiments/step2/models/net_g_latest.pth'):
+        found = runner.folder / f'test_{path.stem}'
+        ok(runner.run(SCRIPTS / 'mm_test.py', config('demo_udl_step2'), path, '--work-dir', found, '--cfg-options',
+                      *SMALL))
+        log = ok(runner.test(runner.write_yml('test', 'demo/test_udl_step2', path__pretrain_network_g=str(path))))
+        wanted = [float(re.search(rf'# {name}: ([\d.]+)', log)[1]) for name in ('psnr', 'ssim')]
+        assert scores(found) == pytest.approx(wanted, abs=1e-4)  # of which the log shows four places
+
+
+@HOOKS.register_module()
+class Recorder(Hook):
+    """Keeps the losses of this process, and the weights in the end."""
+
+    def __init__(self, folder):
+        self.folder, self.losses = folder, []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.losses.append(float(outputs['loss'].detach()))
+
+    def after_train(self, runner):
+        model = getattr(runner.model, 'module', runner.model)
+        torch.save({'losses': self.losses, 'weights': model.state_dict()}, f'{self.folder}/{runner.rank}.pth')
+
+
+PLAIN = """
+_base_ = [{base!r}]
+custom_hooks = [dict(type='Recorder', folder={folder!r})]
+visualizer = None
+default_hooks = dict(checkpoint=None)
+"""
+
+
+def run_rank(rank, world_size, path, options, port):
+    import os
+    if world_size > 1:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR='127.0.0.1',
+                          MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    assert launch.train([path, '--launcher', 'pytorch' if world_size > 1 else 'none', '--work-dir',
+                         f'{path}_{rank}_{world_size}', '--cfg-options', *options]) == 0
+
+
+def free_port():
+    import socket
+    with socket.socket() as one:
+        one.bind(('127.0.0.1', 0))
+        return one.getsockname()[1]
+
+
+def test_two_processes_are_one_with_twice_the_batch(runner, monkeypatch):
+    """The same losses, and the same weights on both. No crops or flips, which each process draws for itself."""
+    monkeypatch.chdir(runner.folder)
+    section = 'train_dataloader.dataset.dataset'
+    options = [*SMALL[:2], f'{section}.gt_size=120', f'{section}.use_hflip=False', f'{section}.use_rot=False',
+               'train_dataloader.num_workers=0', 'train_cfg.max_iters=4', 'train_cfg.val_interval=100']
+    found = {}
+    for world_size in (1, 2):
+        folder = runner.folder / str(world_size)
+        folder.mkdir()
+        path = folder / 'config.py'
+        path.write_text(PLAIN.format(base=str(config('demo_udl_step1')), folder=str(folder)))
+        batch = [f'train_dataloader.batch_size={4 // world_size}']
+        mp.spawn(run_rank, (world_size, str(path), options + batch, free_port()), world_size)
+        found[world_size] = [torch.load(folder / f'{rank}.pth') for rank in range(world_size)]
+    (one,), (first, second) = found[1], found[2]
+    assert one['losses'][0] > 1.01 * one['losses'][-1]
+    assert first['losses'] != second['losses'], 'the processes must see other data'
+    for expected, *both in zip(one['losses'], first['losses'], second['losses']):
+        assert sum(both) / 2 == pytest.approx(expected, rel=1e-5)
+    for name, value in first['weights'].items():
+        assert torch.equal(value, second['weights'][name]), name
+        assert torch.allclose(value, one['weights'][name], atol=1e-5), name
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_config(path, monkeypatch, tmp_path):
+    """It loads, prints and builds, and nothing in it is left unread."""
+    monkeypatch.chdir(tmp_path)
+    cfg = Config.fromfile(path)
+    assert Config.fromstring(cfg.pretty_text, '.py').to_dict() == cfg.to_dict()
+    read = inspect.signature(Host.__init__).parameters.keys() | {'custom_imports', 'compile', 'auto_scale_lr'}
+    assert set(cfg) - read <= {'scale'}, 'a variable of the base'
+    model = MODELS.build(cfg.model)
+    assert model.network_g['upscale'] == cfg.scale
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
+    PARAM_SCHEDULERS.build(cfg.param_scheduler, default_args={'optimizer': optimizer})
+    for hook in (*cfg.default_hooks.values(), *cfg.custom_hooks):
+        HOOKS.build(hook)
+    for metric in cfg.val_evaluator:
+        assert METRICS.build(metric).crop_border == cfg.scale
+    for section in (cfg.train_dataloader.dataset, cfg.val_dataloader.dataset):
+        for dataset in section.get('datasets', [section]):
+            with pytest.raises(InputError, match='there is no folder') as caught:
+                DATASETS.build(dataset)
+            assert all('there is no folder' in message for message in caught.value.messages)
+            assert dataset.scale == cfg.scale
+
+
+@pytest.mark.parametrize(('name', 'source'), [
+    ('edsr_s_x4_udl_step1', 'train_udl_step1'), ('edsr_s_x4_udl_step2', 'train_udl_step2'),
+    ('demo_udl_step1', 'demo/train_udl_step1'), ('demo_udl_step2', 'demo/train_udl_step2')])
+def test_configs_are_those_of_basicsr(name, source):
+    cfg, opt = Config.fromfile(config(name)), yaml.safe_load((OPTIONS / f'{source}.yml').read_text())
+    train, data = opt['train'], opt['datasets']['train']
+    given = {key: value for key, value in opt['network_g'].items() if key != 'type'}
+    built = MODELS.build(cfg.model)
+    assert built.network_g == opt['network_g'] or built.network_g == {'type': opt['network_g']['type'], **given}
+    assert cfg.model.pixel_loss.type == train['pixel_opt']['type']
+    assert cfg.optim_wrapper.optimizer.lr == train['optim_g']['lr']
+    assert list(cfg.optim_wrapper.optimizer.betas) == train['optim_g']['betas']
+    assert cfg.train_cfg.max_iters == train['total_iter']
+    if 'milestones' in train['scheduler']:
+        assert cfg.param_scheduler.milestones == train['scheduler']['milestones']
+        assert cfg.param_scheduler.gamma == train['scheduler']['gamma']
+    else:
+        assert cfg.param_scheduler.T_max == train['scheduler']['periods'][0]
+        assert cfg.param_scheduler.eta_min == train['scheduler']['eta_min']
+    ours = cfg.train_dataloader.dataset.dataset
+    assert {key: data[key] for key in ours} == ours
+    assert cfg.train_dataloader.batch_size == data['batch_size_per_gpu']
+    averaged = [hook for hook in cfg.custom_hooks if hook.type == 'EMAHook']
+    assert [1 - hook.momentum for hook in averaged] == [train['ema_decay']] * ('ema_decay' in train)
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (['nowhere.py'], "config: there is no file 'nowhere.py'"),
+    ([config('demo_udl_step2')], "load_from: there is no file 'work_dirs/demo_udl_step1/iter_1200.pth'"),
+    ([config('demo_udl_step1'), '--cfg-options', 'model.pixel_loss.weight=3'], "pixel_loss: 'weight' is not an option"),
+    ([config('demo_udl_step1')], 'there is no folder'),
+    ([config('demo_udl_step1'), '--auto-scale-lr'], 'has no auto_scale_lr'),
+])
+def test_wrong_input_is_one_line(arguments, message, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert launch.train([str(argument) for argument in arguments]) == 2
+    assert message in capfd.readouterr().err.strip().splitlines()[-1]
+
+
+def test_without_mmengine(tmp_path):
+    """All of BasicSR's side works, and ours says what to install."""
+    code = ("import sys; sys.modules['mmengine'] = None; import udl_plugin.models, udl_plugin.train, udl_plugin.cli.upscale;"
+            'import udl_plugin.mm')
+    process = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    last = process.stderr.strip().splitlines()[-1]
+    assert "udl_plugin.mm needs mmengine: pip install 'udl_plugin[mm]'" in last
+    assert 'onedl-mmengine' in last
+    assert TINY
