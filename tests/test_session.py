@@ -94,6 +94,34 @@ def test_state_that_was_asked_for_is_taken_or_refused(opt, tmp_path):
         load_resume_state(opt)
 
 
+def test_epochs_go_on_from_the_state():
+    """With smaller batches than before, of which more fit into an epoch."""
+    module = types.SimpleNamespace(create_train_val_dataloader=lambda *_: (None, None, [], 3, 60),
+                                   load_resume_state=lambda opt: None)
+    with Session(module, lambda opt: ({'epoch': 13, 'iter': 40}, [])) as session:
+        module.load_resume_state({})
+        session.train_loader = range(12)
+        assert module.create_train_val_dataloader({}, None)[3] == 13 + 2
+
+
+def test_network_of_another_run(opt, tmp_path):
+    """As where a run that went on from an older state was killed between network and state."""
+    from udl_plugin.checkpoints import fingerprint
+    for number in (4, 10):
+        network = torch.load(tmp_path / f'models/net_g_{4}.pth')['params']
+        path = tmp_path / f'training_states/{number}.state'
+        torch.save({**torch.load(path), 'network': fingerprint(network)}, path)
+    state, notes = load_resume_state(opt)
+    assert state['iter'] == 4
+    assert "net_g_10.pth' is of another run than it." in notes[0]
+
+
+def test_key_of_the_first_weights_is_not_that_of_ours(opt):
+    opt['path']['param_key_g'] = None
+    load_resume_state(opt)
+    assert opt['path']['param_key_g'] == 'params'
+
+
 @pytest.mark.parametrize(('epochs', 'batches', 'total_iter', 'wanted'), [
     (5, 1, 10, 10),  # 23 images in batches of 12: upstream counts two a epoch, trains one, and would end after 6
     (25, 10, 1000, 100),  # four GPUs under DataParallel

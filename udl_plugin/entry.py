@@ -11,6 +11,7 @@ from udl_plugin import interrupt
 from udl_plugin.autoload import install
 from udl_plugin.errors import InputError, raise_all
 from udl_plugin.options import as_parsed, network_problems, problems_of, unchecked
+from udl_plugin.place import BadData
 from udl_plugin.schema import Problem, Yml, yml_problems
 from udl_plugin.session import Session, load_resume_state
 from udl_plugin.yml import Document, ordered_yaml, parse_override
@@ -62,8 +63,8 @@ def run(module_name, pipeline_name):
         if args.force_yml and _is_first(args.launcher):
             _note_overrides(Path(experiments_root, osp.basename(opt_file)), args.force_yml)
 
-    def end(message, status):
-        if _is_first(args.launcher):
+    def end(message, status, own=False):
+        if own or _is_first(args.launcher):
             print(f'{osp.basename(sys.argv[0])}: {message}', file=sys.stderr)
         return status
 
@@ -77,7 +78,7 @@ def run(module_name, pipeline_name):
         except interrupt.Interrupted as err:
             return end(f'ended by {err}.{session.save()}', 128 + err.signal)
         except InputError as err:
-            return end(f'{_told(err.messages, document)}{session.save()}', 2)
+            return end(f'{_told(err.messages, document)}{session.save()}', 2, isinstance(err, BadData))
         except FloatingPointError as err:
             return end(err, 1)
         except OSError as err:  # a full disk, mostly; upstream's "Failed in writing images." too

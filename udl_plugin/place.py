@@ -48,6 +48,10 @@ class Place:
         return {**vars(self), 'begun': random_states.plain(self.begun), 'loaders': loaders}
 
 
+class BadData(InputError):
+    """What is wrong with the data of this process."""
+
+
 class _Restore:
     """Stands where an index does: the random states that a loading process is to go on with, or None for its own.
 
@@ -146,6 +150,8 @@ class KeepingLoader:
         self.loader.collate_fn, self.loader.worker_init_fn = _collate, _Init(self.loader.worker_init_fn)
         self.loader.timeout = TIMEOUT if self.loader.num_workers else 0
         self.sampler.batch_size, self.sampler.num_workers = self.loader.batch_size, self.loader.num_workers
+        # upstream's CUDAPrefetcher has one batch more drawn than is trained with
+        self.ahead = not self.loader.num_workers and dataset.opt.get('prefetch_mode') == 'cuda'
         self.main = None  # random states of this process at the place where it goes on
         self.loaders = [None] * max(1, self.loader.num_workers)  # see Place
         self.passed_over = 0
@@ -174,6 +180,8 @@ class KeepingLoader:
             place = {**place, 'loaders': [None] * workers}
             note = 'the size of a batch, or num_worker_per_gpu, is another one: images come in the same order, with ' \
                    'other crops'
+        elif self.loader.persistent_workers and None in place['loaders']:
+            note = 'not every loading process had made a batch: those of the others have other crops'
         self.sampler.start = place
         return note
 
@@ -194,7 +202,7 @@ class KeepingLoader:
             for _ in range(self.sampler.fillers()):
                 _next(batches)
             random_states.restore(self.main)
-            if not self.sampler.num_workers and self.loaders[0]:  # upstream's CUDAPrefetcher had drawn more by then
+            if self.ahead and self.loaders[0]:
                 random_states.restore(self.loaders[0], pytorch=False)
         while True:
             batch = _next(batches)
@@ -202,10 +210,12 @@ class KeepingLoader:
                 return
             note = batch[NOTE]
             if note.error:
-                raise InputError(note.error)
+                raise BadData(note.error)
             for problem in note.passed_over:
                 self.passed_over += 1
-                get_root_logger().warning(f'Passed over, {self.passed_over} so far: {problem}')
+                logger = get_root_logger()  # which tells no warnings of others than the first process
+                log = logger.error if self.sampler.sampler.rank else logger.warning
+                log(f'Passed over, {self.passed_over} so far: {problem}')
             self.loaders[seen // self.sampler.batch_size % len(self.loaders)] = note.states.numpy().tobytes()
             seen += self.sampler.batch_size
             note.place = Place(epoch, seen, len(self.sampler), self.sampler.batch_size, begun, tuple(self.loaders))

@@ -598,6 +598,9 @@ def _loader_problems(section, place, kind):
     if section.get('persistent_workers') is True and (kind != 'train' or section.get('num_worker_per_gpu') == 0):
         why = 'wants num_worker_per_gpu: 1 or more' if kind == 'train' else 'there are no workers in validation'
         yield Problem(f'{place}: persistent_workers', f'{place}: persistent_workers: {why}; write false.')
+    if kind == 'train' and section.get('prefetch_mode') == 'cpu' and section.get('num_worker_per_gpu') == 0:
+        yield Problem(f'{place}: prefetch_mode', f'{place}: prefetch_mode: cpu wants num_worker_per_gpu: 1 or more: '
+                                                 'two threads would read beside each other.')
     if kind == 'train' and section.get('prefetch_mode') == 'cuda' and section.get('pin_memory') is not True:
         yield Problem(f'{place}: pin_memory', f'{place}: prefetch_mode: cuda wants pin_memory: true.')
 

@@ -10,7 +10,7 @@ import re
 from os import path as osp
 from pathlib import Path
 
-from udl_plugin.checkpoints import load_tensors, read_checkpoint
+from udl_plugin.checkpoints import fingerprint, load_tensors, read_checkpoint
 from udl_plugin.errors import InputError
 
 IN_STATE = {'epoch', 'iter', 'optimizers', 'schedulers'}  # upstream's own
@@ -59,7 +59,8 @@ class Session:
         *loaders, epochs, iterations = self.upstream['create_train_val_dataloader'](opt, logger)
         # upstream counts an epoch's last, smaller batch, which it leaves out, and not that DataParallel's are larger:
         # it would end before total_iter, and not say so
-        return *loaders, max(epochs, math.ceil(iterations / len(self.train_loader))), iterations
+        done, begun = (self.state['epoch'], self.state['iter']) if self.state else (0, 0)  # by batches of any size
+        return *loaders, max(epochs, done + math.ceil((iterations - begun) / len(self.train_loader))), iterations
 
     def build_dataloader(self, dataset, dataset_opt, num_gpu=1, dist=False, sampler=None, seed=None):
         from udl_plugin.data.careful import CarefulDataset
@@ -116,7 +117,11 @@ class Session:
     def explain(self, err):
         """Why a process that loads data was lost, as far as that can be found out; None where `err` is of another kind.
         """
-        if not re.match('DataLoader (worker|timed out)', str(err)) or self.train_loader is None:
+        if self.train_loader is None:
+            return None
+        if self.train_loader.sampler.sampler.num_replicas > 1 and re.search('gloo|NCCL|by peer', str(err)):
+            return 'another process of the training has ended, and said why; this one ends too.'
+        if not re.match('DataLoader (worker|timed out)', str(err)):
             return None
         try:
             self.train_loader.dataset.refuse_damaged()
@@ -157,6 +162,8 @@ def load_resume_state(opt):
             raise InputError(f'path: resume_state: {err}') from err.__cause__
     if state is not None:
         check_resume(opt, state['iter'])
+        if opt['path'].get('param_key_g', 'params') is None:  # of the file that the training began with
+            opt['path']['param_key_g'] = 'params'
     return state, passed_over
 
 
@@ -169,7 +176,10 @@ def _newest_whole(states, models):
             state = read_state(path)
             if state['iter'] != iteration:
                 raise InputError(f"'{path}' is the state of iteration {state['iter']}.")
-            read_checkpoint(models / f'net_g_{iteration}.pth')
+            network = models / f'net_g_{iteration}.pth'
+            state_dict, _ = read_checkpoint(network)
+            if state.get('network', '') not in ('', fingerprint(state_dict)):
+                raise InputError(f"'{network}' is of another run than it.")
             return str(path), state, passed_over
         except InputError as err:
             passed_over.append(f"--auto_resume passes over '{path}': {err}")

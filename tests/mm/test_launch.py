@@ -211,8 +211,8 @@ def test_wrong_input_is_one_line(arguments, message, tmp_path, monkeypatch, capf
 
 def test_without_mmengine(tmp_path):
     """All of BasicSR's side works, and ours says what to install."""
-    code = ("import sys; sys.modules['mmengine'] = None; import udl_plugin.models, udl_plugin.train, udl_plugin.cli.upscale;"
-            'import udl_plugin.mm')
+    code = ("import sys; sys.modules['mmengine'] = None; import udl_plugin.models, udl_plugin.train;"
+            'import udl_plugin.cli.upscale; import udl_plugin.mm')
     process = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False, cwd=tmp_path)
     last = process.stderr.strip().splitlines()[-1]
     assert "udl_plugin.mm needs mmengine: pip install 'udl_plugin[mm]'" in last

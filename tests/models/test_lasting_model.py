@@ -101,19 +101,63 @@ def test_too_many_in_a_row_end_the_training(tmp_path):
     model = build_model(model_options(1, tmp_path, max_skips=3))
     step(model, 1)
     model.save(0, 1)
-    files = {path.name for path in tmp_path.iterdir()}
     step(model, 2, NAN)
     step(model, 3)
+    good = weights(model)
     for number in (4, 5):
         step(model, number, NAN)
-        model.save(0, number)  # what blew up is no checkpoint
+        model.save(0, number)  # weights of before
     message = r"3 iterations in a row .* the last one 6\. Its batch is in '(.*not_finite_6_0\.pth)'"
     with pytest.raises(FloatingPointError, match=message):
         step(model, 6, NAN)
-    assert {path.name for path in tmp_path.iterdir()} == {*files, 'not_finite_6_0.pth'}
+    content = torch.load(tmp_path / 'net_g_5.pth', weights_only=True)
+    assert equal(good, content['params'].values())
+    assert torch.load(tmp_path / '5.state', weights_only=True)['skips_in_row'] == 2
+    assert not (tmp_path / 'net_g_6.pth').exists()
     batch = torch.load(tmp_path / 'not_finite_6_0.pth', weights_only=True)
     assert batch['paths'] == ['6_a', '6_b']
     assert batch['lq'].isnan().all() and batch['gt'].shape == (2, 3, 16, 16)
+
+
+def test_running_statistics_are_those_of_before(tmp_path):
+    model = build_model(model_options(1, tmp_path))
+    norm = torch.nn.BatchNorm2d(3)
+    model.net_g.backbone.add_module('norm', norm)
+    model.net_g.backbone.conv_first.register_forward_pre_hook(lambda module, args: (norm(args[0]),))
+    step(model, 1)
+    before = [buffer.clone() for buffer in norm.buffers()]
+    step(model, 2, NAN)
+    assert equal(before, norm.buffers())
+    step(model, 3)
+    assert not equal(before, norm.buffers())
+    assert norm.running_mean.isfinite().all()
+
+
+def test_schedule_is_that_of_the_yml(tmp_path):
+    """Of a training that goes on for longer than it was meant to."""
+    opt = model_options(1, tmp_path, total_iter=4, scheduler={
+        'type': 'CosineAnnealingRestartLR', 'periods': [4], 'restart_weights': [1], 'eta_min': 1e-6})
+    model = build_model(opt)
+    for number in range(1, 5):
+        step(model, number)
+    model.save(0, 4)
+    opt = model_options(1, tmp_path, total_iter=8, scheduler={
+        'type': 'CosineAnnealingRestartLR', 'periods': [8], 'restart_weights': [1], 'eta_min': 1e-6})
+    other = build_model(opt)
+    other.resume_training(torch.load(tmp_path / '4.state', weights_only=True))
+    for number in range(5, 9):
+        step(other, number)
+    assert other.schedulers[0].periods == [8]
+
+
+def test_state_that_does_not_fit(tmp_path):
+    model = build_model(model_options(1, tmp_path))
+    for harm in ({'optimizers': [{}]}, {'schedulers': [5]}, {'optimizers': []}):
+        step(model, 1)
+        model.save(0, 1)
+        state = {**torch.load(tmp_path / '1.state', weights_only=True), **harm}
+        with pytest.raises(InputError, match='The training state of iteration 1 does not fit this training'):
+            build_model(model_options(1, tmp_path)).resume_training(state)
 
 
 def saved(folder):
@@ -266,7 +310,7 @@ def test_what_was_reached_is_saved_once(tmp_path):
     assert saved(tmp_path) == ['2.state', 'net_g_2.pth']
     model.holds = False
     step(model, 3, NAN)
-    assert model.save_reached() == 2, 'weights of a streak are no checkpoint'
+    assert model.save_reached() == 3, 'skipped, with the weights of before'
 
 
 @pytest.mark.parametrize(('img_range', 'flat'), [(1, True), (255, False)])

@@ -92,7 +92,8 @@ class CarefulDataset(Dataset):
     def _watch(self):
         """Puts a watch on what the data set reads with, and makes that first, as upstream does at the first item."""
         options = getattr(self.dataset, 'io_backend_opt', None)
-        if self.client is None and options is not None and getattr(self.dataset, 'file_client', self) is None:
+        if self.client is None and options is not None and getattr(self.dataset, 'file_client', self) is None and (
+                options.get('type') != 'lmdb' or isinstance(options.get('client_keys'), list)):  # FFHQDataset has one
             kind = options.pop('type')
             roots = dict(zip(options['client_keys'], options['db_paths'])) if kind == 'lmdb' else {}
             needed = {key: _bytes_needed(root, self.where) for key, root in roots.items()}

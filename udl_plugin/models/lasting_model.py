@@ -13,11 +13,13 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 
 from udl_plugin import interrupt, random_states
-from udl_plugin.checkpoints import write_checkpoint
+from udl_plugin.checkpoints import fingerprint, write_checkpoint
 from udl_plugin.errors import InputError
 from udl_plugin.files import write_whole
 
 MAX_SKIPS = 10
+# what upstream's schedulers and PyTorch's have of the yml, and take from a state
+SCHEDULE = ('periods', 'cumulative_period', 'restart_weights', 'eta_min', 'milestones', 'gamma', 'restarts')
 
 
 class LastingModel(SRModel):
@@ -33,7 +35,7 @@ class LastingModel(SRModel):
     of_ranks = ()  # what that state says of places and random numbers, for each process
     holds = False  # an iteration is under way
     place = paths = None  # of the batch in hand
-    blamed = ''  # what the loss said of it
+    blamed, own_finite = '', True  # what the loss said of it, and whether it is finite in this process
 
     def init_training_settings(self):
         super().init_training_settings()
@@ -53,6 +55,12 @@ class LastingModel(SRModel):
             self.holds = True
         super().update_learning_rate(current_iter, warmup_iter)
 
+    def running_statistics(self):
+        """Buffers that a pass of the network changes, as those of batch normalisation; most networks have none."""
+        return [buffer for module in self.get_bare_model(self.net_g).modules()
+                if module.training and isinstance(module, torch.nn.modules.batchnorm._NormBase)
+                for buffer in module.buffers(recurse=False)]
+
     def is_finite(self, losses):
         """Whether the losses of an iteration are, and the gradients; those under fp16 are the scaler's to judge."""
         values = list(losses.values())
@@ -64,6 +72,7 @@ class LastingModel(SRModel):
 
     def agreed(self, told, finite):
         """What all processes of a training do: end where one was told to, skip where it is not finite for one."""
+        self.own_finite = finite
         if self.opt['dist']:
             both = torch.tensor([told, not finite], device=self.device)
             torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX)
@@ -80,9 +89,12 @@ class LastingModel(SRModel):
             self.skips_in_row = 0
             return
         self.skips, self.skips_in_row = self.skips + 1, self.skips_in_row + 1
+        told = _of_all_ranks(self.opt, (self.own_finite, self.paths or ['unknown'], self.blamed))
+        told = [one for one in told if not one[0]] or told  # gradients are those of all
         get_root_logger().warning(
-            f'Iteration {current_iter} is skipped: loss or gradients not finite: {dict(self.log_dict)}.{self.blamed}'
-            f' {self.skips_in_row} in a row, {self.skips} in all. Its images: {", ".join(self.paths or ["unknown"])}.')
+            f'Iteration {current_iter} is skipped: loss or gradients not finite: {dict(self.log_dict)}.{told[0][2]} '
+            f'{self.skips_in_row} in a row, {self.skips} in all. Its images: '
+            f'{", ".join(path for _, paths, _ in told for path in paths)}.')
         self.blamed = ''
         most = self.opt['train'].get('max_skips') or MAX_SKIPS
         if self.skips_in_row < most:
@@ -110,9 +122,6 @@ class LastingModel(SRModel):
             interrupt.release()
 
     def save(self, epoch, current_iter):
-        if current_iter != -1 and self.skips_in_row:
-            get_root_logger().warning(f'Nothing is saved at iteration {current_iter}, for it was skipped.')
-            return
         with interrupt.held():
             super().save(epoch, current_iter)
         if not self.network_is_saved and current_iter == -1:
@@ -143,7 +152,9 @@ class LastingModel(SRModel):
             return
         state = {'epoch': epoch, 'iter': current_iter, 'optimizers': [part.state_dict() for part in self.optimizers],
                  'schedulers': [part.state_dict() for part in self.schedulers], 'scaler': self.scaler.state_dict(),
-                 'best_metric_results': _plain(self.best_metric_results), 'skips': self.skips, 'validated': validated}
+                 'best_metric_results': _plain(self.best_metric_results), 'skips': self.skips,
+                 'skips_in_row': self.skips_in_row, 'validated': validated,
+                 'network': fingerprint(self.get_bare_model(self.net_g).state_dict())}
         if all(self.of_ranks):
             state.update({key: [rank[key] for rank in self.of_ranks] for key in ('places', 'random')})
         buffer = io.BytesIO()
@@ -154,21 +165,26 @@ class LastingModel(SRModel):
             self._remove_old(current_iter)
 
     def _remove_old(self, current_iter):
-        """Keeps the last `save_keep` networks and states up to this iteration; a state goes before its network."""
+        """Keeps the last `save_keep` networks with their states up to this iteration; a state goes before its network.
+        """
         keep = (self.opt.get('logger') or {}).get('save_keep')
-        for folder, name in (('training_states', r'(\d+)\.state'), ('models', r'net_g_(\d+)\.pth')) if keep else ():
-            found = {int(match[1]): path for path in Path(self.opt['path'][folder]).iterdir()
-                     if (match := re.fullmatch(name, path.name))}
-            for iteration in sorted(number for number in found if number <= current_iter)[:-keep]:
-                _try(lambda path: path.unlink(missing_ok=True), found[iteration])
+        if not keep:
+            return
+        found = [{int(match[1]): path for path in Path(self.opt['path'][folder]).iterdir()
+                  if (match := re.fullmatch(name, path.name)) and int(match[1]) <= current_iter}
+                 for folder, name in (('training_states', r'(\d+)\.state'), ('models', r'net_g_(\d+)\.pth'))]
+        kept = sorted(found[0].keys() & found[1].keys())[-keep:]
+        for paths in found:
+            for iteration in sorted(paths.keys() - kept):
+                _try(lambda path: path.unlink(missing_ok=True), paths[iteration])
 
     def save_reached(self):
         """Saves what was reached, between two iterations.
 
         Returns:
-            int | None: The iteration to go on from: an earlier one where this one is half done, or was skipped.
+            int | None: The iteration to go on from: an earlier one where this one is half done.
         """
-        if self.reached is None or self.holds or self.skips_in_row:
+        if self.reached is None or self.holds:
             return self.saved and self.saved[0]
         with interrupt.held():
             current_iter, validated = self.reached.iter, self.reached.validated
@@ -181,10 +197,20 @@ class LastingModel(SRModel):
     def resume_training(self, resume_state):
         """As upstream's, and what was reached beside: the best results, the scale under fp16, what was skipped. The
         place in the data, and random numbers, are the entry point's to restore."""
-        super().resume_training(resume_state)
+        schedules = [{key: vars(scheduler)[key] for key in SCHEDULE if key in vars(scheduler)}
+                     for scheduler in self.schedulers]
+        try:
+            super().resume_training(resume_state)
+        except (LookupError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as err:
+            raise InputError(f'The training state of iteration {resume_state["iter"]} does not fit this training: '
+                             f'{type(err).__name__}: {err}') from err
+        for scheduler, schedule in zip(self.schedulers, schedules):
+            if schedule != {key: vars(scheduler)[key] for key in schedule}:
+                get_root_logger().warning('The schedule is that of the yml, and another one than the state has.')
+            vars(scheduler).update(schedule)
         if resume_state.get('scaler') and self.scaler.is_enabled():  # not in a state of BasicSR, nor of another amp
             self.scaler.load_state_dict(resume_state['scaler'])
-        self.skips = resume_state.get('skips', 0)
+        self.skips, self.skips_in_row = resume_state.get('skips', 0), resume_state.get('skips_in_row', 0)
         self.of_ranks = [{'places': place, 'random': random} for place, random in
                          zip(resume_state.get('places', ()), resume_state.get('random', ()))]
         current_iter = resume_state['iter']

@@ -21,6 +21,7 @@ from udl_plugin.options import check_maker_of_maps, check_options, metrics_of_ma
 from udl_plugin.pictures import encode_png, uncertainty_picture
 from udl_plugin.sections import fill_up, size_multiple
 
+USUAL_SCALE = 1024  # of the gradients under fp16: overflows above it are the scaler's way
 LEAST_SCALE = 1e-4  # of the gradients under fp16, halved from 65536 with every overflow
 FLAT = 0.05  # spread of a log-variance that tells nothing: weights of step 2 from 1 to 1.05
 DTYPES = {None: None, 'bf16': torch.bfloat16, 'fp16': torch.float16}  # of amp
@@ -101,6 +102,7 @@ class UDLModel(LastingModel):
     def optimize_parameters(self, current_iter):
         self.optimizer_g.zero_grad()
         parts, means = self._parts(), {}
+        before = [(buffer, buffer.clone()) for buffer in self.running_statistics()]
         for number, part in enumerate(parts, 1):
             last = number == len(parts)
             # under DistributedDataParallel, gradients travel once
@@ -111,10 +113,16 @@ class UDLModel(LastingModel):
                 means[name] = means.get(name, 0) + loss.detach() / len(parts)
         told, finite = self.agreed(interrupt.pending() or 0, self.is_finite(means))
         if finite:
+            scale = self.scaler.get_scale()
             self.scaler.step(self.optimizer_g)
             self.scaler.update()
             if self.ema_decay > 0:
                 self.model_ema(decay=self.ema_decay)
+            # the scaler begins high, and finds its place; below it, gradients are not finite by themselves
+            self.own_finite = finite = not self.scaler.get_scale() < min(scale, USUAL_SCALE)
+        if not finite:
+            for buffer, value in before:
+                buffer.copy_(value)
         self.log_dict = self.reduce_loss_dict(means)
         self.count_skips(current_iter, finite)
         if self.scaler.is_enabled() and self.scaler.get_scale() < LEAST_SCALE:
