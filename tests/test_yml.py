@@ -130,6 +130,12 @@ def test_key_that_stands_twice(tmp_path):
         read_yml(read.path)
 
 
+def test_key_that_is_no_text(tmp_path):
+    """Upstream joins keys with texts, after it has made its folders."""
+    read = document(tmp_path, 'a:\n  5: x\n  ~: y\n')
+    assert read.problems == ["a: 5: keys are texts; write '5'.", "a: ~: keys are texts; write '~'."]
+
+
 def test_aliases(tmp_path):
     """Merged keys are no doubles, and what is written into one section is not in the other."""
     read = document(tmp_path, 'a: &a {x: 1, y: {z: 1}}\nb: {<<: *a, x: 2}\nc: *a\n', 'c:y:z=5')
@@ -149,7 +155,8 @@ BOMB = '\n'.join(['a0: &a0 [x, x, x, x, x, x, x, x, x, x]'] + [
     ('a: &a {b: *a}', 'no yml: line 1: an alias stands'), ('a: ' + '[' * 5000, 'no yml: it is nested too deeply'),
     ('a: [', 'no yml: line 1'), ('a: 1\nb: !!int x', 'no yml: line 2: int: '), ('a: !!float ""', 'no yml: line 1'),
     ('a: 2024-13-45', 'no yml: line 1'), ('? [1]\n: 2', 'no yml: line 1'), ('a: !nothing x', 'only plain data is read'),
-    ('a: 1\n--- \nb: 1', 'no yml: line 2'),
+    ('a: 1\n--- \nb: 1', 'no yml: line 2'), ('a: ' + '1' * 200, 'no yml: line 1: a number of 200 characters'),
+    (f'a: &a {"x" * 10_000}\nb: [{", ".join(["*a"] * 2000)}]', 'aliases stand for more'),
 ])
 def test_bad_yml(tmp_path, text, message):
     with pytest.raises(InputError, match=message) as caught:

@@ -1,10 +1,21 @@
+import struct
+
 import cv2
 import numpy as np
 import pytest
 from conftest import random_images
 from PIL import Image, ImageOps
 
-from udl_plugin.data.image_files import list_images, pair_names, read_full_image, read_image
+from udl_plugin.data.image_files import (
+    decode,
+    image_size,
+    list_images,
+    pair_names,
+    read_full_image,
+    read_image,
+    refuse_huge,
+)
+from udl_plugin.data.records import encode
 from udl_plugin.errors import InputError
 
 IMG = random_images(1, 20, 30)['image_0']
@@ -213,3 +224,35 @@ def test_deep_alpha_in_other_formats_is_refused(tmp_path):
     cv2.imwrite(str(tmp_path / 'x.tif'), BGRA.astype(np.uint16) * 257)
     with pytest.raises(InputError, match=r"x\.tif'"):
         read_full_image(tmp_path / 'x.tif')
+
+
+def tiff(*entries, big=False):
+    """A TIFF of no pixels with these tags: number and value."""
+    head = b'II+\0\x08\0\0\0' + struct.pack('<Q', 16) if big else b'II*\0' + struct.pack('<I', 8)
+    body = struct.pack('<Q' if big else '<H', len(entries))
+    for tag, value in entries:
+        body += struct.pack('<HHQQ', tag, 4, 1, value) if big else struct.pack('<HHII', tag, 4, 1, value)
+    return head + body + bytes(8)
+
+
+@pytest.mark.parametrize('big', [False, True])
+def test_tiff_of_two_sizes(big):
+    """Of a tag that stands there twice, Pillow takes the last and OpenCV the first."""
+    size = [(256, 4), (257, 4), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, 4), (279, 16)]
+    refuse_huge(tiff(*size, big=big))
+    for more in ([(256, 90000)], [(256, 1), (278, 1)]):
+        with pytest.raises(ValueError, match='it has a tag twice, or its tags are not in order'):
+            refuse_huge(tiff(*more[:1], *size, *more[1:], big=big))
+
+
+def test_bitmap_of_os2():
+    data = b'BM' + struct.pack('<IHHI', 26 + 8 * 24, 0, 0, 26) + struct.pack('<IHHHH', 12, 8, 8, 1, 24) + bytes(8 * 24)
+    assert image_size(data) == (8, 8)
+    assert decode(data).shape[:2] == (8, 8)
+
+
+@pytest.mark.parametrize('limit', ['1e9', '', 'abc', '-5'])
+def test_limit_that_is_no_number(limit, monkeypatch):
+    monkeypatch.setenv('UDL_MAX_PIXELS', limit)
+    with pytest.raises(ValueError, match='is no number of pixels'):
+        refuse_huge(encode(np.zeros((4, 4, 3), np.uint8)))

@@ -77,6 +77,26 @@ def test_missing_backend(tmp_path):
     refused(opt, 'io_backend: is missing')
 
 
+@pytest.mark.parametrize('template', ['{', '{1}', '{x}', '{0.nope}', '{:>3000000000}', 'x', '{}{}', 5])
+def test_template_that_is_no_name(tmp_path, template):
+    opt = options(tmp_path, 'disk', {'a': (16, 16)}, {'a': (8, 8)})
+    refused({**opt, 'filename_tmpl': template}, 'filename_tmpl: ', 'a name with one {}')
+
+
+@pytest.mark.parametrize('listed', ['/dev/zero', 'nowhere.txt', 'a\0b'])
+def test_list_that_is_no_file(tmp_path, listed):
+    opt = options(tmp_path, 'disk', {'a': (16, 16)}, {'a': (8, 8)})
+    refused({**opt, 'meta_info_file': listed}, 'meta_info_file: there is no file')
+
+
+def test_list_that_leads_elsewhere(tmp_path):
+    opt = options(tmp_path, 'disk', {'a': (16, 16)}, {'a': (8, 8)})
+    for folder in ('gt', 'lq'):
+        (tmp_path / folder / 'a.png').rename(tmp_path / f'{folder}_a.png')
+    (tmp_path / 'list.txt').write_text('../gt_a.png (16,16,3)\n')
+    refused({**opt, 'meta_info_file': str(tmp_path / 'list.txt')}, 'meta_info_file: ', 'is not in')
+
+
 @kinds
 @pytest.mark.parametrize('side', ['dataroot_gt', 'dataroot_lq'])
 def test_missing_root(tmp_path, kind, side):

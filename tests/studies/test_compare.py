@@ -265,7 +265,9 @@ def test_benchmarks_of_ymls(models, benchmarks, tmp_path):
     ({'path': {'pretrain_network_g': None}}, 'path: pretrain_network_g: is missing: there is nothing to test'),
     ({'path': None}, 'path: is missing'), ({'scale': None}, 'scale: is missing'),
     ({'datasets': [1]}, 'datasets: holds sections, each with a name'),
-    ({'datasets': {'test': {}}}, 'datasets: holds sections, each with a name'),
+    ({'datasets': {'test': {}}}, 'datasets: test: name: is missing'),
+    ({'datasets': {'test_1': {'name': 'x/../../../y', 'type': 'PairedImageDataset'}}}, 'test_1: name: .* a plain name'),
+    ({'datasets': {'test_1': {'name': 'x', 'type': 'Nope'}}}, "there is no 'Nope'"),
     ({'network_g': {'type': 'EDSRR'}}, "network_g: type: there is no 'EDSRR'"),
 ])
 def test_bad_yml(models, tmp_path, changes, message):
