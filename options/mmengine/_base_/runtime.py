@@ -16,7 +16,7 @@ default_hooks = dict(
 
 custom_hooks = [
     dict(type='NetworkCheckpointHook'),  # checkpoints of BasicSR's side, and of step 1, as load_from
-    dict(type='EMAHook', ema_type='ExponentialMovingAverage', momentum=0.001),  # BasicSR: ema_decay: 0.999
+    dict(type='EMAHook', ema_type='ExponentialMovingAverage', momentum=0.001),  # a yml's ema_decay: 0.999; ours have 0
 ]
 
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=30000, val_interval=5000)
