@@ -1,8 +1,8 @@
 # make demo   a picture of an uncertainty map, from nothing
 # make study  a table of losses against each other, with its uncertainty
 # make bench  what training and testing cost, against the authors' way; 17 minutes on 2 cores
-# make soak   50 faults over trainings that are resumed each time; 25 minutes on 2 cores
-# make fuzz   2,000 spoilt ymls, checkpoints and images each
+# make soak   50 faults over trainings that are resumed each time; 10 minutes on 2 cores
+# make fuzz   2,000 spoilt ymls, and more checkpoints and images; 8 minutes on 2 cores
 # make test   the test suite
 # make lint   ruff
 PYTHON ?= python3

@@ -4,7 +4,7 @@ from pathlib import Path
 from udl_plugin.data.image_files import image_size, refuse_huge
 from udl_plugin.data.records import read_meta_info
 from udl_plugin.data.uncertainty_maps import read_about
-from udl_plugin.errors import InputError, raise_all, shortened
+from udl_plugin.errors import InputError, did_you_mean, raise_all, shortened
 
 BACKENDS = ('disk', 'lmdb')
 MAX_FILES = 100  # of a folder, spread evenly: each costs reading a file; LMDBs list all sizes in one
@@ -29,7 +29,8 @@ def backend_problems(backend, where):
     if not isinstance(backend, dict):
         yield f'{where}: io_backend: is missing; write type: lmdb or type: disk in it.'
     elif backend.get('type') not in BACKENDS:
-        yield f'{where}: io_backend: type: {shortened(backend.get("type"))}: is not read; write lmdb or disk.'
+        kind = shortened(backend.get('type'))
+        yield f"{where}: io_backend: type: '{kind}' is not read{did_you_mean(kind, BACKENDS)}; write lmdb or disk."
     elif len(backend) > 1:
         yield (f"{where}: io_backend: '{sorted(map(str, backend.keys() - {'type'}))[0]}' is not an option that is "
                'taken; write the type alone.')
