@@ -1,11 +1,13 @@
 """One definition of networks and losses, two hosts: the same figures, and checkpoints of either."""
+import inspect
 import math
+import re
 
 import pytest
 import torch
 from basicsr.models import build_model
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
-from conftest import TINY, model_options
+from conftest import ROOT, TINY, model_options
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS
@@ -198,5 +200,12 @@ def test_networks_that_want_certain_sizes():
 
 
 def test_names():
+    """Of the README, and their options."""
+    readme = (ROOT / 'README.md').read_text()
+    for name in udl_plugin.mm.__all__:
+        row = re.search(rf'^\| `{name}` \| mmengine: .*\| (.*) \|$', readme, re.MULTILINE)
+        own = [key for key, parameter in inspect.signature(getattr(udl_plugin.mm, name).__init__).parameters.items()
+               if key != 'self' and parameter.kind is not parameter.VAR_KEYWORD]
+        assert re.findall(r'`(\w+)`', row[1]) == own
     assert set(udl_plugin.mm.__all__) == {'PSNR', 'SSIM', 'BasicSRDataset', 'NetworkCheckpointHook', 'UDLRestorer',
                                           'UncertaintyVisualizationHook'}
