@@ -27,7 +27,8 @@ def test_again_changes_nothing():
 
 
 FORKED = """
-import os, sys, torchvision, scipy, skimage, cv2  # once, before the forks: quicker
+import os, sys
+import cv2, mmengine._strategy, pydantic, scipy.stats, skimage.metrics, torchvision  # once, before the forks: quicker
 failed = []
 for name in sys.argv[1:]:
     child = os.fork()
