@@ -182,6 +182,9 @@ def open_lmdb(path):
     try:
         env = lmdb.open(os.fsencode(path), readonly=True, lock=False, create=False)
     except lmdb.Error as err:
+        if 'already open' in str(err):
+            raise InputError(f"'{path}' is read by a data set of this process already, and one process opens an LMDB "
+                             'but once: give one of the two a loading process (num_workers: 1).') from err
         raise InputError(f"'{data}' is truncated, damaged or not of an LMDB: {err}") from err
     there, needed = data.stat().st_size, (env.info()['last_pgno'] + 1) * env.stat()['psize']
     if there < needed:
