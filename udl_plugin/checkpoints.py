@@ -60,9 +60,14 @@ def as_state_dict(content, path, param_key):
 
 
 def load_tensors(path):
-    """Reads what `torch.save` wrote, on the CPU and as far as it is tensors and plain containers: nothing is executed.
+    """As `load_safely`, but a checkpoint of mmengine is given as one of BasicSR: `params`, `params_ema`, `network_g`.
+    """
+    content = load_safely(path)
+    return of_mmengine(content) if is_of_mmengine(content) else content
 
-    A checkpoint of mmengine is given as one of BasicSR: `params`, `params_ema` and `network_g`.
+
+def load_safely(path):
+    """Reads what `torch.save` wrote, on the CPU and as far as it is tensors and plain containers: nothing is executed.
 
     Raises:
         InputError: no such file, not torch's format, torn, something else than tensors in it, or made to fill the
@@ -73,7 +78,7 @@ def load_tensors(path):
         with _allowed(mmengine_globals()):
             content = torch.load(path, map_location='cpu', weights_only=True)
         _refuse_swollen(content, Path(path).stat().st_size)
-        return of_mmengine(content) if is_of_mmengine(content) else content
+        return content
     except FileNotFoundError:
         raise InputError(f"there is no file '{path}' (seen from {Path.cwd()}).") from None
     except IsADirectoryError:
@@ -171,7 +176,9 @@ def _name(entry):
 
 
 def is_of_mmengine(content):
-    return isinstance(content, dict) and content.keys() >= {'meta', 'state_dict'}
+    return isinstance(content, dict) and content.keys() >= {'meta', 'state_dict'} and all(
+        isinstance(part, dict) and all(isinstance(name, str) for name in part)
+        for part in (content['state_dict'], content.get('ema_state_dict', {})))
 
 
 def of_mmengine(content):

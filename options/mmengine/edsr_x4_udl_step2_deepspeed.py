@@ -1,14 +1,16 @@
-# EDSR (32 blocks, 256 features) x4, step 2, its optimizer spread over the GPUs: DeepSpeed, ZeRO 1. Not run yet: see
-# docs/scaling.md.
+# EDSR (32 blocks, 256 features) x4, step 2, its optimizer spread over the GPUs: DeepSpeed, ZeRO 1; see docs/scaling.md
+# for its versions.
 #   torchrun --nproc_per_node=4 scripts/mm_train.py options/mmengine/edsr_x4_udl_step2_deepspeed.py --launcher pytorch
 _base_ = ['edsr_s_x4_udl_step2.py']
 
 runner_type = 'FlexibleRunner'
-strategy = dict(type='DeepSpeedStrategy', bf16=dict(enabled=True), zero_optimization=dict(stage=1))
+strategy = dict(type='DeepSpeedStrategy', zero_optimization=dict(stage=1))
 optim_wrapper = dict(
     _delete_=True, type='DeepSpeedOptimWrapper', optimizer=dict(type='Adam', lr=1e-4, betas=(0.9, 0.999)))
 
-model = dict(generator=dict(num_feat=256, num_block=32))
-load_from = 'work_dirs/edsr_x4_udl_step1/iter_30000.pth'
+model = dict(
+    generator=dict(num_feat=256, num_block=32),
+    init_cfg=dict(type='Pretrained', checkpoint='work_dirs/edsr_x4_udl_step1/iter_30000.pth'))
+load_from = None  # of which DeepSpeed takes its own checkpoints alone
 train_dataloader = dict(batch_size=16)  # of 4 GPUs
 custom_hooks = [dict(type='NetworkCheckpointHook')]  # EMAHook copies a whole network

@@ -1,9 +1,15 @@
-# EDSR (32 blocks, 256 features) x4, step 2, its weights spread over the GPUs: FSDP. Not run yet: see docs/scaling.md.
+# EDSR (32 blocks, 256 features) x4, step 2, the weights of the trained network spread over the GPUs: FSDP.
 #   torchrun --nproc_per_node=4 scripts/mm_train.py options/mmengine/edsr_x4_udl_step2_fsdp.py --launcher pytorch
 _base_ = ['edsr_s_x4_udl_step2.py']
 
 runner_type = 'FlexibleRunner'
-strategy = dict(type='FSDPStrategy', state_dict_cfg='full', model_wrapper=dict(use_orig_params=True))
+strategy = dict(
+    type='ResumableFSDPStrategy',
+    state_dict_cfg='full',  # checkpoints as of one GPU
+    model_wrapper=dict(
+        use_orig_params=True,
+        auto_wrap_policy=dict(
+            type='torch.distributed.fsdp.wrap.size_based_auto_wrap_policy', min_num_params=1000000)))  # a block each
 
 model = dict(generator=dict(num_feat=256, num_block=32))
 load_from = 'work_dirs/edsr_x4_udl_step1/iter_30000.pth'

@@ -207,5 +207,5 @@ def test_names():
         own = [key for key, parameter in inspect.signature(getattr(udl_plugin.mm, name).__init__).parameters.items()
                if key != 'self' and parameter.kind is not parameter.VAR_KEYWORD]
         assert re.findall(r'`(\w+)`', row[1]) == own
-    assert set(udl_plugin.mm.__all__) == {'PSNR', 'SSIM', 'BasicSRDataset', 'NetworkCheckpointHook', 'UDLRestorer',
-                                          'UncertaintyVisualizationHook'}
+    assert set(udl_plugin.mm.__all__) == {'PSNR', 'SSIM', 'BasicSRDataset', 'NetworkCheckpointHook',
+                                          'ResumableFSDPStrategy', 'UDLRestorer', 'UncertaintyVisualizationHook'}

@@ -37,5 +37,7 @@ from udl_plugin.mm.dataset import BasicSRDataset  # noqa: E402
 from udl_plugin.mm.hooks import NetworkCheckpointHook, UncertaintyVisualizationHook  # noqa: E402
 from udl_plugin.mm.metrics import PSNR, SSIM  # noqa: E402
 from udl_plugin.mm.restorer import UDLRestorer  # noqa: E402
+from udl_plugin.mm.strategies import ResumableFSDPStrategy  # noqa: E402
 
-__all__ = ['PSNR', 'SSIM', 'BasicSRDataset', 'NetworkCheckpointHook', 'UDLRestorer', 'UncertaintyVisualizationHook']
+__all__ = ['PSNR', 'SSIM', 'BasicSRDataset', 'NetworkCheckpointHook', 'ResumableFSDPStrategy', 'UDLRestorer',
+           'UncertaintyVisualizationHook']

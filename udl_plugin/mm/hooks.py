@@ -18,7 +18,8 @@ def bare(model):
 class NetworkCheckpointHook(Hook):
     """Lets `load_from`, and a test, take a checkpoint of BasicSR's side (`net_g_latest.pth`) or of mmengine's, and step
     2 one of step 1, for both branches; refuses one that does not fit, where mmengine would load nothing and go on. Says
-    in each checkpoint of what network it is.
+    in each checkpoint of what network it is, and after how many iterations: `FlexibleRunner` counts one too many beside
+    `save_best`, and would leave it out on resume.
 
     Args:
         param_key (str): Which weights of a checkpoint of BasicSR: `params`, or `params_ema`.
@@ -28,6 +29,10 @@ class NetworkCheckpointHook(Hook):
 
     def __init__(self, param_key='params'):
         self.param_key = param_key
+        self.done = None
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.done = runner.iter + 1
 
     def after_load_checkpoint(self, runner, checkpoint):
         """
@@ -44,6 +49,8 @@ class NetworkCheckpointHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint):
         checkpoint['network_g'] = as_plain_data(bare(runner.model).network_g)
+        if self.done is not None:
+            checkpoint['meta']['iter'] = self.done
 
 
 @HOOKS.register_module()

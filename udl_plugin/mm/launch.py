@@ -10,9 +10,10 @@ from os import path as osp
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 
 import udl_plugin.mm  # noqa: F401 (registers)
+from udl_plugin.checkpoints import load_safely
 from udl_plugin.errors import InputError
 
 
@@ -79,13 +80,15 @@ def _run(parser, arguments, prepare, start):
         cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join(
             'work_dirs', osp.splitext(osp.basename(args.config))[0])
         prepare(cfg, args)
+        CheckpointLoader.register_scheme('', _load_file, force=True)
         if args.launcher == 'pytorch' and not torch.cuda.is_available():
             _without_gpus(cfg)
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
         start(runner)
     except InputError as err:
-        if int(os.environ.get('RANK', 0)) == 0:
-            print(f'{osp.basename(sys.argv[0])}: {err}', file=sys.stderr)
+        around, _, told = str(err).rpartition(f'{InputError.__module__}.{InputError.__name__}: ')
+        if around or int(os.environ.get('RANK', 0)) == 0:  # a traceback around it: of a loading process of this one
+            print(f'{osp.basename(sys.argv[0])}: {told.strip()}', file=sys.stderr)
         return 2
     finally:
         if torch.distributed.is_initialized():
@@ -93,8 +96,17 @@ def _run(parser, arguments, prepare, start):
     return 0
 
 
+def _load_file(filename, map_location=None):
+    """In place of the loader of files of mmengine: that of the fork executes a checkpoint that holds more than tensors.
+    """
+    return load_safely(osp.expanduser(filename))
+
+
 def _without_gpus(cfg):
     """Processes on the CPU: mmengine's own launcher asks for a GPU, whatever the backend."""
     torch.distributed.init_process_group('gloo')
+    if 'FSDP' in cfg.get('strategy', {}).get('type', ''):
+        cfg.strategy.model_wrapper = {'type': 'MMFullyShardedDataParallel', **(cfg.strategy.get('model_wrapper') or {}),
+                                      'device_id': 'cpu'}
     cfg.model_wrapper_cfg = {'type': 'MMDistributedDataParallel', **(cfg.get('model_wrapper_cfg') or {}),
                              'device_ids': None}

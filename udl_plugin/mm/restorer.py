@@ -6,7 +6,7 @@ from mmengine.registry import MODELS
 
 from udl_plugin.archs.mixed_precision import keep_images_in_float32
 from udl_plugin.archs.with_variance import build
-from udl_plugin.checkpoints import as_plain_data
+from udl_plugin.checkpoints import as_plain_data, fitting, load_tensors
 from udl_plugin.errors import InputError, raise_all
 from udl_plugin.models.needs import NEEDED, needs_of, run_for
 from udl_plugin.options import loss_of, needs_problems
@@ -25,7 +25,8 @@ class UDLRestorer(BaseModel):
         generator (dict): `dict(type='EDSRTwo', num_in_ch=3, num_out_ch=3, ..., upscale=4)`.
         pixel_loss (dict): `dict(type='UDL')`; for a test it may be left out.
         data_preprocessor (dict): mmengine's own where it is not given: `BasicSRDataset` gives images in [0, 1].
-        init_cfg (dict): As of any module of mmengine.
+        init_cfg (dict): As of any module of mmengine; `dict(type='Pretrained', checkpoint=...)` begins with a
+            checkpoint of either host.
 
     Raises:
         InputError: an unknown network, loss or option; a loss that the network cannot feed.
@@ -41,6 +42,19 @@ class UDLRestorer(BaseModel):
         self.pixel_loss = pixel_loss and _build_loss(as_plain_data(pixel_loss))
         self.loss_needs = needs_of(self.pixel_loss)
         raise_all(needs_problems(type(self.generator), self.pixel_loss, names=('pixel_loss', 'generator')))
+
+    def init_weights(self):
+        """As of any module of mmengine, but a `Pretrained` checkpoint is read as `NetworkCheckpointHook` reads
+        `load_from`: for engines whose own `load_from` takes nothing but their own checkpoints, such as DeepSpeed.
+
+        Raises:
+            InputError: the checkpoint does not fit the generator.
+        """
+        if (self.init_cfg or {}).get('type') != 'Pretrained':
+            return super().init_weights()
+        path = self.init_cfg['checkpoint']
+        state_dict, _, _ = fitting(self.generator, load_tensors(path), path, option='generator')
+        self.generator.load_state_dict(state_dict)
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         """
