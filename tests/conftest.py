@@ -51,6 +51,20 @@ def read_pairs(gt, lq, scale=2):
             for pair in (pairs[number] for number in range(len(pairs)))}
 
 
+class Malicious:
+    """As pickle reads it: a call of any function."""
+
+    def __reduce__(self):
+        return exec, ("open('payload', 'w').write('it ran')",)
+
+
+def write_malicious(path, content=None):
+    """Writes a checkpoint that, where it is unpickled, leaves a file `payload`. Returns `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({**(content or {}), 'params': {'weight': torch.rand(2)}, 'x': Malicious()}, path)
+    return path
+
+
 # kills the process at the n-th call of a function of a module, or of a class in it
 KILLER = """
 import importlib, os, signal, sys

@@ -6,25 +6,12 @@ import zipfile
 import pytest
 import torch
 import yaml
-from conftest import OPTIONS, TINY
+from conftest import OPTIONS, TINY, write_malicious
 
 from udl_plugin import entry
 from udl_plugin.cli import convert_checkpoint, upscale
 
 STATE = {'epoch': 0, 'iter': 2, 'optimizers': [], 'schedulers': []}
-
-
-class Malicious:
-    """As pickle reads it: a call of any function."""
-
-    def __reduce__(self):
-        return exec, ("open('payload', 'w').write('it ran')",)
-
-
-def write_malicious(path, content=None):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({**(content or {}), 'params': {'weight': torch.rand(2)}, 'x': Malicious()}, path)
-    return path
 
 
 @pytest.fixture

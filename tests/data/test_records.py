@@ -3,7 +3,7 @@ import pytest
 from conftest import random_images, read_pairs, write_images
 
 from udl_plugin.data.check import check_images
-from udl_plugin.data.records import LmdbWriter, encode, lmdb_key, read_meta_info, shape_of, writer
+from udl_plugin.data.records import LmdbWriter, encode, lmdb_key, open_lmdb, read_meta_info, shape_of, writer
 from udl_plugin.errors import InputError
 
 
@@ -24,6 +24,12 @@ def test_upstream_reads_any_name(tmp_path):
     assert len(read) == 6
     for name, img in images.items():
         np.testing.assert_array_equal(read[lmdb_key(name)][0], img)
+
+
+def test_two_readers_in_a_process(tmp_path):
+    path = write_images(tmp_path / 'x.lmdb', random_images(1))
+    with open_lmdb(path), pytest.raises(InputError, match=r"x\.lmdb' is read by a data set of this process already"):
+        open_lmdb(path)
 
 
 def test_plain_names_are_keys_as_they_are():
