@@ -2,6 +2,7 @@
 import inspect
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,8 +18,10 @@ from torch.utils.data import Dataset
 import udl_plugin.mm
 from udl_plugin.checkpoints import read_checkpoint
 from udl_plugin.errors import InputError
+from udl_plugin.mm.hooks import UncertaintyVisualizationHook
 from udl_plugin.mm.restorer import UDLRestorer
 from udl_plugin.model_files import read_model
+from udl_plugin.pictures import uncertainty_picture
 from udl_plugin.register import NAMES
 
 pytestmark = pytest.mark.usefixtures('seed')
@@ -157,6 +160,53 @@ def test_checkpoint_that_does_not_fit(tmp_path):
         runner.load_or_resume()
 
 
+def test_resume_that_would_load_nothing(tmp_path):
+    """mmengine alone would go on with what it has: fresh weights, or a fresh optimizer."""
+    basicsr(tmp_path, 1).save(epoch=-1, current_iter=-1)
+    runner = host(tmp_path, 'EDSRVar', 'ESU')
+    runner.train()
+    good = tmp_path / f'work/iter_{ITERATIONS}.pth'
+    runner.save_checkpoint(str(tmp_path), 'best.pth', save_optimizer=False)
+    other = torch.load(good, weights_only=False)
+    other['state_dict'].pop('generator.conv_first.weight')
+    torch.save(other, tmp_path / 'other.pth')
+    for name, message in (('net_g_latest.pth', 'holds no state of a training under mmengine'),
+                          ('best.pth', 'holds no state of a training under mmengine'),
+                          ('other.pth', 'of another network than generator')):
+        with pytest.raises(InputError, match=f"{name}' {'is ' * (name == 'other.pth')}{message}"):
+            host(tmp_path, 'EDSRVar', 'ESU', str(tmp_path / name), resume=True).train()
+    with pytest.raises(InputError, match='of another network than generator, and cannot be resumed: EDSRTwo'):
+        host(tmp_path, 'EDSRTwo', 'UDL', str(good), resume=True).train()
+    again = host(tmp_path, 'EDSRVar', 'ESU', str(good), resume=True)
+    again.train()
+    assert again.iter == ITERATIONS
+
+
+def test_step_2_needs_step_1(tmp_path):
+    for more in ({}, {'resume': True}):
+        with pytest.raises(InputError, match='load_from: is missing. EDSRTwo starts from a checkpoint of step 1'):
+            host(tmp_path, 'EDSRTwo', 'UDL', **more).train()
+
+
+def test_init_cfg(tmp_path):
+    """For engines that take no other checkpoint than their own as load_from."""
+    basicsr(tmp_path, 1).save(epoch=-1, current_iter=-1)
+    start = str(tmp_path / 'net_g_latest.pth')
+    init_cfg = {'type': 'Pretrained', 'checkpoint': start}
+    model = UDLRestorer({'type': 'EDSRTwo', **TINY}, {'type': 'UDL'}, init_cfg=init_cfg)
+    model.init_weights()
+    wanted, found = model.generator.expand(read_checkpoint(start)[0]), model.generator.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    with pytest.raises(InputError, match=r"latest\.pth' does not fit generator: EDSRVar: it has num_block: 2"):
+        UDLRestorer({'type': 'EDSRVar', **TINY, 'num_block': 3}, init_cfg=init_cfg).init_weights()
+
+    runner = host(tmp_path, 'EDSRTwo', 'UDL')
+    runner.model.init_cfg = init_cfg
+    runner.train()
+    assert runner.iter == ITERATIONS
+
+
 @pytest.mark.parametrize(('generator', 'pixel_loss', 'message'), [
     ({'type': 'EDSRVarr'}, {'type': 'ESU'}, "there is no 'EDSRVarr'"),
     ({'type': 'EDSRVar', **TINY, 'num_foot': 3}, {'type': 'ESU'}, 'num_foot'),
@@ -188,6 +238,27 @@ def test_modes(tmp_path):
     assert model(lq, None, 'predict')[1]['log_var'].shape == (3, 16, 12)
     with pytest.raises(ValueError, match="mode is 'tensor', 'loss' or 'predict', not 'x'"):
         model(lq, None, 'x')
+
+
+def test_maps_are_drawn(tmp_path):
+    """Each `interval`-th of a validation, all of a test, within the limits."""
+    model = UDLRestorer({'type': 'EDSRVar', **TINY}, {'type': 'ESU'})
+    drawn = []
+    runner = SimpleNamespace(model=model, iter=7, visualizer=SimpleNamespace(
+        add_image=lambda name, image, step: drawn.append((name, image, step))))
+    hook = UncertaintyVisualizationHook(limits=(-1, 4), interval=2)
+    hook.before_run(runner)
+    for number in range(3):
+        outputs = model.eval()(torch.rand(1, 3, 4, 6), {'set': ['Set5'], 'lq_path': [f'a/{number}.png']}, 'predict')
+        hook.after_val_iter(runner, number, None, outputs)
+    hook.after_test_iter(runner, 1, None, outputs)
+    assert [(name, step) for name, _, step in drawn] == [
+        ('Set5_0_uncertainty', 7), ('Set5_2_uncertainty', 7), ('Set5_2_uncertainty', 0)]
+    expected = uncertainty_picture(outputs[0]['log_var'].numpy(), (-1, 4))
+    assert (drawn[-1][1] == expected[..., ::-1]).all()
+    for limits, interval in (((4, -1), 1), ((1, 2, 3), 1), (None, 0)):
+        with pytest.raises(InputError, match='UncertaintyVisualizationHook: (limits|interval) is'):
+            UncertaintyVisualizationHook(limits, interval)
 
 
 def test_networks_that_want_certain_sizes():

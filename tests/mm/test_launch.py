@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import lmdb
 import pytest
 import torch
 import yaml
-from conftest import OPTIONS, ROOT, TINY
+from conftest import OPTIONS, ROOT, TINY, random_images, write_images, write_malicious
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.optim import build_optim_wrapper
@@ -20,7 +22,7 @@ from mmengine.runner import Runner as Host
 from torch import multiprocessing as mp
 
 from udl_plugin.archs.edsr_arch import EDSRVar
-from udl_plugin.checkpoints import as_plain_data, load_tensors
+from udl_plugin.checkpoints import as_plain_data, load_safely, load_tensors
 from udl_plugin.errors import InputError
 from udl_plugin.mm import launch
 
@@ -28,6 +30,7 @@ CONFIGS = sorted((OPTIONS / 'mmengine').glob('*.py'))
 SCRIPTS = ROOT / 'scripts'
 SMALL = ['model.generator.num_feat=8', 'model.generator.num_block=2', 'train_dataloader.batch_size=2',
          'train_dataloader.dataset.dataset.gt_size=24', 'default_hooks.logger.interval=1']
+UNSEEN = ['val_cfg=None', 'val_dataloader=None', 'val_evaluator=None', 'default_hooks.checkpoint.save_best=None']
 FOUR = ['train_cfg.max_iters=4', 'train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=2']
 
 
@@ -258,6 +261,82 @@ def test_wrong_input_is_one_line(arguments, message, tmp_path, monkeypatch, capf
     monkeypatch.chdir(tmp_path)
     assert launch.train([str(argument) for argument in arguments]) == 2
     assert message in capfd.readouterr().err.strip().splitlines()[-1]
+
+
+def last_line(capfd):
+    return capfd.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize('key', ['scale', 'trainn_cfg.max_iters'])
+def test_options_that_nothing_reads(key, capfd):
+    assert launch.train([str(config('demo_udl_step1')), '--cfg-options', f'{key}=4']) == 2
+    assert f"--cfg-options: '{key}' is not an option: a runner reads" in last_line(capfd)
+
+
+def test_checkpoints_from_strangers(runner, monkeypatch, capfd):
+    """Nothing in them runs: not the pickle, not the config that mmengine keeps in them as text."""
+    monkeypatch.chdir(runner.folder)
+    path = str(config('demo_udl_step1'))
+    write_malicious(runner.folder / 'x.pth')
+    for command, *arguments in ((launch.train, path, '--resume', 'x.pth'), (launch.test, path, 'x.pth'),
+                                (launch.train, path, '--cfg-options', 'load_from=x.pth')):
+        assert command(arguments) == 2
+        assert "'x.pth' cannot be read as a checkpoint of tensors" in last_line(capfd)
+
+    assert launch.train([path, '--cfg-options', *SMALL, *UNSEEN, *FOUR]) == 0
+    content = load_safely('work_dirs/demo_udl_step1/iter_4.pth')
+    content['meta']['config'] = "open('payload', 'w').write('it ran')"
+    content['meta']['iter'] = 3
+    torch.save(content, 'config.pth')
+    resume = [path, '--resume', 'config.pth', '--cfg-options', *SMALL, *UNSEEN, *FOUR, 'work_dir=more']
+    assert launch.train(resume) == 0
+    assert not Path('payload').exists()
+    assert Path('more/iter_4.pth').exists()
+
+    with monkeypatch.context() as without_ours:
+        without_ours.setattr(launch, '_load_file', lambda filename, map_location=None: torch.load(filename))
+        launch.train(resume)
+    assert Path('payload').exists(), 'so it is ours that keeps it from running'
+
+
+def test_resume_of_nothing_begins_with_load_from(runner, monkeypatch, capfd):
+    """The same command line starts step 2 and goes on with it."""
+    monkeypatch.chdir(runner.folder)
+    start = runner.folder / 'start.pth'
+    torch.save({'params': EDSRVar(**TINY).state_dict()}, start)
+    command = [str(config('demo_udl_step2')), '--resume', '--cfg-options', *SMALL, *UNSEEN, f'load_from={start}']
+    assert launch.train([*command, 'train_cfg.max_iters=2', *FOUR[1:]]) == 0
+    assert f'Load checkpoint from {start}' in capfd.readouterr().out
+    assert launch.train([*command, *FOUR]) == 0
+    assert 'resumed epoch: 0, iter: 2' in capfd.readouterr().out
+
+
+def test_bad_record(runner, monkeypatch, capfd):
+    """A loading process finds it: one line, without that process' traceback; or it is skipped."""
+    monkeypatch.chdir(runner.folder)
+    spoilt = write_images(runner.folder / 'spoilt.lmdb', random_images(2, 48))
+    write_images(runner.folder / 'lq.lmdb', random_images(2, 24))
+    with lmdb.open(str(spoilt)) as env, env.begin(write=True) as txn:
+        txn.put(b'image_0', b'not an image')
+    data = 'train_dataloader.dataset.dataset'
+    command = [str(config('demo_udl_step1')), '--cfg-options', *SMALL, *UNSEEN, *FOUR,
+               f'{data}.dataroot_gt=spoilt.lmdb', f'{data}.dataroot_lq=lq.lmdb']
+    assert launch.train(command) == 2
+    told = capfd.readouterr().err
+    assert "spoilt.lmdb" in told.strip().splitlines()[-1]
+    assert 'image_0' in told.strip().splitlines()[-1]
+    assert 'Traceback' not in told
+    assert launch.train([*command, f'{data}.on_bad_record=skip']) == 0
+
+
+def test_tensors_of_mmengine_without_mmengine(runner, monkeypatch):
+    """What it writes into its checkpoints besides tensors is read, and not executed, where it is not installed."""
+    monkeypatch.chdir(runner.folder)
+    assert launch.train([str(config('demo_udl_step1')), '--cfg-options', *SMALL, *UNSEEN, *FOUR]) == 0
+    code = ("import sys; sys.modules['mmengine'] = None; from udl_plugin.checkpoints import load_tensors;"
+            "print(sorted(load_tensors('work_dirs/demo_udl_step1/iter_4.pth')))")
+    assert ok(subprocess.run([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                             check=False)).strip().splitlines()[-1] == "['network_g', 'params']"
 
 
 def test_without_mmengine(tmp_path):

@@ -6,7 +6,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
 from udl_plugin.archs.with_variance import build
-from udl_plugin.checkpoints import as_plain_data, fitting
+from udl_plugin.checkpoints import as_plain_data, explain_mismatch, fitting, is_of_mmengine, of_mmengine
+from udl_plugin.errors import InputError
 from udl_plugin.pictures import uncertainty_picture
 
 
@@ -17,9 +18,10 @@ def bare(model):
 @HOOKS.register_module()
 class NetworkCheckpointHook(Hook):
     """Lets `load_from`, and a test, take a checkpoint of BasicSR's side (`net_g_latest.pth`) or of mmengine's, and step
-    2 one of step 1, for both branches; refuses one that does not fit, where mmengine would load nothing and go on. Says
-    in each checkpoint of what network it is, and after how many iterations: `FlexibleRunner` counts one too many beside
-    `save_best`, and would leave it out on resume.
+    2 one of step 1, for both branches; refuses one that does not fit, or that nothing can be resumed from, where
+    mmengine would load nothing and go on, and a step 2 without a step 1. Says in each checkpoint of what network it is,
+    and after how many iterations: `FlexibleRunner` counts one too many beside `save_best`, and would leave it out on
+    resume.
 
     Args:
         param_key (str): Which weights of a checkpoint of BasicSR: `params`, or `params_ema`.
@@ -29,7 +31,19 @@ class NetworkCheckpointHook(Hook):
 
     def __init__(self, param_key='params'):
         self.param_key = param_key
+        self.loaded = False
         self.done = None
+
+    def before_train(self, runner):
+        """
+        Raises:
+            InputError: a network of step 2, and nothing to begin with.
+        """
+        model = bare(runner.model)
+        begun = self.loaded or (runner._resume and runner.iter) or model.begins_with_checkpoint
+        if not begun and getattr(model.generator, 'trains_log_var', None) is False:
+            raise InputError(f'load_from: is missing. {type(model.generator).__name__} starts from a checkpoint of '
+                             'step 1 (train that first) or of step 2.')
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         self.done = runner.iter + 1
@@ -37,12 +51,13 @@ class NetworkCheckpointHook(Hook):
     def after_load_checkpoint(self, runner, checkpoint):
         """
         Raises:
-            InputError: the checkpoint does not fit the generator.
+            InputError: the checkpoint does not fit the generator, or is none to resume from.
         """
-        if runner._resume:
-            return
+        self.loaded = True
         with torch.random.fork_rng(devices=[]):
             net = build(bare(runner.model).network_g)  # the runner's own may be spread over GPUs
+        if runner._resume:
+            return _refuse_to_resume(net, checkpoint, runner._load_from or runner.work_dir)
         state_dict, _, _ = fitting(net, checkpoint, runner._load_from, self.param_key, option='generator')
         checkpoint.pop('ema_state_dict', None)
         checkpoint['state_dict'] = {f'generator.{name}': value for name, value in state_dict.items()}
@@ -51,6 +66,16 @@ class NetworkCheckpointHook(Hook):
         checkpoint['network_g'] = as_plain_data(bare(runner.model).network_g)
         if self.done is not None:
             checkpoint['meta']['iter'] = self.done
+
+
+def _refuse_to_resume(net, checkpoint, path):
+    if not is_of_mmengine(checkpoint) or 'optimizer' not in checkpoint:
+        raise InputError(f"'{path}' holds no state of a training under mmengine to go on from (a best checkpoint has "
+                         'none, nor has one of BasicSR): name it as load_from, to begin with its weights.')
+    mismatch = explain_mismatch(net, of_mmengine(checkpoint)['params'])
+    if mismatch:
+        raise InputError(f"'{path}' is of another network than generator, and cannot be resumed: {type(net).__name__}: "
+                         f'{mismatch}.')
 
 
 @HOOKS.register_module()
@@ -62,9 +87,16 @@ class UncertaintyVisualizationHook(Hook):
         limits (tuple[float]): What is shown in full blue and in full red, so that pictures can be compared; None: each
             map's own minimum and maximum.
         interval (int): Of validated images; of tested ones, all are drawn.
+
+    Raises:
+        InputError: limits that are not in order, an interval below 1.
     """
 
     def __init__(self, limits=None, interval=1):
+        if limits is not None and not (len(limits) == 2 and limits[0] < limits[1]):
+            raise InputError(f'UncertaintyVisualizationHook: limits is a lower and a higher number, not {limits}.')
+        if interval < 1:
+            raise InputError(f'UncertaintyVisualizationHook: interval is 1 or more, not {interval}.')
         self.limits, self.interval = limits, interval
 
     def before_run(self, runner):

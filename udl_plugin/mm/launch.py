@@ -3,6 +3,7 @@
 A config is a Python file, and is run: take none from strangers.
 """
 import argparse
+import inspect
 import os
 import sys
 from os import path as osp
@@ -10,11 +11,16 @@ from os import path as osp
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
 
 import udl_plugin.mm  # noqa: F401 (registers)
 from udl_plugin.checkpoints import load_safely
 from udl_plugin.errors import InputError
+
+# besides the arguments of `Runner`, what it looks for in the config
+READ = {*inspect.signature(Runner.__init__).parameters, *inspect.signature(FlexibleRunner.__init__).parameters,
+        'activation_checkpointing', 'compile', 'efficient_conv_bn_eval', 'find_unused_parameters', 'model_wrapper_cfg',
+        'runner_type', 'sync_bn'} - {'self', 'cfg', 'launcher'}
 
 
 def train(arguments=None):
@@ -47,7 +53,8 @@ def _parser(about):
 
 def _for_training(cfg, args):
     if args.resume == 'auto':
-        cfg.resume, cfg.load_from = True, None
+        if osp.exists(osp.join(cfg.work_dir, 'last_checkpoint')):  # else it begins, with load_from
+            cfg.resume, cfg.load_from = True, None
     elif args.resume:
         cfg.resume, cfg.load_from = True, args.resume
     if args.amp:
@@ -69,12 +76,20 @@ def _refuse_missing(path, what):
         raise InputError(f"{what}: there is no file '{path}' (seen from {osp.abspath('.')}).")
 
 
+def _refuse_unread(cfg_options):
+    """Those that no runner reads; a variable of a base, such as `scale`, is in its place in the config already."""
+    for key in cfg_options:
+        if key.split('.')[0] not in READ:
+            raise InputError(f"--cfg-options: '{key}' is not an option: a runner reads {', '.join(sorted(READ))}.")
+
+
 def _run(parser, arguments, prepare, start):
     args = parser.parse_args(arguments)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     try:
         _refuse_missing(args.config, 'config')
         cfg = Config.fromfile(args.config)
+        _refuse_unread(args.cfg_options)
         cfg.merge_from_dict(args.cfg_options)
         cfg.launcher = args.launcher
         cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join(
@@ -97,9 +112,13 @@ def _run(parser, arguments, prepare, start):
 
 
 def _load_file(filename, map_location=None):
-    """In place of the loader of files of mmengine: that of the fork executes a checkpoint that holds more than tensors.
+    """In place of mmengine's loader of files. That of the fork executes a checkpoint that holds more than tensors, and
+    a resume, of either, executes the config that a checkpoint holds as text.
     """
-    return load_safely(osp.expanduser(filename))
+    content = load_safely(osp.expanduser(filename))
+    if isinstance(content, dict) and isinstance(content.get('meta'), dict):
+        content['meta'].pop('config', None)
+    return content
 
 
 def _without_gpus(cfg):

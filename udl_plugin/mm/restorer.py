@@ -43,6 +43,10 @@ class UDLRestorer(BaseModel):
         self.loss_needs = needs_of(self.pixel_loss)
         raise_all(needs_problems(type(self.generator), self.pixel_loss, names=('pixel_loss', 'generator')))
 
+    @property
+    def begins_with_checkpoint(self):
+        return (self.init_cfg or {}).get('type') == 'Pretrained'
+
     def init_weights(self):
         """As of any module of mmengine, but a `Pretrained` checkpoint is read as `NetworkCheckpointHook` reads
         `load_from`: for engines whose own `load_from` takes nothing but their own checkpoints, such as DeepSpeed.
@@ -50,7 +54,7 @@ class UDLRestorer(BaseModel):
         Raises:
             InputError: the checkpoint does not fit the generator.
         """
-        if (self.init_cfg or {}).get('type') != 'Pretrained':
+        if not self.begins_with_checkpoint:
             return super().init_weights()
         path = self.init_cfg['checkpoint']
         state_dict, _, _ = fitting(self.generator, load_tensors(path), path, option='generator')
