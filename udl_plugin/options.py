@@ -64,7 +64,7 @@ def problems_of(opt, known=()):
     model_type = opt.get('model_type')
     if model_type == 'SRModel':
         report.check(_fed_by_srmodel, loss)
-    report.check(_read_maps, opt, loss, reads=('train', 'train: pixel_opt', 'datasets: train: type'))
+    report.check(maps_problems, opt, loss, reads=('train', 'train: pixel_opt', 'datasets: train: type'))
     if model_type == 'UDLModel':
         report.check(_speed, opt, reads=('num_gpu',))
         report.check(_accumulation, opt, reads=('train: accumulate', 'datasets: train', 'datasets: train: '
@@ -188,7 +188,8 @@ def _fed_by_srmodel(loss):
                f'{type(loss).__name__} needs it; write model_type: UDLModel.')
 
 
-def _read_maps(opt, loss):
+def maps_problems(opt, loss):
+    """Cached maps that the loss does not read."""
     has_maps = subsection(subsection(opt, 'datasets'), 'train').get('type') == WITH_MAPS
     if has_maps and not ('log_var' in getattr(loss, 'needs', ()) and loss.trains_log_var is False):
         yield (f'datasets: train: type: {WITH_MAPS}: no loss weighs by its maps, as train: pixel_opt: type: UDL does. '

@@ -3,26 +3,28 @@ import inspect
 import math
 import re
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
 from basicsr.models import build_model
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
-from conftest import ROOT, TINY, model_options
+from conftest import ROOT, TINY, model_options, random_images, write_images
 from mmengine.config import Config
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner as Host
 from torch.utils.data import Dataset
 
 import udl_plugin.mm
-from udl_plugin.checkpoints import read_checkpoint
+from udl_plugin.checkpoints import read_checkpoint, write_checkpoint
 from udl_plugin.errors import InputError
-from udl_plugin.mm.hooks import UncertaintyVisualizationHook
+from udl_plugin.mm.hooks import NetworkCheckpointHook, UncertaintyVisualizationHook
 from udl_plugin.mm.restorer import UDLRestorer
 from udl_plugin.model_files import read_model
 from udl_plugin.pictures import uncertainty_picture
 from udl_plugin.register import NAMES
+from udl_plugin.training_maps import prepare_uncertainty
 
 pytestmark = pytest.mark.usefixtures('seed')
 ITERATIONS = 20
@@ -143,10 +145,71 @@ def test_averages_are_told_from_weights(tmp_path):
     assert all(torch.equal(params[name], trained[name]) for name in trained)
     assert not all(torch.equal(averaged[name], trained[name]) for name in trained)
 
-    other = host(tmp_path, 'EDSRVar', 'ESU', str(path), ema)
-    other.call_hook('before_run')
-    other.load_or_resume()
-    assert all(torch.equal(params[name], value) for name, value in other.model.generator.state_dict().items())
+    for trains, key, expected in ((True, None, params), (False, None, averaged), (False, 'params', params),
+                                  (True, 'params_ema', averaged)):
+        other = host(tmp_path, 'EDSRVar', 'ESU', str(path), ema)
+        hook_of(other, NetworkCheckpointHook).param_key = key
+        if trains:
+            assert other.train_loop
+        other.call_hook('before_run')
+        other.load_or_resume()
+        for net in (other.model, hook_of(other, EMAHook).ema_model.module):
+            assert all(torch.equal(expected[name], value) for name, value in net.generator.state_dict().items())
+
+
+def hook_of(runner, kind):
+    hook, = (hook for hook in runner.hooks if isinstance(hook, kind))
+    return hook
+
+
+def test_resume_of_an_average_needs_the_hook(tmp_path):
+    ema = [{'type': 'EMAHook', 'ema_type': 'ExponentialMovingAverage', 'momentum': 0.1}]
+    host(tmp_path, 'EDSRVar', 'ESU', None, ema).train()
+    path = str(tmp_path / f'work/iter_{ITERATIONS}.pth')
+    with pytest.raises(InputError, match='resume it with EMAHook in custom_hooks'):
+        host(tmp_path, 'EDSRVar', 'ESU', path, resume=True).train()
+    host(tmp_path, 'EDSRVar', 'ESU', path, ema, resume=True).train()
+
+
+@pytest.mark.parametrize('name', ['best_x.pth', 'other.pth'])
+def test_best_checkpoints_of_others_are_kept(tmp_path, name):
+    """mmengine deletes what a checkpoint says was the best, when it finds a better."""
+    host(tmp_path, 'EDSRVar', 'ESU').train()
+    path = tmp_path / f'work/iter_{ITERATIONS}.pth'
+    content = torch.load(path)
+    for best, kept in ((tmp_path / name, False), (tmp_path / 'work' / name, name == 'best_x.pth')):
+        content['message_hub']['runtime_info']['best_ckpt'] = str(best)
+        torch.save(content, path)
+        again = host(tmp_path, 'EDSRVar', 'ESU', str(path), resume=True, experiment_name=str(kept))
+        again.train()
+        assert ('best_ckpt' in again.message_hub.runtime_info) == kept
+
+
+def test_cached_maps_of_another_network(tmp_path):
+    """As BasicSR's side has it."""
+    lq, maps = write_images(tmp_path / 'lq.lmdb', random_images(2, 24)), tmp_path / 'maps.lmdb'
+    gt = write_images(tmp_path / 'gt.lmdb', random_images(2, 48))
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        write_checkpoint(tmp_path / f'{seed}.pth', {'params': ARCH_REGISTRY.get('EDSRVar')(**TINY).state_dict()},
+                         {'type': 'EDSRVar', **TINY})
+    prepare_uncertainty(tmp_path / '1.pth', gt, lq, maps)
+    section = {'name': 'x', 'type': 'PairedImageUncertaintyDataset', 'dataroot_gt': str(gt), 'dataroot_lq': str(lq),
+               'dataroot_uncertainty': str(maps), 'io_backend': {'type': 'lmdb'}, 'gt_size': 16, 'use_hflip': True,
+               'use_rot': True}
+    data = {'type': 'ConcatDataset', 'datasets': [{'type': 'BasicSRDataset', 'phase': 'train', 'scale': 2,
+                                                   'dataset': section}]}
+    for network, loss, seed, message in (
+            ('EDSRTwo', 'UDL', 2, 'are of another network'), ('EDSRVar', 'ESU', 1, 'no loss weighs by its maps'),
+            ('EDSRTwo', 'UDL', 1, None)):
+        runner = host(tmp_path, network, loss, str(tmp_path / f'{seed}.pth'))
+        runner._train_dataloader['dataset'] = data
+        if message:
+            with pytest.raises(InputError, match=message):
+                runner.train()
+        else:
+            with patch.object(runner.model.generator.var_net, 'forward', side_effect=AssertionError('not needed')):
+                runner.train()
 
 
 def test_checkpoint_that_does_not_fit(tmp_path):

@@ -166,24 +166,19 @@ strategy = dict(type='ResumableFSDPStrategy', state_dict_cfg='full', model_wrapp
 RUNS = {'ddp': ('ddp', 4), 'fsdp': ('fsdp', 2), 'resumed': ('fsdp', 4)}
 
 
-def run_engines(rank, folder, options, ports):
-    for (name, (engine, iterations)), port in zip(RUNS.items(), ports):
-        run_rank(rank, 2, f'{folder}/{engine}.py', [
-            *options, f'train_cfg.max_iters={iterations}', f'custom_hooks.1.folder={folder}/{name}'], port,
-            f'{folder}/work_{engine}', *['--resume'] * (name == 'resumed'))
-
-
 def test_fsdp(runner, monkeypatch):
     """Weights that are spread give what DDP gives, checkpoints for everyone, and can be resumed."""
     monkeypatch.chdir(runner.folder)
     for engine, text in (('ddp', DDP), ('fsdp', FSDP)):
         (runner.folder / f'{engine}.py').write_text(text.format(base=str(config('demo_udl_step1'))))
-    for name in RUNS:
-        (runner.folder / name).mkdir()
     start = runner.folder / 'start.pth'
     torch.save({'params': EDSRVar(**TINY).state_dict()}, start)
     options = [*SMALL, *FOUR[1:], f'load_from={start}']
-    mp.spawn(run_engines, (str(runner.folder), options, [free_port() for _ in RUNS]), 2)
+    for name, (engine, iterations) in RUNS.items():
+        (runner.folder / name).mkdir()
+        mp.spawn(run_rank, (2, str(runner.folder / f'{engine}.py'), [
+            *options, f'train_cfg.max_iters={iterations}', f'custom_hooks.1.folder={runner.folder / name}'],
+            free_port(), str(runner.folder / f'work_{engine}'), *['--resume'] * (name == 'resumed')), 2)
 
     ddp, fsdp = (load_tensors(runner.folder / f'work_{engine}/iter_2.pth') for engine in ('ddp', 'fsdp'))
     assert fsdp['network_g'] == ddp['network_g']
@@ -252,6 +247,10 @@ def test_configs_are_those_of_basicsr(name, source):
 
 @pytest.mark.parametrize(('arguments', 'message'), [
     (['nowhere.py'], "config: there is no file 'nowhere.py'"),
+    ([config('demo_udl_step1'), '--resume', 'x.pth'], "--resume: there is no file 'x.pth'"),
+    ([config('demo_udl_step1'), '--resume', 'http://127.0.0.1/x.pth'], "--resume: 'http://127.0.0.1/x.pth' is no file"),
+    ([config('demo_udl_step1'), '--cfg-options', 'load_from=s3://x.pth'], "load_from: 's3://x.pth' is no file"),
+    ([config('demo_udl_step1'), '--cfg-options', 'load_from=/'], "load_from: '/' is a folder"),
     ([config('demo_udl_step2')], "load_from: there is no file 'work_dirs/demo_udl_step1/iter_1200.pth'"),
     ([config('demo_udl_step1'), '--cfg-options', 'model.pixel_loss.weight=3'], "pixel_loss: 'weight' is not an option"),
     ([config('demo_udl_step1')], 'there is no folder'),
@@ -328,6 +327,8 @@ def test_bad_record(runner, monkeypatch):
     assert 'image_0' in told
     assert 'Traceback' not in process.stdout
     assert launch.train([*command, f'{data}.on_bad_record=skip']) == 0
+    logs = [path.read_text() for path in runner.folder.glob('work_dirs/demo_udl_step1/*/*.log')]
+    assert any("Passed over: 'spoilt.lmdb': 'image_0" in log for log in logs), logs
 
 
 def test_tensors_of_mmengine_without_mmengine(runner, monkeypatch):

@@ -184,7 +184,8 @@ def open_lmdb(path):
     except lmdb.Error as err:
         if 'already open' in str(err):
             raise InputError(f"'{path}' is read by a data set of this process already, and one process opens an LMDB "
-                             'but once: give one of the two a loading process (num_workers: 1).') from err
+                             'but once: give one of the two another process to load (num_workers: 1, of another loader)'
+                             ', or name a copy.') from err
         raise InputError(f"'{data}' is truncated, damaged or not of an LMDB: {err}") from err
     there, needed = data.stat().st_size, (env.info()['last_pgno'] + 1) * env.stat()['psize']
     if there < needed:

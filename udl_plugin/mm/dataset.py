@@ -1,5 +1,8 @@
 """Data sets of BasicSR, LMDBs and all, for mmengine's loaders."""
+import logging
+
 from basicsr.data import build_dataset
+from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
@@ -44,5 +47,7 @@ class BasicSRDataset(Dataset):
             dict: `inputs`, the LR image, float32 `(C, h, w)`, RGB in [0, 1]; `data_samples`, a dict of the rest: `gt`
             `(C, H, W)`, `lq_path`, `gt_path`, `set` (the name of the data set), and with maps `log_var` `(C, H, W)`.
         """
-        item = self.dataset[index]
+        item, passed_over = self.dataset.load(index)
+        for problem in passed_over:
+            print_log(f'Passed over: {problem}', 'current', logging.WARNING)
         return {'inputs': item.pop('lq'), 'data_samples': {**item, 'set': self.name}}

@@ -1,13 +1,18 @@
 """Hooks: checkpoints of either host, and pictures of the uncertainty."""
+from os import path as osp
+
 import cv2
 import torch
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
+from mmengine.runner import BaseLoop
 
 from udl_plugin.archs.with_variance import build
 from udl_plugin.checkpoints import as_plain_data, explain_mismatch, fitting, is_of_mmengine, of_mmengine
-from udl_plugin.errors import InputError
+from udl_plugin.errors import InputError, raise_all
+from udl_plugin.mm.dataset import BasicSRDataset
+from udl_plugin.options import check_maker_of_maps, maps_problems
 from udl_plugin.pictures import uncertainty_picture
 
 
@@ -24,12 +29,14 @@ class NetworkCheckpointHook(Hook):
     resume.
 
     Args:
-        param_key (str): Which weights of a checkpoint of BasicSR: `params`, or `params_ema`.
+        param_key (str): Which weights: `params`, those that were trained, or `params_ema`, their moving average. None:
+            `params`, as on BasicSR's side; but a test of a checkpoint of mmengine takes the average, as its validation
+            did, where there is one.
     """
 
     priority = 'VERY_HIGH'  # before EMAHook, which takes the weights that it finds
 
-    def __init__(self, param_key='params'):
+    def __init__(self, param_key=None):
         self.param_key = param_key
         self.loaded = False
         self.done = None
@@ -37,13 +44,19 @@ class NetworkCheckpointHook(Hook):
     def before_train(self, runner):
         """
         Raises:
-            InputError: a network of step 2, and nothing to begin with.
+            InputError: a network of step 2, and nothing to begin with; cached maps of another network, or that the loss
+                does not read.
         """
         model = bare(runner.model)
         begun = self.loaded or (runner._resume and runner.iter) or model.begins_with_checkpoint
         if not begun and getattr(model.generator, 'trains_log_var', None) is False:
             raise InputError(f'load_from: is missing. {type(model.generator).__name__} starts from a checkpoint of '
                              'step 1 (train that first) or of step 2.')
+        for section in _sections(runner.train_dataloader.dataset):
+            opt = {'datasets': {'train': section}}
+            raise_all(maps_problems(opt, model.pixel_loss))
+            if hasattr(model.generator, 'var_net'):
+                check_maker_of_maps(opt, model.generator.var_net.state_dict())
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         self.done = runner.iter + 1
@@ -57,8 +70,13 @@ class NetworkCheckpointHook(Hook):
         with torch.random.fork_rng(devices=[]):
             net = build(bare(runner.model).network_g)  # the runner's own may be spread over GPUs
         if runner._resume:
-            return _refuse_to_resume(net, checkpoint, runner._load_from or runner.work_dir)
-        state_dict, _, _ = fitting(net, checkpoint, runner._load_from, self.param_key, option='generator')
+            _refuse_to_resume(runner, net, checkpoint)
+            _forget_best_of_others(runner, checkpoint)
+            return
+        tested = not isinstance(runner._train_loop, BaseLoop) and is_of_mmengine(checkpoint)
+        key = self.param_key or ('params_ema' if tested else 'params')
+        state_dict, found, _ = fitting(net, checkpoint, runner._load_from, key, option='generator')
+        runner.logger.info(f'NetworkCheckpointHook: {found} of {runner._load_from}')
         checkpoint.pop('ema_state_dict', None)
         checkpoint['state_dict'] = {f'generator.{name}': value for name, value in state_dict.items()}
 
@@ -68,14 +86,36 @@ class NetworkCheckpointHook(Hook):
             checkpoint['meta']['iter'] = self.done
 
 
-def _refuse_to_resume(net, checkpoint, path):
-    if not is_of_mmengine(checkpoint) or 'optimizer' not in checkpoint:
+def _sections(dataset):
+    """Of the data sets of ours below mmengine's wrappers."""
+    if isinstance(dataset, BasicSRDataset):
+        yield dataset.dataset.opt
+        return
+    for part in (*getattr(dataset, 'datasets', ()), *filter(None, [getattr(dataset, 'dataset', None)])):
+        yield from _sections(part)
+
+
+def _refuse_to_resume(runner, net, checkpoint):
+    path = runner._load_from or runner.work_dir
+    if not is_of_mmengine(checkpoint) or not checkpoint.keys() >= {'optimizer', 'message_hub'} or not checkpoint[
+            'meta'].keys() >= {'epoch', 'iter'}:
         raise InputError(f"'{path}' holds no state of a training under mmengine to go on from (a best checkpoint has "
                          'none, nor has one of BasicSR): name it as load_from, to begin with its weights.')
     mismatch = explain_mismatch(net, of_mmengine(checkpoint)['params'])
     if mismatch:
         raise InputError(f"'{path}' is of another network than generator, and cannot be resumed: {type(net).__name__}: "
                          f'{mismatch}.')
+    if 'ema_state_dict' in checkpoint and not any(isinstance(hook, EMAHook) for hook in runner.hooks):
+        raise InputError(f"'{path}' is of a training with a moving average: resume it with EMAHook in custom_hooks.")
+
+
+def _forget_best_of_others(runner, checkpoint):
+    """`CheckpointHook` deletes the best one so far when there is a better, wherever a checkpoint says that it is."""
+    known = checkpoint['message_hub'].get('runtime_info', {})
+    for key in [key for key in known if key.startswith('best_ckpt')]:
+        folder, name = osp.split(osp.abspath(str(known[key])))
+        if osp.realpath(folder) != osp.realpath(runner.work_dir) or not name.startswith('best_'):
+            del known[key]
 
 
 @HOOKS.register_module()

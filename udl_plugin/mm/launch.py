@@ -10,6 +10,7 @@ from os import path as osp
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
 
@@ -58,12 +59,15 @@ def _for_training(cfg, args):
     elif args.resume:
         cfg.resume, cfg.load_from = True, args.resume
     if args.amp:
+        if get_device() == 'cpu':
+            raise InputError("--amp: mmengine has it on GPUs alone, and there is none here; BasicSR's side has it on "
+                             'the CPU too.')
         cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype='bfloat16')
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise InputError(f'--auto-scale-lr: {args.config} has no auto_scale_lr = dict(base_batch_size=...).')
         cfg.auto_scale_lr.enable = True
-    _refuse_missing(cfg.get('load_from'), 'load_from')
+    _refuse_missing(cfg.get('load_from'), '--resume' if args.resume else 'load_from')
 
 
 def _for_test(cfg, args):
@@ -72,7 +76,14 @@ def _for_test(cfg, args):
 
 
 def _refuse_missing(path, what):
-    if path and '://' not in path and not osp.isfile(path):
+    if not path:
+        return
+    if '://' in path:
+        raise InputError(f"{what}: '{path}' is no file: download it first. (mmengine would execute what it downloads.)")
+    path = osp.expanduser(path)
+    if osp.isdir(path):
+        raise InputError(f"{what}: '{path}' is a folder; name a file in it.")
+    if not osp.isfile(path):
         raise InputError(f"{what}: there is no file '{path}' (seen from {osp.abspath('.')}).")
 
 
@@ -95,6 +106,9 @@ def _run(parser, arguments, prepare, start):
         cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join(
             'work_dirs', osp.splitext(osp.basename(args.config))[0])
         prepare(cfg, args)
+        cfg.custom_hooks = cfg.get('custom_hooks') or []
+        if not any(hook.type == 'NetworkCheckpointHook' for hook in cfg.custom_hooks):
+            cfg.custom_hooks.append({'type': 'NetworkCheckpointHook'})  # else mmengine loads what fits, if anything
         CheckpointLoader.register_scheme('', _load_file, force=True)
         if args.launcher == 'pytorch' and not torch.cuda.is_available():
             _without_gpus(cfg)
