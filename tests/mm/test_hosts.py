@@ -319,7 +319,7 @@ def test_maps_are_drawn(tmp_path):
         ('Set5_0_uncertainty', 7), ('Set5_2_uncertainty', 7), ('Set5_2_uncertainty', 0)]
     expected = uncertainty_picture(outputs[0]['log_var'].numpy(), (-1, 4))
     assert (drawn[-1][1] == expected[..., ::-1]).all()
-    for limits, interval in (((4, -1), 1), ((1, 2, 3), 1), (None, 0)):
+    for limits, interval in (((4, -1), 1), ((1, 2, 3), 1), (5, 1), (('a', 'b'), 1), (None, 0)):
         with pytest.raises(InputError, match='UncertaintyVisualizationHook: (limits|interval) is'):
             UncertaintyVisualizationHook(limits, interval)
 

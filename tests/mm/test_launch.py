@@ -25,6 +25,7 @@ from udl_plugin.archs.edsr_arch import EDSRVar
 from udl_plugin.checkpoints import as_plain_data, load_safely, load_tensors
 from udl_plugin.errors import InputError
 from udl_plugin.mm import launch
+from udl_plugin.mm.configs import section_problems
 
 CONFIGS = sorted((OPTIONS / 'mmengine').glob('*.py'))
 SCRIPTS = ROOT / 'scripts'
@@ -198,6 +199,7 @@ def test_config(path, monkeypatch, tmp_path):
     """It loads, prints and builds, and nothing in it is left unread."""
     monkeypatch.chdir(tmp_path)
     cfg = Config.fromfile(path)
+    assert not list(section_problems(cfg))
     assert Config.fromstring(cfg.pretty_text, '.py').to_dict() == cfg.to_dict()
     host = FlexibleRunner if cfg.get('runner_type') == 'FlexibleRunner' else Host
     read = inspect.signature(host.__init__).parameters.keys() | {'custom_imports', 'compile', 'runner_type'}
@@ -254,6 +256,16 @@ def test_configs_are_those_of_basicsr(name, source):
     ([config('demo_udl_step2')], "load_from: there is no file 'work_dirs/demo_udl_step1/iter_1200.pth'"),
     ([config('demo_udl_step1'), '--cfg-options', 'model.pixel_loss.weight=3'], "pixel_loss: 'weight' is not an option"),
     ([config('demo_udl_step1')], 'there is no folder'),
+    ([OPTIONS / 'train_udl_step1.yml'], 'udl-train -opt takes a yml'),
+    *(([config('demo_udl_step1'), '--cfg-options', option], message) for option, message in (
+        ('train_cfg.max_iter=4', "train_cfg: 'max_iter' is not an option of IterBasedTrainLoop, which has: "),
+        ('optim_wrapper.accumulative_count=2', "optim_wrapper: 'accumulative_count' is not an option of OptimWrapper"),
+        ('optim_wrapper.optimizer.lrr=1', "optim_wrapper.optimizer: 'lrr' is not an option of Adam"),
+        ('optim_wrapper.optimizer.type=Adm', "optim_wrapper.optimizer: type: there is no 'Adm'"),
+        ('model.generatr.num_feat=8', "model: 'generatr' is not an option of UDLRestorer"),
+        ('default_hooks.chekpoint.interval=1', 'default_hooks.chekpoint: type is missing'),
+        ('train_dataloader.dataset.type=BasicSRData', "train_dataloader.dataset: type: there is no 'BasicSRData'"),
+        ('custom_hooks.1.limit=1', "custom_hooks.1: 'limit' is not an option of UncertaintyVisualizationHook"))),
     ([config('demo_udl_step1'), '--auto-scale-lr'], 'has no auto_scale_lr'),
 ])
 def test_wrong_input_is_one_line(arguments, message, tmp_path, monkeypatch, capfd):

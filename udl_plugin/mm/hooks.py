@@ -55,6 +55,10 @@ class NetworkCheckpointHook(Hook):
         for section in _sections(runner.train_dataloader.dataset):
             opt = {'datasets': {'train': section}}
             raise_all(maps_problems(opt, model.pixel_loss))
+            upscale = model.network_g.get('upscale', section['scale'])
+            if upscale != section['scale']:
+                raise InputError(f"train_dataloader: dataset: scale: {section['scale']} is not that of generator, "
+                                 f'upscale: {upscale}.')
             if hasattr(model.generator, 'var_net'):
                 check_maker_of_maps(opt, model.generator.var_net.state_dict())
 
@@ -133,7 +137,9 @@ class UncertaintyVisualizationHook(Hook):
     """
 
     def __init__(self, limits=None, interval=1):
-        if limits is not None and not (len(limits) == 2 and limits[0] < limits[1]):
+        if limits is not None and not (
+                isinstance(limits, (list, tuple)) and len(limits) == 2 and all(
+                    isinstance(limit, (int, float)) for limit in limits) and limits[0] < limits[1]):
             raise InputError(f'UncertaintyVisualizationHook: limits is a lower and a higher number, not {limits}.')
         if interval < 1:
             raise InputError(f'UncertaintyVisualizationHook: interval is 1 or more, not {interval}.')

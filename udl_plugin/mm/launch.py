@@ -3,7 +3,6 @@
 A config is a Python file, and is run: take none from strangers.
 """
 import argparse
-import inspect
 import os
 import sys
 from os import path as osp
@@ -12,16 +11,12 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.registry import RUNNERS
-from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
+from mmengine.runner import CheckpointLoader, Runner
 
 import udl_plugin.mm  # noqa: F401 (registers)
 from udl_plugin.checkpoints import load_safely
-from udl_plugin.errors import InputError
-
-# besides the arguments of `Runner`, what it looks for in the config
-READ = {*inspect.signature(Runner.__init__).parameters, *inspect.signature(FlexibleRunner.__init__).parameters,
-        'activation_checkpointing', 'compile', 'efficient_conv_bn_eval', 'find_unused_parameters', 'model_wrapper_cfg',
-        'runner_type', 'sync_bn'} - {'self', 'cfg', 'launcher'}
+from udl_plugin.errors import InputError, raise_all
+from udl_plugin.mm.configs import section_problems, unread
 
 
 def train(arguments=None):
@@ -87,20 +82,16 @@ def _refuse_missing(path, what):
         raise InputError(f"{what}: there is no file '{path}' (seen from {osp.abspath('.')}).")
 
 
-def _refuse_unread(cfg_options):
-    """Those that no runner reads; a variable of a base, such as `scale`, is in its place in the config already."""
-    for key in cfg_options:
-        if key.split('.')[0] not in READ:
-            raise InputError(f"--cfg-options: '{key}' is not an option: a runner reads {', '.join(sorted(READ))}.")
-
-
 def _run(parser, arguments, prepare, start):
     args = parser.parse_args(arguments)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     try:
         _refuse_missing(args.config, 'config')
+        if not args.config.endswith('.py'):
+            raise InputError(f"config: '{args.config}' is no config of mmengine, a Python file such as "
+                             'options/mmengine/demo_udl_step1.py; udl-train -opt takes a yml.')
         cfg = Config.fromfile(args.config)
-        _refuse_unread(args.cfg_options)
+        raise_all(unread(args.cfg_options))
         cfg.merge_from_dict(args.cfg_options)
         cfg.launcher = args.launcher
         cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join(
@@ -109,6 +100,8 @@ def _run(parser, arguments, prepare, start):
         cfg.custom_hooks = cfg.get('custom_hooks') or []
         if not any(hook.type == 'NetworkCheckpointHook' for hook in cfg.custom_hooks):
             cfg.custom_hooks.append({'type': 'NetworkCheckpointHook'})  # else mmengine loads what fits, if anything
+        if cfg.get('default_scope') in (None, 'mmengine'):  # names of other scopes are known to their packages alone
+            raise_all(section_problems(cfg))
         CheckpointLoader.register_scheme('', _load_file, force=True)
         if args.launcher == 'pytorch' and not torch.cuda.is_available():
             _without_gpus(cfg)

@@ -7,6 +7,8 @@ from basicsr.utils import tensor2img
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
+from udl_plugin.errors import InputError
+
 
 class _OfImages(BaseMetric):
     """A mean over the images of each data set, as `SET/NAME`.
@@ -22,7 +24,7 @@ class _OfImages(BaseMetric):
     def __init__(self, crop_border, convert_to='Y', **options):
         super().__init__(**options)
         if convert_to not in ('Y', None):
-            raise ValueError(f"{type(self).__name__}: convert_to is 'Y' or None, not {convert_to!r}.")
+            raise InputError(f"{type(self).__name__}: convert_to is 'Y' or None, not {convert_to!r}.")
         self.crop_border, self.on_luma = crop_border, convert_to == 'Y'
 
     def process(self, data_batch, data_samples):
