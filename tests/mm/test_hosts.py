@@ -17,7 +17,7 @@ from mmengine.runner import Runner as Host
 from torch.utils.data import Dataset
 
 import udl_plugin.mm
-from udl_plugin.checkpoints import read_checkpoint, write_checkpoint
+from udl_plugin.checkpoints import load_safely, read_checkpoint, write_checkpoint
 from udl_plugin.errors import InputError
 from udl_plugin.mm.hooks import NetworkCheckpointHook, UncertaintyVisualizationHook
 from udl_plugin.mm.restorer import UDLRestorer
@@ -176,7 +176,7 @@ def test_best_checkpoints_of_others_are_kept(tmp_path, name):
     """mmengine deletes what a checkpoint says was the best, when it finds a better."""
     host(tmp_path, 'EDSRVar', 'ESU').train()
     path = tmp_path / f'work/iter_{ITERATIONS}.pth'
-    content = torch.load(path)
+    content = load_safely(path)
     for best, kept in ((tmp_path / name, False), (tmp_path / 'work' / name, name == 'best_x.pth')):
         content['message_hub']['runtime_info']['best_ckpt'] = str(best)
         torch.save(content, path)
