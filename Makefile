@@ -31,7 +31,7 @@ fuzz: $(INSTALLED)
 	UDL_FUZZ=2000 $(BIN)/python -m pytest tests/fuzz -rP -q
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .
