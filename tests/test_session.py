@@ -150,7 +150,7 @@ class Lost(Dataset):
 
 
 @pytest.mark.parametrize(('end', 'told'), [
-    (lambda: os._exit(1), r'DataLoader worker \(pid\(s\) \d+\) exited unexpectedly: a loading process was lost'),
+    (lambda: os._exit(1), r'DataLoader worker \(pid.*? \d+\) exited unexpectedly[a-z 1]*: a loading process was lost'),
     (lambda: time.sleep(60), 'DataLoader timed out after 2 seconds: a loading process was lost')])
 def test_lost_loading_process_is_explained(end, told, monkeypatch):
     monkeypatch.setattr(place, 'TIMEOUT', 2)
@@ -162,6 +162,9 @@ def test_lost_loading_process_is_explained(end, told, monkeypatch):
     with pytest.raises(RuntimeError) as caught:
         list(session.train_loader)
     assert re.match(f'datasets: train: {told}', session.explain(caught.value))
+    assert session.explain(RuntimeError(
+        'DataLoader worker (pid 3) is killed by signal: Killed. ')).startswith(
+            'datasets: train: DataLoader worker (pid 3) is killed by signal: Killed: a loading process was lost')
     assert session.explain(RuntimeError('CUDA out of memory')) is None
 
 

@@ -127,7 +127,8 @@ class Session:
             self.train_loader.dataset.refuse_damaged()
         except InputError as found:
             return str(found)
-        return f'datasets: train: {" ".join(str(err).split())}: a loading process was lost, for want of memory ' \
+        said = ' '.join(str(err).split()).partition(' Details are lost')[0].rstrip('.')  # of either of two wordings
+        return f'datasets: train: {said}: a loading process was lost, for want of memory ' \
                '(a smaller num_worker_per_gpu helps), or of the disk that it reads.'
 
     def save(self):
