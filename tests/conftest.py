@@ -20,7 +20,9 @@ OPTIONS = ROOT / 'options'
 PATIENCE = 300  # seconds that any entry point may take in a test
 TINY = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2, 'upscale': 2}
 
-torch.set_num_threads(2)
+THREADS = 1 if 'PYTEST_XDIST_WORKER' in os.environ else 2  # two tests at a time: a core each
+os.environ.setdefault('OMP_NUM_THREADS', str(THREADS))  # of the processes that tests start
+torch.set_num_threads(THREADS)
 
 
 def random_images(count=3, height=12, width=None):

@@ -203,7 +203,7 @@ def test_cached_maps_of_another_network(tmp_path):
             ('EDSRTwo', 'UDL', 2, 'are of another network'), ('EDSRVar', 'ESU', 1, 'no loss weighs by its maps'),
             ('EDSRTwo', 'UDL', 1, None)):
         runner = host(tmp_path, network, loss, str(tmp_path / f'{seed}.pth'))
-        runner._train_dataloader['dataset'] = data
+        runner._train_dataloader.update(dataset=data, sampler={'type': 'InfiniteSampler'})  # else it rests each epoch
         if message:
             with pytest.raises(InputError, match=message):
                 runner.train()
