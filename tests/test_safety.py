@@ -1,14 +1,17 @@
 """Files from strangers: nothing in them runs, and nothing is written where the options do not say."""
 import json
+import subprocess
 import sys
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from conftest import OPTIONS, TINY, write_malicious
 
 from udl_plugin import entry
+from udl_plugin.checkpoints import load_safely
 from udl_plugin.cli import convert_checkpoint, upscale
 
 STATE = {'epoch': 0, 'iter': 2, 'optimizers': [], 'schedulers': []}
@@ -167,6 +170,49 @@ def swollen(tmp_path, kind):
     else:
         torch.save({'params': {'weight': torch.quantize_per_tensor(torch.rand(3), 0.1, 0, torch.qint8)}}, path)
     return path
+
+
+class Call:
+    """As pickle reads it: a call of any function, and a state that is set on what it gives."""
+
+    def __init__(self, function, *arguments, state=None):
+        self.reduced = (function, arguments, state)[:2 + (state is not None)]
+
+    def __reduce__(self):
+        return self.reduced
+
+
+POINTERS = b'A' * 8  # bytes that NumPy would take for where an object is
+OBJECTS = Call(np.dtype, 'O')
+RECONSTRUCT, SCALAR = np.array(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+HIDDEN = Call(np.dtype, 'f8', False, True, state=(3, '<', None, ('a',), {'a': (OBJECTS, 0)}, 8, 8, 63))
+
+
+@pytest.mark.parametrize('forged', [
+    Call(np.ndarray, Call(np.ndarray, (1,), OBJECTS, POINTERS)),
+    Call(SCALAR, Call(np.dtype, [('a', 'O')]), Call(np.ndarray, (), OBJECTS, POINTERS)),
+    Call(RECONSTRUCT, np.ndarray, (0,), b'b', state=(1, (1,), HIDDEN, False, POINTERS)),
+    Call(RECONSTRUCT, np.ndarray, (0,), b'b', state=(1, (9,), np.dtype('f8'), False, POINTERS)),
+    Call(SCALAR, np.dtype('f8'), POINTERS[:4]),
+], ids=['array', 'scalar', 'field', 'length', 'short'])
+def test_arrays_that_are_none(tmp_path, forged):
+    """In a process of its own, which would not live to tell."""
+    torch.save({'params': {'x': torch.zeros(1)}, 'y': forged}, tmp_path / 'x.pth')
+    code = "from udl_plugin.checkpoints import load_tensors; load_tensors('x.pth')"
+    process = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert process.stderr.strip().splitlines()[-1].startswith('udl_plugin.errors.InputError')
+    assert 'cannot be read as a checkpoint of tensors' in process.stderr
+
+
+def test_arrays_of_numbers(tmp_path):
+    """As mmengine's checkpoints hold them."""
+    arrays = [np.arange(6.).reshape(2, 3).T, np.array([True, False]), np.float32(0.1), np.int64(3)]
+    torch.save(arrays, tmp_path / 'x.pth')
+    found = load_safely(tmp_path / 'x.pth')
+    assert all(np.array_equal(one, other) for one, other in zip(found, arrays))
+    assert isinstance(found[3], int)
+    torch.save(found, tmp_path / 'y.pth')
+    assert all(np.array_equal(one, other) for one, other in zip(load_safely(tmp_path / 'y.pth'), arrays))
 
 
 @pytest.mark.parametrize('kind', ['lists', 'hidden', 'bytes', 'shared', 'quantized'])

@@ -2,6 +2,7 @@
 import contextlib
 import hashlib
 import io
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from udl_plugin.errors import InputError
+from udl_plugin.errors import InputError, shortened
 from udl_plugin.files import write_whole
 
 MOST_ITEMS = 1_000_000  # numbers, texts and tensors in a checkpoint
@@ -141,25 +142,70 @@ class _History:
         pass
 
 
-STATISTICS = ('min', 'max', 'mean', 'current')  # methods of it that a checkpoint names
+class _Kind:
+    """Stands for `numpy.dtype`, whose own pickles may say that bytes are pointers to objects."""
+
+    def __init__(self, name, *_):
+        if name not in KINDS:
+            raise pickle.UnpicklingError(f'an array of {shortened(name)}')
+        self.dtype = np.dtype(name)
+
+    def __setstate__(self, state):
+        if state[1] not in ('<', '|', '='):
+            raise pickle.UnpicklingError(f'an array in the order of bytes {shortened(state[1])}')
+
+
+class _Array(np.ndarray):
+    """Stands for `numpy.ndarray`: takes numbers alone, as many as there are bytes for."""
+
+    def __new__(cls, *_):
+        return np.zeros(0).view(cls)
+
+    def __setstate__(self, state):
+        _, shape, kind, by_columns, data = state
+        if type(kind) is not _Kind or type(data) is not bytes or type(shape) is not tuple or not all(
+                type(size) is int and size >= 0 for size in shape) \
+                or math.prod(shape) * kind.dtype.itemsize != len(data):
+            raise pickle.UnpicklingError('an array that is none of numbers')
+        super().__setstate__((1, shape, kind.dtype, by_columns is True, data))
+
+    def __reduce__(self):
+        return np.array(self).__reduce__()
+
+
+def _reconstruct(*_):
+    """In place of NumPy's, which makes an array of any class."""
+    return _Array()
+
+
+def _scalar(kind, data):
+    """In place of NumPy's: a plain number."""
+    if type(kind) is not _Kind or type(data) is not bytes or len(data) != kind.dtype.itemsize:
+        raise pickle.UnpicklingError('a scalar that is no number')
+    return np.frombuffer(data, kind.dtype)[0].item()
+
+
+KINDS = ('f8', 'f4', 'i8', 'i4', 'b1')  # as pickles call them
+STATISTICS = ('min', 'max', 'mean', 'current')  # methods of mmengine's curves that a checkpoint names
 
 
 def mmengine_globals(history=_History):
     """What mmengine's checkpoints hold beside tensors, for `torch.serialization`: curves, and the arrays they are of.
+
+    NumPy's own classes are not among it: `torch.load` would call them with whatever a file says, and they believe it.
 
     Args:
         history (type): What the curves are read as.
     """
     def method(owner, name):  # in place of `getattr`, with which a file could reach for anything
         if owner is not history or name not in STATISTICS:
-            raise pickle.UnpicklingError(f'getattr of {name}')
+            raise pickle.UnpicklingError(f'getattr of {shortened(name)}')
         return getattr(history, name, None)
 
-    functions = {'_reconstruct': np.array(0).__reduce__()[0], 'scalar': np.float64(0).__reduce__()[0]}
-    of_numpy = [(function, f'{package}.multiarray.{name}') for name, function in functions.items()
-                for package in ('numpy.core', 'numpy._core')]
+    of_numpy = [(stand_in, f'{package}.multiarray.{name}') for name, stand_in in (
+        ('_reconstruct', _reconstruct), ('scalar', _scalar)) for package in ('numpy.core', 'numpy._core')]
     return [(history, 'mmengine.logging.history_buffer.HistoryBuffer'), (method, 'builtins.getattr'),
-            np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in (float, 'f4', int, 'i4', bool)), *of_numpy]
+            (_Array, 'numpy.ndarray'), (_Kind, 'numpy.dtype'), *of_numpy]
 
 
 @contextlib.contextmanager
