@@ -171,18 +171,23 @@ def test_resume_of_an_average_needs_the_hook(tmp_path):
     host(tmp_path, 'EDSRVar', 'ESU', path, ema, resume=True).train()
 
 
-@pytest.mark.parametrize('name', ['best_x.pth', 'other.pth'])
-def test_best_checkpoints_of_others_are_kept(tmp_path, name):
-    """mmengine deletes what a checkpoint says was the best, when it finds a better."""
+def test_best_checkpoints_of_others_are_kept(tmp_path):
+    """mmengine deletes what a checkpoint says was the best, when it finds a better; one that is gone was none."""
     host(tmp_path, 'EDSRVar', 'ESU').train()
     path = tmp_path / f'work/iter_{ITERATIONS}.pth'
     content = load_safely(path)
-    for best, kept in ((tmp_path / name, False), (tmp_path / 'work' / name, name == 'best_x.pth')):
-        content['message_hub']['runtime_info']['best_ckpt'] = str(best)
+    for name in ('best_x.pth', 'best_moved.pth', 'other.pth'):
+        (tmp_path / 'work' / name).touch()
+    (tmp_path / 'best_x.pth').touch()
+    for best, kept, scored in (
+            ('best_x.pth', None, True), ('work/best_x.pth', 'work/best_x.pth', True), ('work/other.pth', None, True),
+            ('best_moved.pth', 'work/best_moved.pth', True), ('work/best_gone.pth', None, False)):
+        content['message_hub']['runtime_info'].update(best_ckpt=str(tmp_path / best), best_score=3.)
         torch.save(content, path)
-        again = host(tmp_path, 'EDSRVar', 'ESU', str(path), resume=True, experiment_name=str(kept))
+        again = host(tmp_path, 'EDSRVar', 'ESU', str(path), resume=True, experiment_name=best.replace('/', '_'))
         again.train()
-        assert ('best_ckpt' in again.message_hub.runtime_info) == kept
+        assert again.message_hub.runtime_info.get('best_ckpt') == (kept and str(tmp_path / kept)), best
+        assert ('best_score' in again.message_hub.runtime_info) == scored, best
 
 
 def test_cached_maps_of_another_network(tmp_path):

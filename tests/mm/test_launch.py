@@ -22,10 +22,12 @@ from mmengine.runner import Runner as Host
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch import multiprocessing as mp
 
+from udl_plugin import files
 from udl_plugin.archs.edsr_arch import EDSRVar
 from udl_plugin.checkpoints import as_plain_data, load_safely, load_tensors
 from udl_plugin.errors import InputError
 from udl_plugin.mm import launch
+from udl_plugin.mm.checkpoints import can_be_resumed, newest
 from udl_plugin.mm.configs import section_problems
 
 CONFIGS = sorted((OPTIONS / 'mmengine').glob('*.py'))
@@ -307,7 +309,7 @@ def test_checkpoints_from_strangers(runner, monkeypatch, capfd):
     assert Path('more/iter_4.pth').exists()
 
     with monkeypatch.context() as without_ours:
-        without_ours.setattr(launch, '_load_file', lambda filename, map_location=None: load_safely(filename))
+        without_ours.setattr(launch, 'load_file', lambda filename, map_location=None: load_safely(filename))
         launch.train(resume)
     assert Path('payload').exists(), 'so it is ours that keeps it from running'
 
@@ -322,6 +324,61 @@ def test_resume_of_nothing_begins_with_load_from(runner, monkeypatch, capfd):
     assert f'Load checkpoint from {start}' in capfd.readouterr().out
     assert launch.train([*command, *FOUR]) == 0
     assert 'resumed epoch: 0, iter: 2' in capfd.readouterr().out
+
+
+def test_resume_after_a_kill(runner, monkeypatch, capfd):
+    """From what is whole in this folder, wherever it was before: nothing that was whole is ever torn."""
+    monkeypatch.chdir(runner.folder)
+    command = [str(config('demo_udl_step1')), '--cfg-options', *SMALL, *UNSEEN]
+    work, moved = (runner.folder / name for name in ('work_dirs/demo_udl_step1', 'moved'))
+    assert launch.train([*command, *FOUR]) == 0
+
+    def killed(handle):
+        raise KeyboardInterrupt
+
+    before = (work / 'iter_4.pth').read_bytes()
+    with monkeypatch.context() as kill, pytest.raises(KeyboardInterrupt):
+        kill.setattr(files.os, 'fsync', killed)
+        launch.train([*command, *FOUR, '--resume', str(work / 'iter_2.pth')])
+    assert (work / 'iter_4.pth').read_bytes() == before
+
+    work.rename(moved)
+    (moved / 'iter_4.pth').write_bytes(before[:len(before) // 2])
+    (moved / 'last_checkpoint').write_text('')
+    capfd.readouterr()
+    resume = [*command, *FOUR, 'experiment_name=moved', '--resume', '--work-dir', str(moved)]
+    assert launch.train(resume) == 0
+    out, err = capfd.readouterr()
+    assert f"passed over: '{moved / 'iter_4.pth'}' cannot be read" in err
+    assert 'resumed epoch: 0, iter: 2' in out
+    assert not work.exists()
+    assert can_be_resumed(load_safely(moved / 'iter_4.pth'))
+
+    for number in (2, 4):
+        (moved / f'iter_{number}.pth').write_bytes(before[:100])
+    assert launch.train(resume) == 2
+    assert "has no checkpoint iter_N.pth to go on from ('" in last_line(capfd)
+    for number in (2, 4):
+        (moved / f'iter_{number}.pth').unlink()
+    assert launch.train(resume) == 2
+    assert 'iter_4.pth). Name one with --resume CHECKPOINT' in last_line(capfd).replace("'", '')
+    (moved / 'iter_6.pth').mkdir()
+    (moved / 'iter_8.pth').mkdir()
+    (moved / 'last_checkpoint').write_text('elsewhere/iter_6.pth')
+    found, passed_over = newest(Config({'work_dir': str(moved), 'default_hooks': {'checkpoint': {'by_epoch': False}}}))
+    assert found == str(moved / 'iter_6.pth'), 'of DeepSpeed'
+    assert passed_over == [f"'{moved / 'iter_8.pth'}' is not what last_checkpoint names."]
+
+
+def test_who_tells(runner, monkeypatch, capfd):
+    """Of several processes the first tells what all meet, and each what it may have met alone."""
+    monkeypatch.chdir(runner.folder)
+    monkeypatch.setenv('RANK', '1')
+    command = [str(config('demo_udl_step1')), '--cfg-options', *SMALL, 'train_dataloader.dataset.dataset.gt_size=200']
+    assert launch.train([*command, 'train_cfg.max_iter=4']) == 2
+    assert not capfd.readouterr().err
+    assert launch.train([*command, *UNSEEN, 'train_dataloader.num_workers=0']) == 2
+    assert '200' in last_line(capfd)
 
 
 def test_bad_record(runner, monkeypatch):

@@ -11,6 +11,7 @@ from mmengine.runner import BaseLoop
 from udl_plugin.archs.with_variance import build
 from udl_plugin.checkpoints import as_plain_data, explain_mismatch, fitting, is_of_mmengine, of_mmengine
 from udl_plugin.errors import InputError, raise_all
+from udl_plugin.mm.checkpoints import can_be_resumed
 from udl_plugin.mm.dataset import BasicSRDataset
 from udl_plugin.options import check_maker_of_maps, maps_problems
 from udl_plugin.pictures import uncertainty_picture
@@ -101,8 +102,7 @@ def _sections(dataset):
 
 def _refuse_to_resume(runner, net, checkpoint):
     path = runner._load_from or runner.work_dir
-    if not is_of_mmengine(checkpoint) or not checkpoint.keys() >= {'optimizer', 'message_hub'} or not checkpoint[
-            'meta'].keys() >= {'epoch', 'iter'}:
+    if not can_be_resumed(checkpoint):
         raise InputError(f"'{path}' holds no state of a training under mmengine to go on from (a best checkpoint has "
                          'none, nor has one of BasicSR): name it as load_from, to begin with its weights.')
     mismatch = explain_mismatch(net, of_mmengine(checkpoint)['params'])
@@ -117,9 +117,13 @@ def _forget_best_of_others(runner, checkpoint):
     """`CheckpointHook` deletes the best one so far when there is a better, wherever a checkpoint says that it is."""
     known = checkpoint['message_hub'].get('runtime_info', {})
     for key in [key for key in known if key.startswith('best_ckpt')]:
-        folder, name = osp.split(osp.abspath(str(known[key])))
-        if osp.realpath(folder) != osp.realpath(runner.work_dir) or not name.startswith('best_'):
-            del known[key]
+        path = known.pop(key)
+        name = osp.basename(path)
+        here = osp.join(runner.work_dir, name)
+        if not osp.exists(path) and not osp.exists(here):
+            known.pop(key.replace('ckpt', 'score', 1), None)  # a kill came before the better one was written
+        elif name.startswith('best_') and (not osp.exists(path) or osp.realpath(path) == osp.realpath(here)):
+            known[key] = here  # wherever the folder was before
 
 
 @HOOKS.register_module()

@@ -10,12 +10,13 @@ from os import path as osp
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
+from mmengine.fileio import register_backend
 from mmengine.registry import RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
 
 import udl_plugin.mm  # noqa: F401 (registers)
-from udl_plugin.checkpoints import load_safely
 from udl_plugin.errors import InputError, raise_all
+from udl_plugin.mm.checkpoints import WholeFiles, load_file, newest
 from udl_plugin.mm.configs import section_problems, unread
 
 
@@ -48,11 +49,17 @@ def _parser(about):
 
 
 def _for_training(cfg, args):
-    if args.resume == 'auto':
-        if osp.exists(osp.join(cfg.work_dir, 'last_checkpoint')):  # else it begins, with load_from
-            cfg.resume, cfg.load_from = True, None
-    elif args.resume:
-        cfg.resume, cfg.load_from = True, args.resume
+    resumed = args.resume
+    if resumed == 'auto' or (cfg.get('resume') is True and not (resumed or cfg.get('load_from'))):
+        resumed, passed_over = newest(cfg)
+        for problem in passed_over:
+            _tell(args, f'passed over: {problem}')
+    elif resumed:
+        _refuse_missing(resumed, '--resume')
+    if resumed:  # else it begins, with load_from
+        cfg.resume, cfg.load_from = True, resumed
+    else:
+        _refuse_missing(cfg.get('load_from'), 'load_from')
     if args.amp:
         if get_device() == 'cpu':
             raise InputError("--amp: mmengine has it on GPUs alone, and there is none here; BasicSR's side has it on "
@@ -62,7 +69,6 @@ def _for_training(cfg, args):
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise InputError(f'--auto-scale-lr: {args.config} has no auto_scale_lr = dict(base_batch_size=...).')
         cfg.auto_scale_lr.enable = True
-    _refuse_missing(cfg.get('load_from'), '--resume' if args.resume else 'load_from')
 
 
 def _for_test(cfg, args):
@@ -83,7 +89,7 @@ def _refuse_missing(path, what):
 
 
 def _run(parser, arguments, prepare, start):
-    args = parser.parse_args(arguments)
+    args, started = parser.parse_args(arguments), False
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     try:
         _refuse_missing(args.config, 'config')
@@ -102,15 +108,16 @@ def _run(parser, arguments, prepare, start):
             cfg.custom_hooks.append({'type': 'NetworkCheckpointHook'})  # else mmengine loads what fits, if anything
         if cfg.get('default_scope') in (None, 'mmengine'):  # names of other scopes are known to their packages alone
             raise_all(section_problems(cfg))
-        CheckpointLoader.register_scheme('', _load_file, force=True)
+        CheckpointLoader.register_scheme('', load_file, force=True)
+        register_backend('local', WholeFiles, force=True, prefixes='')
         if args.launcher == 'pytorch' and not torch.cuda.is_available():
             _without_gpus(cfg)
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        started = True
         start(runner)
     except InputError as err:
-        around, _, told = str(err).rpartition(f'{InputError.__module__}.{InputError.__name__}: ')
-        if around or int(os.environ.get('RANK', 0)) == 0:  # a traceback around it: of a loading process of this one
-            print(f'{osp.basename(sys.argv[0])}: {told.strip()}', file=sys.stderr)
+        told = str(err).rpartition(f'{InputError.__module__}.{InputError.__name__}: ')[2]  # of a loading process
+        _tell(args, told.strip(), own=started)
         return 2
     finally:
         if torch.distributed.is_initialized():
@@ -118,14 +125,10 @@ def _run(parser, arguments, prepare, start):
     return 0
 
 
-def _load_file(filename, map_location=None):
-    """In place of mmengine's loader of files. That of the fork executes a checkpoint that holds more than tensors, and
-    a resume, of either, executes the config that a checkpoint holds as text.
-    """
-    content = load_safely(osp.expanduser(filename))
-    if isinstance(content, dict) and isinstance(content.get('meta'), dict):
-        content['meta'].pop('config', None)
-    return content
+def _tell(args, message, own=False):
+    """In a line on stderr; of several processes the first alone, but for what one may meet on its `own`."""
+    if own or int(os.environ.get('SLURM_PROCID' if args.launcher == 'slurm' else 'RANK', 0)) == 0:
+        print(f'{osp.basename(sys.argv[0])}: {message}', file=sys.stderr)
 
 
 def _without_gpus(cfg):
