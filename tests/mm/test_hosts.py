@@ -327,6 +327,14 @@ def test_maps_are_drawn(tmp_path):
     for limits, interval in (((4, -1), 1), ((1, 2, 3), 1), (5, 1), (('a', 'b'), 1), (None, 0)):
         with pytest.raises(InputError, match='UncertaintyVisualizationHook: (limits|interval) is'):
             UncertaintyVisualizationHook(limits, interval)
+    runner.model = UDLRestorer({'type': 'EDSR', **TINY})
+    with pytest.raises(InputError, match='EDSR gives no log_var: delete UncertaintyVisualizationHook'):
+        hook.before_run(runner)
+
+
+def test_metrics_want_something_to_compare_with():
+    with pytest.raises(InputError, match='PSNR: data set Set5 has no images to compare with'):
+        udl_plugin.mm.PSNR(2).process(None, [{'set': 'Set5', 'sr': torch.rand(3, 4, 4)}])
 
 
 def test_networks_that_want_certain_sizes():

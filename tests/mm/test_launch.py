@@ -160,6 +160,7 @@ def test_two_processes_are_one_with_twice_the_batch(runner, monkeypatch):
 
 DDP = """
 _base_ = [{base!r}]
+val_dataloader = dict(dataset=dict(dataset=dict(dataroot_gt='gt', dataroot_lq='lq')))
 custom_hooks = [dict(type='NetworkCheckpointHook'), dict(type='Recorder', folder=None)]
 """
 FSDP = DDP + """
@@ -175,6 +176,10 @@ def test_fsdp(runner, monkeypatch):
     monkeypatch.chdir(runner.folder)
     for engine, text in (('ddp', DDP), ('fsdp', FSDP)):
         (runner.folder / f'{engine}.py').write_text(text.format(base=str(config('demo_udl_step1'))))
+    with (runner.folder / 'ddp.py').open('a') as file:
+        file.write("custom_hooks += [dict(type='UncertaintyVisualizationHook')]")
+    for name, size in (('gt', 48), ('lq', 24)):
+        write_images(runner.folder / name, random_images(2, size))
     start = runner.folder / 'start.pth'
     torch.save({'params': EDSRVar(**TINY).state_dict()}, start)
     options = [*SMALL, *FOUR[1:], f'load_from={start}']
@@ -184,6 +189,9 @@ def test_fsdp(runner, monkeypatch):
             *options, f'train_cfg.max_iters={iterations}', f'custom_hooks.1.folder={runner.folder / name}'],
             free_port(), str(runner.folder / f'work_{engine}'), *['--resume'] * (name == 'resumed')), 2)
 
+    drawn = runner.folder.glob('work_ddp/*/vis_data/vis_image/*')
+    assert sorted(path.name for path in drawn) == [
+        f'astronaut_image_{image}_uncertainty_{step}.png' for image in range(2) for step in (2, 4)], 'of both processes'
     ddp, fsdp = (load_tensors(runner.folder / f'work_{engine}/iter_2.pth') for engine in ('ddp', 'fsdp'))
     assert fsdp['network_g'] == ddp['network_g']
     assert fsdp['params'].keys() == ddp['params'].keys()
@@ -368,6 +376,20 @@ def test_resume_after_a_kill(runner, monkeypatch, capfd):
     found, passed_over = newest(Config({'work_dir': str(moved), 'default_hooks': {'checkpoint': {'by_epoch': False}}}))
     assert found == str(moved / 'iter_6.pth'), 'of DeepSpeed'
     assert passed_over == [f"'{moved / 'iter_8.pth'}' is not what last_checkpoint names."]
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    (['default_hooks.checkpoint.save_best=astronaut/PSN'],
+     "save_best: 'astronaut/PSN' is not measured (did you mean 'astronaut/PSNR'?): validation gives astronaut/PSNR, a"),
+    (['val_evaluator.0.prefix=x'], 'validation gives x/astronaut/PSNR, astronaut/SSIM.'),
+    (['model.pixel_loss=None'], 'model: pixel_loss: is missing'),
+    (['model.generator.type=EDSR', 'model.pixel_loss.type=L1Loss'], 'EDSR gives no log_var'),
+])
+def test_parts_that_do_not_fit(options, message, runner, monkeypatch, capfd):
+    monkeypatch.chdir(runner.folder)
+    assert launch.train([str(config('demo_udl_step1')), '--cfg-options', *SMALL, *options]) == 2
+    assert message in last_line(capfd)
+    assert not list(runner.folder.glob('work_dirs/*/*.pth'))
 
 
 def test_who_tells(runner, monkeypatch, capfd):

@@ -3,22 +3,17 @@ from os import path as osp
 
 import cv2
 import torch
+from mmengine.dist import all_gather_object, is_main_process
 from mmengine.hooks import EMAHook, Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop
 
 from udl_plugin.archs.with_variance import build
 from udl_plugin.checkpoints import as_plain_data, explain_mismatch, fitting, is_of_mmengine, of_mmengine
-from udl_plugin.errors import InputError, raise_all
+from udl_plugin.errors import InputError
 from udl_plugin.mm.checkpoints import can_be_resumed
-from udl_plugin.mm.dataset import BasicSRDataset
-from udl_plugin.options import check_maker_of_maps, maps_problems
+from udl_plugin.mm.checks import bare, check_training
 from udl_plugin.pictures import uncertainty_picture
-
-
-def bare(model):
-    return model.module if is_model_wrapper(model) else model
 
 
 @HOOKS.register_module()
@@ -45,23 +40,10 @@ class NetworkCheckpointHook(Hook):
     def before_train(self, runner):
         """
         Raises:
-            InputError: a network of step 2, and nothing to begin with; cached maps of another network, or that the loss
-                does not read.
+            InputError: parts that do not fit.
         """
-        model = bare(runner.model)
-        begun = self.loaded or (runner._resume and runner.iter) or model.begins_with_checkpoint
-        if not begun and getattr(model.generator, 'trains_log_var', None) is False:
-            raise InputError(f'load_from: is missing. {type(model.generator).__name__} starts from a checkpoint of '
-                             'step 1 (train that first) or of step 2.')
-        for section in _sections(runner.train_dataloader.dataset):
-            opt = {'datasets': {'train': section}}
-            raise_all(maps_problems(opt, model.pixel_loss))
-            upscale = model.network_g.get('upscale', section['scale'])
-            if upscale != section['scale']:
-                raise InputError(f"train_dataloader: dataset: scale: {section['scale']} is not that of generator, "
-                                 f'upscale: {upscale}.')
-            if hasattr(model.generator, 'var_net'):
-                check_maker_of_maps(opt, model.generator.var_net.state_dict())
+        begun = self.loaded or (runner._resume and runner.iter) or bare(runner.model).begins_with_checkpoint
+        check_training(runner, begun)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         self.done = runner.iter + 1
@@ -89,15 +71,6 @@ class NetworkCheckpointHook(Hook):
         checkpoint['network_g'] = as_plain_data(bare(runner.model).network_g)
         if self.done is not None:
             checkpoint['meta']['iter'] = self.done
-
-
-def _sections(dataset):
-    """Of the data sets of ours below mmengine's wrappers."""
-    if isinstance(dataset, BasicSRDataset):
-        yield dataset.dataset.opt
-        return
-    for part in (*getattr(dataset, 'datasets', ()), *filter(None, [getattr(dataset, 'dataset', None)])):
-        yield from _sections(part)
 
 
 def _refuse_to_resume(runner, net, checkpoint):
@@ -137,7 +110,7 @@ class UncertaintyVisualizationHook(Hook):
         interval (int): Of validated images; of tested ones, all are drawn.
 
     Raises:
-        InputError: limits that are not in order, an interval below 1.
+        InputError: limits that are not in order, an interval below 1; before a run, a network without variance.
     """
 
     def __init__(self, limits=None, interval=1):
@@ -147,23 +120,44 @@ class UncertaintyVisualizationHook(Hook):
             raise InputError(f'UncertaintyVisualizationHook: limits is a lower and a higher number, not {limits}.')
         if interval < 1:
             raise InputError(f'UncertaintyVisualizationHook: interval is 1 or more, not {interval}.')
-        self.limits, self.interval = limits, interval
+        self.limits, self.interval, self.waiting = limits, interval, []
 
     def before_run(self, runner):
-        bare(runner.model).wants_log_var = True
+        model = bare(runner.model)
+        if not model.gives_log_var:
+            raise InputError(f'custom_hooks: {type(model.generator).__name__} gives no log_var: delete '
+                             'UncertaintyVisualizationHook.')
+        model.wants_log_var = True
 
     def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if batch_idx % self.interval == 0:
             self._draw(runner, outputs, runner.iter)
 
+    def after_val_epoch(self, runner, metrics=None):
+        self._gather(runner)
+
     def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         self._draw(runner, outputs, 0)
+
+    def after_test_epoch(self, runner, metrics=None):
+        self._gather(runner)
 
     def _draw(self, runner, outputs, step):
         for sample in outputs or ():
             picture = uncertainty_picture(sample['log_var'].numpy(), self.limits)
             name = f'{sample["set"]}_{_stem(sample)}_uncertainty'
-            runner.visualizer.add_image(name, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), step)
+            drawn = name, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), step
+            if is_main_process():
+                runner.visualizer.add_image(*drawn)
+            else:
+                self.waiting.append(drawn)
+
+    def _gather(self, runner):
+        """`Visualizer` takes the pictures of the first process alone. Once an epoch, however many each process has."""
+        for pictures in all_gather_object(self.waiting):
+            for drawn in pictures:
+                runner.visualizer.add_image(*drawn)
+        self.waiting = []
 
 
 def _stem(sample):

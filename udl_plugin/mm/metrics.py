@@ -10,7 +10,7 @@ from mmengine.registry import METRICS
 from udl_plugin.errors import InputError
 
 
-class _OfImages(BaseMetric):
+class ImageMetric(BaseMetric):
     """A mean over the images of each data set, as `SET/NAME`.
 
     Args:
@@ -28,8 +28,15 @@ class _OfImages(BaseMetric):
         self.crop_border, self.on_luma = crop_border, convert_to == 'Y'
 
     def process(self, data_batch, data_samples):
-        """Takes what `UDLRestorer` predicts."""
+        """Takes what `UDLRestorer` predicts.
+
+        Raises:
+            InputError: there is nothing to compare with.
+        """
         for sample in data_samples:
+            if 'gt' not in sample:
+                raise InputError(f"{type(self).__name__}: data set {sample['set']} has no images to compare with (gt), "
+                                 'as one of type: PairedImageDataset has; udl-upscale takes images without.')
             sr, gt = tensor2img([sample['sr'], sample['gt']])
             score = self.calculate(sr, gt, crop_border=self.crop_border, test_y_channel=self.on_luma)
             self.results.append((sample['set'], float(score)))
@@ -38,16 +45,23 @@ class _OfImages(BaseMetric):
         scores = defaultdict(list)
         for name, score in results:
             scores[name].append(score)
-        return {f'{name}/{type(self).__name__}': float(np.mean(values)) for name, values in scores.items()}
+        return {self._name(name): float(np.mean(values)) for name, values in scores.items()}
+
+    def _name(self, data_set):
+        return f'{data_set}/{type(self).__name__}'
+
+    def full_name(self, data_set):
+        """What the figure of a data set is called, as in `save_best`."""
+        return '/'.join(filter(None, (self.prefix, self._name(data_set))))
 
 
 @METRICS.register_module()
-class PSNR(_OfImages):
-    __doc__ = f'Peak signal-to-noise ratio in dB. {_OfImages.__doc__}'
+class PSNR(ImageMetric):
+    __doc__ = f'Peak signal-to-noise ratio in dB. {ImageMetric.__doc__}'
     calculate = staticmethod(calculate_psnr)
 
 
 @METRICS.register_module()
-class SSIM(_OfImages):
-    __doc__ = f'Structural similarity. {_OfImages.__doc__}'
+class SSIM(ImageMetric):
+    __doc__ = f'Structural similarity. {ImageMetric.__doc__}'
     calculate = staticmethod(calculate_ssim)

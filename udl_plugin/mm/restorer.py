@@ -1,4 +1,6 @@
 """Both steps as a model of mmengine's `Runner`."""
+import inspect
+
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from mmengine.model import BaseModel
@@ -46,6 +48,10 @@ class UDLRestorer(BaseModel):
     @property
     def begins_with_checkpoint(self):
         return (self.init_cfg or {}).get('type') == 'Pretrained'
+
+    @property
+    def gives_log_var(self):
+        return 'return_log_var' in inspect.signature(self.generator.forward).parameters
 
     def init_weights(self):
         """As of any module of mmengine, but a `Pretrained` checkpoint is read as `NetworkCheckpointHook` reads
