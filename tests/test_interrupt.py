@@ -34,10 +34,45 @@ def test_signal_waits_for_the_end_of_what_is_held():
     assert interrupt.pending() is None
 
 
-def test_second_ctrl_c_is_as_ever():
+def test_second_ctrl_c_is_as_ever(monkeypatch):
+    """But what comes at once is the first one, told twice."""
     with pytest.raises(KeyboardInterrupt), interrupt.raised(), interrupt.held():
         os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
+        monkeypatch.setattr(interrupt, 'AGAIN', 0)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail('nothing was raised')
+
+
+class Leaving:
+    """Python drops what is raised here, with a word on stderr."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_what_python_drops_is_raised_again(monkeypatch):
+    dropped = []
+    monkeypatch.setattr(sys, 'unraisablehook', lambda one: dropped.append(one.exc_type))
+    with pytest.raises(interrupt.Interrupted), interrupt.raised():
+        leaving = Leaving()
+        del leaving
+        assert dropped == [interrupt.Interrupted]
+        with interrupt.held():
+            assert interrupt.pending() == signal.SIGTERM
+        pytest.fail('nothing was raised')
+
+
+def test_saving_is_not_interrupted():
+    with interrupt.raised():
+        with pytest.raises(interrupt.Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        interrupt.settle()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with interrupt.held():
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_next_block_begins_afresh():

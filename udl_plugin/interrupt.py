@@ -2,11 +2,15 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
+import time
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+AGAIN = 2  # seconds in which another signal means the first one: batch systems and `timeout` tell twice
 _held = 0  # blocks of `held` that are being run
-_pending = None  # the signal that came within them
+_pending = None  # the signal that came, until what it raises is settled
+_since = None  # when it came
 
 
 class Interrupted(BaseException):  # as KeyboardInterrupt: no `except Exception` is meant for it
@@ -19,23 +23,35 @@ class Interrupted(BaseException):  # as KeyboardInterrupt: no `except Exception`
 
 @contextlib.contextmanager
 def raised():
-    """In the block, the first Ctrl-C or SIGTERM raises Interrupted; a second one ends the process as it always did."""
-    global _held, _pending
-    _held, _pending, before = 0, None, {number: signal.signal(number, _handle) for number in SIGNALS}
+    """In the block, the first Ctrl-C or SIGTERM raises Interrupted; one that comes seconds later ends the process as it
+    always did."""
+    global _held, _pending, _since
+    _held, _pending, _since = 0, None, None
+    before = {number: signal.signal(number, _handle) for number in SIGNALS}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _pending = None
 
 
 def _handle(number, _frame):
-    global _pending
-    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    if _held:
-        _pending = number
-    else:
-        raise Interrupted(number)
+    global _pending, _since
+    now = time.monotonic()
+    if _since is None:
+        _pending, _since = number, now
+        if not _held:
+            raise Interrupted(number)  # where Python drops it, as in `__del__` and while it forks, `release` does again
+    elif now - _since > AGAIN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.raise_signal(number)
+
+
+def settle():
+    """From here on, nothing is raised: what ends the training, such as saving, is not interrupted by what ended it."""
+    global _held, _pending
+    _held, _pending = _held + 1, None
 
 
 @contextlib.contextmanager
@@ -62,15 +78,14 @@ def release():
     Raises:
         Interrupted: a signal came meanwhile, and this was the outermost block.
     """
-    global _held, _pending
+    global _held
     _held -= 1
     if not _held and _pending is not None:
-        number, _pending = _pending, None
-        raise Interrupted(number)
+        raise Interrupted(_pending)
 
 
 def pending():
-    """The number of the signal that waits for the end of a block, or None."""
+    """The number of the signal that waits for the end of a block, or was lost; or None."""
     return _pending
 
 
@@ -89,9 +104,15 @@ def let_the_parent_decide():
     if hasattr(signal, 'sigwaitinfo'):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_wait_for_the_parent, args=(os.getppid(),), daemon=True).start()
+    sys.excepthook = _tell  # of threads that hand data to a parent that is gone
 
 
 def _wait_for_the_parent(parent):
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
+
+
+def _tell(kind, err, traceback):
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, err, traceback)
