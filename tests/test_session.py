@@ -3,13 +3,14 @@ import os
 import re
 import time
 import types
+from urllib.error import URLError
 
 import pytest
 import torch
 from basicsr.data.data_sampler import EnlargedSampler
 from torch.utils.data import DataLoader, Dataset
 
-from udl_plugin import entry, place
+from udl_plugin import entry, place, random_states
 from udl_plugin.data.careful import CarefulDataset
 from udl_plugin.errors import InputError
 from udl_plugin.session import Session, load_resume_state
@@ -99,7 +100,7 @@ def test_epochs_go_on_from_the_state():
     module = types.SimpleNamespace(create_train_val_dataloader=lambda *_: (None, None, [], 3, 60),
                                    load_resume_state=lambda opt: None)
     with Session(module, lambda opt: ({'epoch': 13, 'iter': 40}, [])) as session:
-        module.load_resume_state({})
+        module.load_resume_state({'rank': 1})
         session.train_loader = range(12)
         assert module.create_train_val_dataloader({}, None)[3] == 13 + 2
 
@@ -114,6 +115,61 @@ def test_network_of_another_run(opt, tmp_path):
     state, notes = load_resume_state(opt)
     assert state['iter'] == 4
     assert "net_g_10.pth' is of another run than it." in notes[0]
+
+
+@pytest.mark.parametrize('auto_resume', [True, False])
+def test_state_of_another_training_until_there_are_own_ones(opt, tmp_path, auto_resume):
+    (tmp_path / 'training_states/10.state').rename(tmp_path / 'other.state')
+    opt['auto_resume'], opt['path']['resume_state'] = auto_resume, str(tmp_path / 'other.state')
+    assert load_resume_state(opt)[0]['iter'] == (4 if auto_resume else 10)
+    opt['path'].update(training_states=str(tmp_path / 'none'), resume_state=str(tmp_path / 'other.state'))
+    assert load_resume_state(opt)[0]['iter'] == 10
+    opt['path']['resume_state'] = 'nowhere.state'
+    with pytest.raises(InputError, match="path: resume_state: there is no file 'nowhere.state'"):
+        load_resume_state(opt)
+
+
+def whole_state():
+    states = random_states.plain(random_states.read())
+    place = {'epoch': 0, 'seen': 4, 'images': 8, 'batch_size': 2, 'begun': states, 'loaders': [states, None]}
+    return {'places': [place], 'random': [states], 'validated': False, 'skips': 1, 'skips_in_row': 0,
+            'best_metric_results': {'Set5': {'psnr': {'better': 'higher', 'val': 30.1, 'iter': 4}}}}
+
+
+@pytest.mark.parametrize(('where', 'value'), [
+    (('places',), 3), (('places',), []), (('places', 0, 'batch_size'), 0), (('places', 0, 'seen'), '4'),
+    (('places', 0, 'loaders'), [{}]), (('places', 0, 'begun', 'numpy'), []), (('random', 0, 'torch'), None),
+    (('random', 0, 'python', 1), torch.zeros(3)), (('best_metric_results', 'Set5'), {'psnr': 3}),
+    (('best_metric_results', 'Set5', 'psnr', 'val'), [1]), (('skips',), 'x'), ((), None)])
+def test_spoilt_state_is_passed_over(opt, tmp_path, where, value):
+    path = tmp_path / 'training_states/10.state'
+    content = {**torch.load(path), **whole_state()}
+    section = content
+    for key in where[:-1]:
+        section = section[key]
+    if where:
+        section[where[-1]] = value
+    torch.save(content, path)
+    before = random_states.plain(random_states.read())
+    state, notes = load_resume_state(opt)
+    assert (state['iter'], len(notes)) == ((4, 1) if where else (10, 0))
+    assert not where or "10.state' is not a training state of this version: " in notes[0]
+    assert torch.equal(random_states.plain(random_states.read())['python'][1], before['python'][1])
+
+
+def test_two_trainings_of_one_name(opt, tmp_path):
+    """The other one is not disturbed; what is not the first process of a training asks nothing."""
+    opt['path']['experiments_root'] = str(tmp_path)
+    modules = [types.SimpleNamespace(load_resume_state=None) for _ in range(3)]
+    with Session(modules[0], load_resume_state), Session(modules[1], load_resume_state), \
+            Session(modules[2], load_resume_state):
+        modules[0].load_resume_state({**opt, 'rank': 0})
+        with pytest.raises(InputError, match=f"'{tmp_path}': another process is writing there now"):
+            modules[1].load_resume_state({**opt, 'rank': 0})
+        modules[2].load_resume_state({**opt, 'rank': 1})
+        modules[0].load_resume_state({**opt, 'rank': 0})  # the same again
+    with Session(modules[1], load_resume_state):
+        modules[1].load_resume_state({**opt, 'rank': 0})
 
 
 def test_key_of_the_first_weights_is_not_that_of_ours(opt):
@@ -166,6 +222,62 @@ def test_lost_loading_process_is_explained(end, told, monkeypatch):
         'DataLoader worker (pid 3) is killed by signal: Killed. ')).startswith(
             'datasets: train: DataLoader worker (pid 3) is killed by signal: Killed: a loading process was lost')
     assert session.explain(RuntimeError('CUDA out of memory')) is None
+
+
+@pytest.fixture
+def train(runner, monkeypatch, capfd):
+    """udl-train in this process; gives the status and the last line on stderr."""
+    monkeypatch.chdir(runner.folder)
+
+    def run(yml, *arguments):
+        monkeypatch.setattr('sys.argv', ['udl-train', '-opt', str(yml), *arguments])
+        status = entry.run('basicsr.train', 'train_pipeline')
+        return status, capfd.readouterr().err.strip().splitlines()[-1:]
+
+    return run
+
+
+@pytest.mark.parametrize(('launcher', 'variable'), [('pytorch', 'RANK'), ('slurm', 'SLURM_PROCID')])
+def test_launcher_that_launched_nothing(runner, train, monkeypatch, launcher, variable):
+    monkeypatch.delenv(variable, raising=False)
+    status, (told,) = train(runner.write_yml('step1'), '--launcher', launcher)
+    assert status == 2
+    assert told.startswith(f'udl-train: --launcher {launcher}: {variable} is not set; start it with ')
+
+
+def test_copy_of_the_yml(runner, train, monkeypatch):
+    """It is whole, is no yml to begin anew with, for it would get another name, and one to go on with."""
+    yml = runner.write_yml('step1', train__total_iter=2, val=None)
+    assert train(yml)[0] == 0
+    copied = runner.folder / 'experiments/step1/step1.yml'
+    assert copied.read_text().endswith(yml.read_text())
+    before = sorted(runner.folder.glob('experiments/*'))
+    status, (told,) = train(copied)
+    assert status == 2
+    assert "step1.yml' is in the folder of the training that it names" in told
+    assert sorted(runner.folder.glob('experiments/*')) == before
+    assert train(copied, '--auto_resume')[0] == 0
+    assert copied.read_text().endswith(yml.read_text())
+
+    def write_whole(path, data):
+        raise OSError(28, 'No space left on device', str(path))
+
+    content = copied.read_bytes()
+    monkeypatch.setattr(entry, 'write_whole', write_whole)
+    assert train(yml, '--auto_resume')[1][0].endswith(
+        "experiments/step1/step1.yml': is there room, and leave to write?")
+    assert copied.read_bytes() == content
+
+
+def test_download_that_cannot_be(runner, train, monkeypatch):
+    def refuse(*_):
+        raise URLError('Name or service not known')
+
+    monkeypatch.setattr(Session, 'build_model', refuse)
+    status, (told,) = train(runner.write_yml('step1'))
+    assert status == 2
+    assert 'such as the VGG of perceptual_opt, cannot be downloaded: <urlopen error Name' in told
+    assert 'room' not in told
 
 
 def test_images_that_cannot_be_written(runner, monkeypatch, capfd):

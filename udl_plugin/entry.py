@@ -1,20 +1,30 @@
 """What udl-train and udl-test share: upstream's pipelines, run from here, with checked options and a readable end."""
 import argparse
 import contextlib
+import errno
 import importlib
 import os
 import sys
+import tempfile
 from os import path as osp
 from pathlib import Path
+from urllib.error import URLError
 
 from udl_plugin import interrupt
 from udl_plugin.autoload import install
 from udl_plugin.errors import InputError, raise_all
+from udl_plugin.files import write_whole
 from udl_plugin.options import as_parsed, network_problems, problems_of, unchecked
 from udl_plugin.place import BadData
 from udl_plugin.schema import Problem, Yml, yml_problems
 from udl_plugin.session import Session, load_resume_state
 from udl_plugin.yml import Document, ordered_yaml, parse_override
+
+# what each sets for its processes, and how it is used
+LAUNCHERS = {'pytorch': ('RANK', 'torchrun --nproc_per_node=4 -m udl_plugin.train ...'),
+             'slurm': ('SLURM_PROCID', 'srun --ntasks-per-node=4 python -m udl_plugin.train ...')}
+# None: of an error that upstream makes itself
+NO_ROOM = (None, errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, getattr(errno, 'EDQUOT', errno.ENOSPC))
 
 install()  # here, not in a function: data loading workers of a distributed training import this module afresh
 
@@ -34,11 +44,20 @@ def run(module_name, pipeline_name):
         int: Exit status: 0; 2 where the input was wrong, and stderr says all that is; 1 where nothing is finite; 128 +
             the number of the signal that ended it.
     """
-    module = importlib.import_module(module_name)
-    args, document = _arguments(), None
+    args = _arguments()
+    with interrupt.raised():
+        try:
+            return _run(args, module_name, pipeline_name)
+        except interrupt.Interrupted as err:  # while it began, or ended by itself
+            return _end(args, f'ended by {err}.', 128 + err.signal)
+
+
+def _run(args, module_name, pipeline_name):
+    module, document = importlib.import_module(module_name), None
 
     def parse_options(root_path, is_train):
         nonlocal document
+        _refuse_launcher(args.launcher)
         overrides = [parse_override(text) for text in args.force_yml]
         try:
             document = Document(args.opt, overrides)
@@ -53,42 +72,55 @@ def run(module_name, pipeline_name):
 
     def resume(opt):
         if args.no_check:
-            return load_resume_state(opt)
-        found, problems = _resume(opt)  # first: it says which checkpoint the network starts from
-        _check(opt, problems)
+            found = load_resume_state(opt)
+        else:
+            found, problems = _resume(opt)  # first: it says which checkpoint the network starts from
+            _check(opt, problems)
+        root = Path(opt['path']['experiments_root']).resolve()
+        if found[0] is None and root in Path(args.opt).resolve().parents:
+            raise InputError(f"-opt: '{args.opt}' is in the folder of the training that it names, which gets another "
+                             'name when a new one begins. Copy it to elsewhere, or go on with --auto_resume.')
         return found
 
     def copy_opt_file(opt_file, experiments_root):
-        upstream['copy_opt_file'](opt_file, experiments_root)
-        if args.force_yml and _is_first(args.launcher):
-            _note_overrides(Path(experiments_root, osp.basename(opt_file)), args.force_yml)
+        if not _is_first(args.launcher):
+            return
+        with tempfile.TemporaryDirectory() as folder:  # upstream writes in place, and not onto the file itself
+            upstream['copy_opt_file'](opt_file, folder)
+            content = Path(folder, osp.basename(opt_file)).read_text(encoding='utf-8')
+        write_whole(Path(experiments_root, osp.basename(opt_file)), (_overrides(args) + content).encode())
 
     def end(message, status, own=False):
-        if own or _is_first(args.launcher):
-            print(f'{osp.basename(sys.argv[0])}: {message}', file=sys.stderr)
-        return status
+        interrupt.settle()
+        return _end(args, f'{message}{session.save()}', status, own)
 
     upstream = {name: getattr(module, name) for name in ('parse_options', 'copy_opt_file') if hasattr(module, name)}
     ours = {'parse_options': parse_options, 'copy_opt_file': copy_opt_file}
     with _replaced(module, **{name: ours[name] for name in upstream}), Session(module, resume) as session, \
             unchecked() if args.no_check else contextlib.nullcontext():
         try:
-            with interrupt.raised():
-                getattr(module, pipeline_name)(os.getcwd())
+            getattr(module, pipeline_name)(os.getcwd())
         except interrupt.Interrupted as err:
-            return end(f'ended by {err}.{session.save()}', 128 + err.signal)
+            return end(f'ended by {err}.', 128 + err.signal)
         except InputError as err:
-            return end(f'{_told(err.messages, document)}{session.save()}', 2, isinstance(err, BadData))
+            return end(_told(err.messages, document), 2, isinstance(err, BadData))
         except FloatingPointError as err:
-            return end(err, 1)
-        except OSError as err:  # a full disk, mostly; upstream's "Failed in writing images." too
-            return end(f'{str(err).rstrip(".")}: is there room, and leave to write?{session.save()}', 2)
+            return _end(args, err, 1)
+        except OSError as err:
+            return end(_told_of_system(err), 2)
         except RuntimeError as err:
             reason = session.explain(err)
             if reason is None:
                 raise
-            return end(f'{reason}{session.save()}', 2)
+            return end(reason, 2)
     return 0
+
+
+def _end(args, message, status, own=False):
+    """Says why, in the process that speaks for all, or `own`, of this process alone; returns the exit status."""
+    if own or _is_first(args.launcher):
+        print(f'{osp.basename(sys.argv[0])}: {message}', file=sys.stderr)
+    return status
 
 
 def _arguments():
@@ -158,15 +190,32 @@ def _told(messages, document):
     return '\n'.join([f'{document.path}: {len(lines)} problems:', *lines])
 
 
+def _told_of_system(err):
+    """An OSError: a full disk, mostly; upstream's "Failed in writing images." too."""
+    said = str(err).rstrip('.')
+    if isinstance(err, URLError):
+        return f'What an option asks for, such as the VGG of perceptual_opt, cannot be downloaded: {said}.'
+    return f'{said}: is there room, and leave to write?' if err.errno in NO_ROOM else f'{said}.'
+
+
+def _refuse_launcher(launcher):
+    """Refuses one that did not launch this, where upstream would miss what it sets."""
+    variable, command = LAUNCHERS.get(launcher, (None, ''))
+    if variable and variable not in os.environ:
+        raise InputError(f'--launcher {launcher}: {variable} is not set; start it with {command} (docs/scaling.md).')
+
+
 def _is_first(launcher):
     """Whether this process is the one that speaks, in a distributed run that may not have begun."""
-    return int(os.environ.get({'pytorch': 'RANK', 'slurm': 'SLURM_PROCID'}.get(launcher, ''), 0)) == 0
+    return int(os.environ.get(LAUNCHERS.get(launcher, ('',))[0], 0)) == 0
 
 
-def _note_overrides(path, overrides):
-    """Says at the head of an experiment's copy of the yml what was not as below."""
-    lines = ['# With --force_yml, in place of what is below:', *(f'#   {text}' for text in overrides), '', '']
-    path.write_text('\n'.join(lines) + path.read_text(encoding='utf-8'), encoding='utf-8')
+def _overrides(args):
+    """The head of an experiment's copy of the yml: what was not as below."""
+    if not args.force_yml:
+        return ''
+    lines = ['# With --force_yml, in place of what is below:', *(f'#   {text}' for text in args.force_yml), '', '']
+    return '\n'.join(lines)
 
 
 @contextlib.contextmanager

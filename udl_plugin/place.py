@@ -5,6 +5,7 @@ made it, as they were behind it. The first that a resumed epoch hands to each su
 of indices; then come the indices that are left.
 """
 import dataclasses
+import os
 import pickle
 import queue
 import threading
@@ -138,16 +139,18 @@ class KeepingLoader:
         build (Callable): `build(dataset, sampler)`, as upstream's `build_dataloader` with all else given.
         dataset (CarefulDataset): Of the training.
         sampler (EnlargedSampler): Upstream's; upstream sets its `epoch`.
+        lock_file (int | None): Number of an open file that loading processes close, so that this process alone holds
+            the lock on it.
 
     Raises:
         InputError: there are too few images for one batch, of which upstream would train nothing, in silence. In the
             loop: a record is bad.
     """
 
-    def __init__(self, build, dataset, sampler):
+    def __init__(self, build, dataset, sampler, lock_file=None):
         self.dataset, self.sampler = dataset, _FromPlace(sampler)
         self.loader = build(_NotingDataset(dataset), self.sampler)
-        self.loader.collate_fn, self.loader.worker_init_fn = _collate, _Init(self.loader.worker_init_fn)
+        self.loader.collate_fn, self.loader.worker_init_fn = _collate, _Init(self.loader.worker_init_fn, lock_file)
         self.loader.timeout = TIMEOUT if self.loader.num_workers else 0
         self.sampler.batch_size, self.sampler.num_workers = self.loader.batch_size, self.loader.num_workers
         # upstream's CUDAPrefetcher has one batch more drawn than is trained with
@@ -225,11 +228,16 @@ class KeepingLoader:
 class _Init:
     """Upstream's `worker_init_fn`, and what Ctrl-C does in a loading process."""
 
-    def __init__(self, upstream):
-        self.upstream = upstream
+    def __init__(self, upstream, lock_file):
+        self.upstream, self.lock_file = upstream, lock_file
+
+    def __getstate__(self):  # a process that is not forked has no such file
+        return {**vars(self), 'lock_file': None}
 
     def __call__(self, worker_id):
         interrupt.let_the_parent_decide()
+        if self.lock_file is not None:
+            os.close(self.lock_file)
         if self.upstream is not None:
             self.upstream(worker_id)
 

@@ -36,3 +36,15 @@ def restore(states, pytorch=True):
         torch.set_rng_state(states['torch'])
         if states['cuda'] is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(states['cuda'])
+
+
+def refuse_wrong(states):
+    """
+    Raises:
+        LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError: it is not what `plain` made.
+    """
+    before = plain(read())
+    try:
+        restore(states)
+    finally:
+        restore(before)

@@ -4,16 +4,20 @@ Upstream's loop stays upstream's. What it lacks hangs on the names that it looks
 resumes, and in the very place; data that tells what is bad in it; logs that a full disk does not end; and what was
 under way when it was interrupted.
 """
+import contextlib
 import functools
 import math
 import re
 from os import path as osp
 from pathlib import Path
 
+from udl_plugin import random_states
 from udl_plugin.checkpoints import fingerprint, load_tensors, read_checkpoint
 from udl_plugin.errors import InputError
+from udl_plugin.files import alone
 
 IN_STATE = {'epoch', 'iter', 'optimizers', 'schedulers'}  # upstream's own
+IN_PLACE = {'epoch', 'seen', 'images', 'batch_size', 'begun', 'loaders'}  # see udl_plugin/place.py
 
 
 class Session:
@@ -27,6 +31,7 @@ class Session:
         self.module, self.resume = module, resume
         self.state = self.model = self.train_loader = None
         self.val_loaders, self.notes = [], []
+        self.lock, self.lock_file = contextlib.ExitStack(), None
         self.upstream = {name: getattr(module, name) for name in self.names() if hasattr(module, name)}
 
     @staticmethod
@@ -40,27 +45,39 @@ class Session:
         return self
 
     def __exit__(self, *_):
+        self.lock.close()
         for name, function in self.upstream.items():
             setattr(self.module, name, function)
 
+    def _keep_others_out(self, opt):
+        """
+        Raises:
+            InputError: another process trains in this folder.
+        """
+        self.lock.close()
+        if opt['rank'] == 0 and osp.isdir(opt['path']['experiments_root']):
+            self.lock_file = self.lock.enter_context(alone(opt['path']['experiments_root']))
+
     def load_resume_state(self, opt):
         self.state, self.notes = self.resume(opt)
+        self._keep_others_out(opt)  # before it gets another name, as a folder of another training
         return self.state
 
     def init_tb_loggers(self, opt):
         from basicsr.utils import get_root_logger
 
+        self._keep_others_out(opt)  # it may be a new one
         from udl_plugin.lasting_logs import LastingWriter, outlast
         outlast(get_root_logger())
         writer = self.upstream['init_tb_loggers'](opt)
         return writer and LastingWriter(writer)
 
     def create_train_val_dataloader(self, opt, logger):
-        *loaders, epochs, iterations = self.upstream['create_train_val_dataloader'](opt, logger)
+        *loaders, _, iterations = self.upstream['create_train_val_dataloader'](opt, logger)
         # upstream counts an epoch's last, smaller batch, which it leaves out, and not that DataParallel's are larger:
         # it would end before total_iter, and not say so
         done, begun = (self.state['epoch'], self.state['iter']) if self.state else (0, 0)  # by batches of any size
-        return *loaders, max(epochs, done + math.ceil((iterations - begun) / len(self.train_loader))), iterations
+        return *loaders, done + math.ceil((iterations - begun) / len(self.train_loader)), iterations
 
     def build_dataloader(self, dataset, dataset_opt, num_gpu=1, dist=False, sampler=None, seed=None):
         from udl_plugin.data.careful import CarefulDataset
@@ -72,7 +89,8 @@ class Session:
             self.val_loaders.append(build(CarefulDataset(dataset, where), sampler=sampler))
             return self.val_loaders[-1]
         careful = CarefulDataset(dataset, 'datasets: train', dataset_opt.get('on_bad_record') or 'stop')
-        self.train_loader = KeepingLoader(lambda *args: build(args[0], sampler=args[1]), careful, sampler)
+        self.train_loader = KeepingLoader(lambda *args: build(args[0], sampler=args[1]), careful, sampler,
+                                          self.lock_file)
         self._go_on(sampler)
         return self.train_loader
 
@@ -105,7 +123,6 @@ class Session:
 
     def _validate(self, opt, tb_logger):
         """The validation that the interruption took away; with random numbers as it would have had."""
-        from udl_plugin import random_states
         current_iter = self.state['iter']
         if opt.get('val') is None or current_iter % opt['val']['val_freq']:
             return
@@ -146,7 +163,8 @@ def load_resume_state(opt):
     over.
 
     As `basicsr/train.py` has it, but read on the CPU, for the optimizer moves its state to the parameters' device; and
-    `--auto_resume` takes the newest state that is whole and has a whole network. Nothing is deleted.
+    `--auto_resume` takes the newest state that is whole and has a whole network, or, before there is one, that of
+    `path: resume_state`. Nothing is deleted.
 
     Raises:
         InputError: the file is missing or not one of tensors; there are states, and none is whole.
@@ -155,8 +173,8 @@ def load_resume_state(opt):
     state, passed_over = None, []
     if opt['auto_resume']:
         path, state, passed_over = _newest_whole(Path(opt['path']['training_states']), Path(opt['path']['models']))
-        opt['path']['resume_state'] = path
-    elif opt['path'].get('resume_state'):
+        opt['path']['resume_state'] = path or opt['path'].get('resume_state')
+    if state is None and opt['path'].get('resume_state'):
         try:
             state = read_state(opt['path']['resume_state'])
         except InputError as err:
@@ -200,4 +218,27 @@ def read_state(path):
     if not isinstance(state, dict) or not state.keys() >= IN_STATE or not all(
             type(state[key]) is int and 0 <= state[key] < 10 ** 15 for key in ('iter', 'epoch')):
         raise InputError(f"'{osp.relpath(path)}' is not a training state; those are in training_states/.")
+    try:
+        _refuse_spoilt(state)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as err:
+        raise InputError(f"'{osp.relpath(path)}' is not a training state of this version: "
+                         f'{type(err).__name__}: {" ".join(str(err).split())}.') from err
     return state
+
+
+def _refuse_spoilt(state):
+    """Stumbles over what udl-train adds to a state, where that is not what it adds."""
+    for place, random in zip(state.get('places', ()), state.get('random', ())):
+        numbers = [place[name] for name in ('epoch', 'seen', 'images', 'batch_size')]
+        if place.keys() != IN_PLACE or not place['loaders'] or not place['batch_size'] or not all(
+                type(number) is int and number >= 0 for number in numbers):
+            raise ValueError('places')
+        for states in (random, place['begun'], *(states for states in place['loaders'] if states is not None)):
+            random_states.refuse_wrong(states)
+    if len(state.get('places', ())) != len(state.get('random', ())) or ('places' in state and 'validated' not in state):
+        raise ValueError('random')
+    for records in state.get('best_metric_results', {}).values():
+        for best in records.values():
+            float(best['val']), int(best['iter']), {'higher': 1, 'lower': 1}[best['better']]
+    if not all(type(state.get(key, 0)) is int for key in ('skips', 'skips_in_row')):
+        raise ValueError('skips')
