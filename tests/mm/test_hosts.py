@@ -61,16 +61,17 @@ class Losses(Hook):
 
 def host(folder, network, loss, start=None, hooks=(), **options):
     """mmengine's Runner, with the network, loss and schedule of `model_options`."""
-    return Host(
-        model={'type': 'UDLRestorer', 'generator': {'type': network, **TINY}, 'pixel_loss': {'type': loss}},
-        work_dir=str(folder / 'work'), default_scope='mmengine', load_from=start,
-        train_dataloader={'dataset': Batches(), 'batch_size': 2, 'collate_fn': {'type': 'default_collate'},
-                          'sampler': {'type': 'DefaultSampler', 'shuffle': False}},
-        train_cfg={'type': 'IterBasedTrainLoop', 'max_iters': ITERATIONS},
-        optim_wrapper={'optimizer': {'type': 'Adam', 'lr': 1e-2}},
-        param_scheduler={'type': 'MultiStepLR', 'by_epoch': False, 'milestones': [5], 'gamma': 0.5},
-        default_hooks={'checkpoint': {'type': 'CheckpointHook', 'by_epoch': False, 'interval': ITERATIONS}},
-        custom_hooks=[{'type': 'NetworkCheckpointHook'}, *hooks], cfg=Config(), log_level='WARNING', **options)
+    return Host(**{
+        'model': {'type': 'UDLRestorer', 'generator': {'type': network, **TINY}, 'pixel_loss': {'type': loss}},
+        'work_dir': str(folder / 'work'), 'default_scope': 'mmengine', 'load_from': start,
+        'train_dataloader': {'dataset': Batches(), 'batch_size': 2, 'collate_fn': {'type': 'default_collate'},
+                             'sampler': {'type': 'DefaultSampler', 'shuffle': False}},
+        'train_cfg': {'type': 'IterBasedTrainLoop', 'max_iters': ITERATIONS},
+        'optim_wrapper': {'optimizer': {'type': 'Adam', 'lr': 1e-2}},
+        'param_scheduler': {'type': 'MultiStepLR', 'by_epoch': False, 'milestones': [5], 'gamma': 0.5},
+        'default_hooks': {'checkpoint': {'type': 'CheckpointHook', 'by_epoch': False, 'interval': ITERATIONS}},
+        'custom_hooks': [{'type': 'NetworkCheckpointHook'}, *hooks], 'cfg': Config(), 'log_level': 'WARNING',
+        **options})
 
 
 def basicsr(folder, step, start=None):
@@ -273,6 +274,21 @@ def test_init_cfg(tmp_path):
     runner.model.init_cfg = init_cfg
     runner.train()
     assert runner.iter == ITERATIONS
+
+
+def test_resume_with_more_ahead(tmp_path):
+    """What is ahead of the learning rate is the config's; mmengine alone would keep it still from the old end on."""
+    longer = {'train_cfg': {'type': 'IterBasedTrainLoop', 'max_iters': 2 * ITERATIONS}, 'param_scheduler': [
+        {'type': 'MultiStepLR', 'by_epoch': False, 'milestones': [5, 30], 'gamma': 0.1}]}
+    host(tmp_path, 'EDSRVar', 'ESU').train()
+    runner = host(tmp_path, 'EDSRVar', 'ESU', str(tmp_path / f'work/iter_{ITERATIONS}.pth'), resume=True,
+                  experiment_name='longer', **longer)
+    runner._train_dataloader.update(sampler={'type': 'InfiniteSampler'})  # else it rests each epoch
+    with patch.object(runner.logger, 'warning') as told:
+        runner.train()
+    assert runner.optim_wrapper.param_groups[0]['lr'] == pytest.approx(1e-2 * 0.5 * 0.1), 'what was is as it was'
+    told.assert_any_call('param_scheduler.0: goes on as the config has it: milestones: [5, 30] (in the checkpoint: [5]),'
+                         ' gamma: 0.1 (in the checkpoint: 0.5), end: 40 (in the checkpoint: 20)')
 
 
 @pytest.mark.parametrize(('generator', 'pixel_loss', 'message'), [

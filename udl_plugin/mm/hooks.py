@@ -10,10 +10,12 @@ from mmengine.runner import BaseLoop
 
 from udl_plugin.archs.with_variance import build
 from udl_plugin.checkpoints import as_plain_data, explain_mismatch, fitting, is_of_mmengine, of_mmengine
-from udl_plugin.errors import InputError
+from udl_plugin.errors import InputError, shortened
 from udl_plugin.mm.checkpoints import can_be_resumed
 from udl_plugin.mm.checks import bare, check_training
 from udl_plugin.pictures import uncertainty_picture
+
+OF_THE_PAST = ('last_step', '_global_step', '_last_value', 'base_values', 'best', 'num_bad_epochs', 'cooldown_counter')
 
 
 @HOOKS.register_module()
@@ -59,6 +61,7 @@ class NetworkCheckpointHook(Hook):
         if runner._resume:
             _refuse_to_resume(runner, net, checkpoint)
             _forget_best_of_others(runner, checkpoint)
+            _follow_config(runner, checkpoint)
             return
         tested = not isinstance(runner._train_loop, BaseLoop) and is_of_mmengine(checkpoint)
         key = self.param_key or ('params_ema' if tested else 'params')
@@ -97,6 +100,24 @@ def _forget_best_of_others(runner, checkpoint):
             known.pop(key.replace('ckpt', 'score', 1), None)  # a kill came before the better one was written
         elif name.startswith('best_') and (not osp.exists(path) or osp.realpath(path) == osp.realpath(here)):
             known[key] = here  # wherever the folder was before
+
+
+def _follow_config(runner, checkpoint):
+    """What is ahead of a learning rate is the config's, as `max_iters` is: mmengine would take all of a checkpoint's
+    schedule, and keep the learning rate still from where that ends."""
+    if not isinstance(runner.param_schedulers, list):
+        return
+    for number, (scheduler, state) in enumerate(zip(runner.param_schedulers, checkpoint.get('param_schedulers', ()))):
+        own = {key: value for key, value in scheduler.state_dict().items() if key not in OF_THE_PAST}
+        changed = [f'{key}: {_shown(own[key])} (in the checkpoint: {_shown(state.get(key))})' for key in own
+                   if own[key] != state.get(key)]
+        if changed:
+            runner.logger.warning(f"param_scheduler.{number}: goes on as the config has it: {', '.join(changed)}")
+        state.update(own)
+
+
+def _shown(value):
+    return shortened(list(value) if isinstance(value, dict) else value)  # milestones, which mmengine counts
 
 
 @HOOKS.register_module()
