@@ -8,7 +8,7 @@ model = dict(
     pixel_loss=dict(type='ESU'))
 
 # bf16: type='AmpOptimWrapper', dtype='bfloat16' (or --amp); a quarter of the memory: accumulative_counts=4 with a
-# quarter of the batch
+# quarter of the batch, and what docs/scaling.md says of max_iters, milestones, intervals and momentum
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=1e-4, betas=(0.9, 0.999)))
 param_scheduler = dict(type='MultiStepLR', by_epoch=False, milestones=[15000], gamma=0.5)
 train_cfg = dict(max_iters=30000, val_interval=5000)

@@ -106,6 +106,24 @@ def test_same_losses_and_weights(tmp_path, step, network, loss):
         assert torch.allclose(ours[name], value, atol=1e-5), name
 
 
+def test_accumulated_batches(tmp_path):
+    """As docs/scaling.md has it: the same training, of halves of the batch."""
+    start = host(tmp_path, 'EDSRVar', 'ESU').model.state_dict()
+    trained = []
+    for count in (1, 2):
+        runner = host(
+            tmp_path, 'EDSRVar', 'ESU', experiment_name=str(count),
+            train_cfg={'type': 'IterBasedTrainLoop', 'max_iters': count * ITERATIONS},
+            optim_wrapper={'optimizer': {'type': 'Adam', 'lr': 1e-2}, 'accumulative_counts': count},
+            param_scheduler={'type': 'MultiStepLR', 'by_epoch': False, 'milestones': [count * 5], 'gamma': 0.5})
+        runner.model.load_state_dict(start)
+        runner._train_dataloader['batch_size'] = 2 // count
+        runner.train()
+        trained.append(runner.model.state_dict())
+    for name, value in trained[0].items():
+        assert torch.allclose(trained[1][name], value, atol=1e-4), name
+
+
 @pytest.mark.parametrize(('network', 'loss'), [('EDSRVar', 'ESU'), ('EDSRTwo', 'UDL')])
 @pytest.mark.parametrize('averaged', [False, True])
 def test_there_and_back(tmp_path, network, loss, averaged):
@@ -287,8 +305,9 @@ def test_resume_with_more_ahead(tmp_path):
     with patch.object(runner.logger, 'warning') as told:
         runner.train()
     assert runner.optim_wrapper.param_groups[0]['lr'] == pytest.approx(1e-2 * 0.5 * 0.1), 'what was is as it was'
-    told.assert_any_call('param_scheduler.0: goes on as the config has it: milestones: [5, 30] (in the checkpoint: [5]),'
-                         ' gamma: 0.1 (in the checkpoint: 0.5), end: 40 (in the checkpoint: 20)')
+    told.assert_any_call(
+        'param_scheduler.0: goes on as the config has it: milestones: [5, 30] (in the checkpoint: [5]), gamma: 0.1 (in '
+        'the checkpoint: 0.5), end: 40 (in the checkpoint: 20)')
 
 
 @pytest.mark.parametrize(('generator', 'pixel_loss', 'message'), [
