@@ -1,5 +1,6 @@
 """Which state a training resumes from, and what else hangs on the names of upstream's pipeline."""
 import os
+import random
 import re
 import time
 import types
@@ -62,6 +63,21 @@ def test_torn_pair_is_passed_over_and_kept(opt, tmp_path, harm, told):
     assert re.match(r"--auto_resume passes over '.*training_states/10\.state': ", note)
     assert re.search(told, note)
     assert files(tmp_path) == before
+
+
+def test_weights_that_may_be_wrong_are_passed_over(opt, tmp_path):
+    """Those of a training that ended since nothing was finite any more; unless there are no others."""
+    def skipping(iteration):
+        path = tmp_path / f'training_states/{iteration}.state'
+        torch.save({**torch.load(path), 'skips_in_row': 3}, path)
+
+    skipping(10), skipping(4)
+    state, notes = load_resume_state(opt)
+    assert state['iter'] == 2
+    assert [note.split("': ")[1] for note in notes] == 2 * [
+        'its last iterations were skipped, and its weights may be why (path: resume_state takes it all the same).']
+    skipping(2)
+    assert load_resume_state(opt)[0]['iter'] == 10
 
 
 def test_other_names_do_not_count(opt, tmp_path):
@@ -188,6 +204,21 @@ def test_epochs_last_until_total_iter(epochs, batches, total_iter, wanted):
         session.train_loader = range(batches)
         assert module.create_train_val_dataloader({}, None) == (None, None, [], wanted, total_iter)
     assert module.create_train_val_dataloader()[3] == epochs, 'as before'
+
+
+def test_lost_validation_draws_what_it_would_have():
+    """The random numbers of the state, and training goes on with those behind them."""
+    drawn, main = [], random_states.plain(random_states.read())
+    wanted = [random.random(), random.random()]
+    session = Session(types.SimpleNamespace(), load_resume_state)
+    session.state, session.val_loaders = {'iter': 8, 'validated': False}, [1]
+    session.train_loader = types.SimpleNamespace(main=main)
+    session.model = types.SimpleNamespace(validation=lambda *_: drawn.append(random.random()))
+    for val_freq, validations in ((3, 0), (4, 1)):
+        session._validate({'val': {'val_freq': val_freq, 'save_img': False}}, None)
+        assert len(drawn) == validations
+    random_states.restore(session.train_loader.main)
+    assert [*drawn, random.random()] == wanted
 
 
 class Lost(Dataset):

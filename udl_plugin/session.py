@@ -163,8 +163,8 @@ def load_resume_state(opt):
     over.
 
     As `basicsr/train.py` has it, but read on the CPU, for the optimizer moves its state to the parameters' device; and
-    `--auto_resume` takes the newest state that is whole and has a whole network, or, before there is one, that of
-    `path: resume_state`. Nothing is deleted.
+    `--auto_resume` takes the newest state that is whole and has a whole network, if it can be one of before iterations
+    were skipped; before there is one, that of `path: resume_state`. Nothing is deleted.
 
     Raises:
         InputError: the file is missing or not one of tensors; there are states, and none is whole.
@@ -188,7 +188,7 @@ def load_resume_state(opt):
 
 def _newest_whole(states, models):
     found = {int(path.stem): path for path in states.glob('*.state') if re.fullmatch(r'\d+', path.stem)}
-    passed_over = []
+    passed_over, in_doubt = [], None
     for iteration in sorted(found, reverse=True):
         path = found[iteration]
         try:
@@ -199,9 +199,15 @@ def _newest_whole(states, models):
             state_dict, _ = read_checkpoint(network)
             if state.get('network', '') not in ('', fingerprint(state_dict)):
                 raise InputError(f"'{network}' is of another run than it.")
-            return str(path), state, passed_over
+            if not state.get('skips_in_row'):
+                return str(path), state, passed_over
+            in_doubt = in_doubt or (str(path), state, [*passed_over])
+            raise InputError('its last iterations were skipped, and its weights may be why (path: resume_state takes '
+                             'it all the same).')
         except InputError as err:
             passed_over.append(f"--auto_resume passes over '{path}': {err}")
+    if in_doubt:
+        return in_doubt
     if passed_over:
         raise InputError('; '.join(passed_over) + f' None is left in {states}. Without --auto_resume a new training '
                          'begins, and this one is kept under another name.')

@@ -1,4 +1,5 @@
 """What a training of days meets: numbers that are none, checkpoints that pile up, and the best of them."""
+import copy
 import math
 
 import numpy as np
@@ -42,10 +43,10 @@ class Pairs(Dataset):
                 'lq_path': 'bird.png'}
 
 
-def step(model, number, lq=None):
+def step(model, number, lq=None, warmup_iter=-1):
     generator = torch.Generator().manual_seed(number)
     given = torch.rand(2, 3, 8, 8, generator=generator)
-    model.update_learning_rate(number)
+    model.update_learning_rate(number, warmup_iter)
     model.feed_data({'lq': given if lq is None else lq, 'gt': torch.rand(2, 3, 16, 16, generator=generator),
                      'lq_path': [f'{number}_a', f'{number}_b'], 'note': Note(number)})
     model.optimize_parameters(number)
@@ -133,21 +134,37 @@ def test_running_statistics_are_those_of_before(tmp_path):
     assert norm.running_mean.isfinite().all()
 
 
-def test_schedule_is_that_of_the_yml(tmp_path):
-    """Of a training that goes on for longer than it was meant to."""
-    opt = model_options(1, tmp_path, total_iter=4, scheduler={
-        'type': 'CosineAnnealingRestartLR', 'periods': [4], 'restart_weights': [1], 'eta_min': 1e-6})
-    model = build_model(opt)
+COSINE = {'type': 'CosineAnnealingRestartLR', 'periods': [8], 'restart_weights': [1], 'eta_min': 1e-6}
+STEPS = {'type': 'MultiStepLR', 'milestones': [2, 6], 'gamma': 0.1}
+
+
+@pytest.mark.parametrize(('changes', 'told'), [
+    ({}, ''), ({'total_iter': 16, 'scheduler': {**COSINE, 'periods': [16]}}, 'As the yml has it: lr '),
+    ({'scheduler': STEPS}, 'As the yml has it: lr 0.001'), ({'scheduler': {**STEPS, 'milestones': [6]}}, 'lr 0.01 ('),
+    ({'optim_g': {'type': 'Adam', 'lr': 1e-3, 'betas': [0.5, 0.9], 'weight_decay': 0.1}},
+     'betas (0.5, 0.9) (the state has (0.9, 0.999)), weight_decay 0.1 (the state has 0), '),
+    ({'warmup_iter': 6}, 'lr ')])
+def test_schedule_is_that_of_the_yml(tmp_path, changes, told, caplog):
+    """As if it had been so from the beginning; upstream goes on with the state's, whatever the yml says."""
+    def build(**changes):
+        return build_model(model_options(1, tmp_path, **copy.deepcopy({'total_iter': 8, 'scheduler': COSINE,
+                                                                       **changes})))
+
+    models = [build(), build(**changes)]
     for number in range(1, 5):
-        step(model, number)
-    model.save(0, 4)
-    opt = model_options(1, tmp_path, total_iter=8, scheduler={
-        'type': 'CosineAnnealingRestartLR', 'periods': [8], 'restart_weights': [1], 'eta_min': 1e-6})
-    other = build_model(opt)
+        for model in models:
+            step(model, number, warmup_iter=model.opt['train'].get('warmup_iter', -1))
+    models[0].save(0, 4)
+    other = build(**changes)
+    caplog.clear()
     other.resume_training(torch.load(tmp_path / '4.state', weights_only=True))
+    assert told in caplog.text
+    assert ('As the yml has it' in caplog.text) == bool(told)
     for number in range(5, 9):
-        step(other, number)
-    assert other.schedulers[0].periods == [8]
+        for model in (models[1], other):
+            step(model, number, warmup_iter=model.opt['train'].get('warmup_iter', -1))
+            group, wanted = other.optimizer_g.param_groups[0], models[1].optimizer_g.param_groups[0]
+        assert {**group, 'params': 0} == {**wanted, 'params': 0}
 
 
 def test_state_that_does_not_fit(tmp_path):
@@ -176,6 +193,41 @@ def test_last_ones_are_kept(tmp_path):
     model.save(-1, -1)
     assert saved(tmp_path) == ['4.state', '5.state', '9.state', 'net_g_4.pth', 'net_g_5.pth', 'net_g_9.pth',
                                'net_g_latest.pth']
+
+
+def test_nothing_is_removed_while_iterations_are_skipped(tmp_path):
+    """The older weights may be the last good ones."""
+    opt = model_options(1, tmp_path)
+    opt['logger'] = {'save_keep': 1}
+    model = build_model(opt)
+    for number, nan in ((1, ()), (2, (NAN,)), (3, (NAN,))):
+        step(model, number, *nan)
+        model.save(0, number)
+    assert saved(tmp_path) == ['1.state', '2.state', '3.state', *(f'net_g_{number}.pth' for number in (1, 2, 3))]
+    step(model, 4)
+    model.save(0, 4)
+    assert saved(tmp_path) == ['4.state', 'net_g_4.pth']
+
+
+def test_state_needs_its_network(tmp_path, monkeypatch):
+    """Where there was no room for it, the state that fits is not written, and the older pair stays."""
+    opt = model_options(1, tmp_path)
+    opt['logger'] = {'save_keep': 1}
+    model = build_model(opt)
+    step(model, 1)
+    model.save(0, 1)
+
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+
+    step(model, 2)
+    with monkeypatch.context() as for_networks:
+        for_networks.setattr('udl_plugin.models.lasting_model.write_checkpoint', full)
+        model.save(0, 2)
+    assert saved(tmp_path) == ['1.state', 'net_g_1.pth']
+    step(model, 3)
+    model.save(0, 3)
+    assert saved(tmp_path) == ['3.state', 'net_g_3.pth']
 
 
 def test_nothing_is_removed_when_nothing_can_be_written(tmp_path, monkeypatch):

@@ -164,11 +164,15 @@ def test_fp16_scales_its_gradients_and_resumes_the_scale(tmp_path):
 
 
 def test_fp16_leaves_out_a_step_that_overflows(tmp_path):
-    model = build_model(options(1, tmp_path, amp='fp16'))
-    model.scaler = torch.amp.GradScaler('cpu', init_scale=2.**40)
-    before = copy.deepcopy(model.net_g.state_dict())
+    """Its moving average too."""
+    model = build_model(options(1, tmp_path, amp='fp16', ema_decay=0.5))
     iterate(model)
-    assert all(torch.equal(value, before[name]) for name, value in model.net_g.state_dict().items())
+    model.scaler = torch.amp.GradScaler('cpu', init_scale=2.**40)
+    nets = [model.net_g, model.net_g_ema]
+    before = [copy.deepcopy(net.state_dict()) for net in nets]
+    iterate(model)
+    for net, values in zip(nets, before):
+        assert all(torch.equal(value, values[name]) for name, value in net.state_dict().items())
     assert model.scaler.get_scale() == 2.**39
 
 

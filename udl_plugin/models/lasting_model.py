@@ -4,6 +4,7 @@ import dataclasses
 import io
 import math
 import re
+import warnings
 from os import path as osp
 from pathlib import Path
 
@@ -13,13 +14,11 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 
 from udl_plugin import interrupt, random_states
-from udl_plugin.checkpoints import fingerprint, write_checkpoint
+from udl_plugin.checkpoints import as_plain_data, fingerprint, write_checkpoint
 from udl_plugin.errors import InputError
 from udl_plugin.files import write_whole
 
 MAX_SKIPS = 10
-# what upstream's schedulers and PyTorch's have of the yml, and take from a state
-SCHEDULE = ('periods', 'cumulative_period', 'restart_weights', 'eta_min', 'milestones', 'gamma', 'restarts')
 
 
 class LastingModel(SRModel):
@@ -168,7 +167,7 @@ class LastingModel(SRModel):
         """Keeps the last `save_keep` networks with their states up to this iteration; a state goes before its network.
         """
         keep = (self.opt.get('logger') or {}).get('save_keep')
-        if not keep:
+        if not keep or self.skips_in_row:  # then the new weights may be what is wrong
             return
         found = [{int(match[1]): path for path in Path(self.opt['path'][folder]).iterdir()
                   if (match := re.fullmatch(name, path.name)) and int(match[1]) <= current_iter}
@@ -196,18 +195,23 @@ class LastingModel(SRModel):
 
     def resume_training(self, resume_state):
         """As upstream's, and what was reached beside: the best results, the scale under fp16, what was skipped. The
-        place in the data, and random numbers, are the entry point's to restore."""
-        schedules = [{key: vars(scheduler)[key] for key in SCHEDULE if key in vars(scheduler)}
-                     for scheduler in self.schedulers]
+        place in the data, and random numbers, are the entry point's to restore. Learning rate, schedule and options of
+        the optimizer are those of the yml, at that iteration; upstream takes the state's, whatever the yml says."""
+        groups, schedules = self._as_the_yml_has_it(resume_state['iter'])
         try:
             super().resume_training(resume_state)
         except (LookupError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as err:
             raise InputError(f'The training state of iteration {resume_state["iter"]} does not fit this training: '
                              f'{type(err).__name__}: {err}') from err
+        differ = {}
+        for group, options in zip(self._groups(), groups):
+            differ.update({key: f'{key} {options[key]} (the state has {group.get(key)})' for key in options
+                           if as_plain_data(group.get(key)) != as_plain_data(options[key])})
+            group.update(options)
         for scheduler, schedule in zip(self.schedulers, schedules):
-            if schedule != {key: vars(scheduler)[key] for key in schedule}:
-                get_root_logger().warning('The schedule is that of the yml, and another one than the state has.')
-            vars(scheduler).update(schedule)
+            scheduler.load_state_dict(schedule)
+        if differ:
+            get_root_logger().warning(f'As the yml has it: {", ".join(differ.values())}.')
         if resume_state.get('scaler') and self.scaler.is_enabled():  # not in a state of BasicSR, nor of another amp
             self.scaler.load_state_dict(resume_state['scaler'])
         self.skips, self.skips_in_row = resume_state.get('skips', 0), resume_state.get('skips_in_row', 0)
@@ -219,6 +223,19 @@ class LastingModel(SRModel):
         metrics = ((self.opt.get('val') or {}).get('metrics') or {}).keys()
         self.best_metric_results = {name: record for name, record in resume_state.get('best_metric_results', {}).items()
                                     if record.keys() == metrics}
+
+    def _as_the_yml_has_it(self, iteration):
+        """Options of the optimizers' groups and states of the schedulers, as if `iteration` iterations were done."""
+        train_opt = self.opt['train']
+        with warnings.catch_warnings():  # PyTorch's, that the optimizer makes no steps
+            warnings.simplefilter('ignore', UserWarning)
+            for number in range(1, min(iteration, int(train_opt['total_iter'])) + 1):
+                super().update_learning_rate(number, train_opt.get('warmup_iter', -1))
+        return ([{key: value for key, value in group.items() if key != 'params'} for group in self._groups()],
+                [scheduler.state_dict() for scheduler in self.schedulers])
+
+    def _groups(self):
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def keep_best(self, dataset_name, current_iter):
         """Writes net_g_best.pth where this validation is the best by the metric of `save_best`."""

@@ -116,10 +116,11 @@ class UDLModel(LastingModel):
             scale = self.scaler.get_scale()
             self.scaler.step(self.optimizer_g)
             self.scaler.update()
-            if self.ema_decay > 0:
+            overflowed = self.scaler.get_scale() < scale  # then the scaler has left the weights as they are
+            if self.ema_decay > 0 and not overflowed:
                 self.model_ema(decay=self.ema_decay)
             # the scaler begins high, and finds its place; below it, gradients are not finite by themselves
-            self.own_finite = finite = not self.scaler.get_scale() < min(scale, USUAL_SCALE)
+            self.own_finite = finite = not (overflowed and self.scaler.get_scale() < USUAL_SCALE)
         if not finite:
             for buffer, value in before:
                 buffer.copy_(value)
