@@ -270,20 +270,72 @@ def test_configs_are_those_of_basicsr(name, source):
     ([config('demo_udl_step1')], 'there is no folder'),
     ([OPTIONS / 'train_udl_step1.yml'], 'udl-train -opt takes a yml'),
     *(([config('demo_udl_step1'), '--cfg-options', option], message) for option, message in (
-        ('train_cfg.max_iter=4', "train_cfg: 'max_iter' is not an option of IterBasedTrainLoop, which has: "),
+        ('train_cfg.max_iter=4', "train_cfg: 'max_iter' is not an option of IterBasedTrainLoop (did you mean 'max_ite"),
         ('optim_wrapper.accumulative_count=2', "optim_wrapper: 'accumulative_count' is not an option of OptimWrapper"),
         ('optim_wrapper.optimizer.lrr=1', "optim_wrapper.optimizer: 'lrr' is not an option of Adam"),
         ('optim_wrapper.optimizer.type=Adm', "optim_wrapper.optimizer: type: there is no 'Adm'"),
         ('model.generatr.num_feat=8', "model: 'generatr' is not an option of UDLRestorer"),
         ('default_hooks.chekpoint.interval=1', 'default_hooks.chekpoint: type is missing'),
+        ('default_hooks.checkpoint.intervl=1', "'intervl' is not an option of CheckpointHook (did you mean 'interval'"),
         ('train_dataloader.dataset.type=BasicSRData', "train_dataloader.dataset: type: there is no 'BasicSRData'"),
-        ('custom_hooks.1.limit=1', "custom_hooks.1: 'limit' is not an option of UncertaintyVisualizationHook"))),
+        ('test_dataloader.dataset.type=Foo', "test_dataloader.dataset: type: there is no 'Foo'"),
+        ('custom_hooks.1.limit=1', "custom_hooks.1: 'limit' is not an option of UncertaintyVisualizationHook"),
+        ('custom_hooks.7.limit=1', '--cfg-options: cannot be put into'),
+        ('custom_hooks.1=x', '--cfg-options: cannot be put into'),
+        ('param_scheduler.T_mx=1', "'T_mx' is not an option of CosineAnnealingLR (did you mean 'T_max'?)"),
+        ('param_scheduler.type=StepLR', 'param_scheduler.0: step_size is missing, an option of StepLR'),
+        ('test_evaluator.0.crop=1', "test_evaluator.0: 'crop' is not an option of PSNR"),
+        ('train_dataloader.batch_sise=1', "'batch_sise' is not an option of a loader (did you mean 'batch_size'?)"),
+        ('train_dataloader.batch_size=0', 'train_dataloader: batch_size is a number of images, not 0'),
+        ('val_dataloader.sampler.type=Foo', "val_dataloader.sampler: type: there is no 'Foo'"),
+        ('val_dataloader.sampler.shufle=1', "val_dataloader.sampler: 'shufle' is not an option of DefaultSampler"),
+        ('train_dataloader.collate_fn.type=pseudo_collate', "collate_fn: write dict(type='default_collate')"),
+        ('optim_wrapper.type=AmpOptimWrapper', 'optim_wrapper: type: AmpOptimWrapper: mmengine has it on GPUs alone'),
+        ('strategy.type=DDPStrategy', 'strategy: type: DDPStrategy is for several processes'),
+        ('strategy.type=SingleDeviceStrategy', "strategy: is read by runner_type = 'FlexibleRunner', and not by R"))),
+    ([config('demo_udl_step1'), '--amp'], '--amp: mmengine has it on GPUs alone'),
     ([config('demo_udl_step1'), '--auto-scale-lr'], 'has no auto_scale_lr'),
+    ([config('demo_udl_step1'), '--launcher', 'pytorch'], 'RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT is not set: sta'),
+    ([config('demo_udl_step1'), '--launcher', 'slurm'], 'is not set: start the processes with srun'),
 ])
 def test_wrong_input_is_one_line(arguments, message, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, 'get_device', lambda: 'cpu')
     assert launch.train([str(argument) for argument in arguments]) == 2
     assert message in capfd.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(('lines', 'message'), [
+    ('train_cgf = dict(max_iters=2)', "train_cgf: nothing reads it (did you mean 'train_cfg'?)"),
+    ('defualt_hooks = dict()', "defualt_hooks: nothing reads it (did you mean 'default_hooks'?)"),
+    ("custom_hooks = [dict(kind='NetworkCheckpointHook')]", 'custom_hooks.0: type is missing'),
+    ("val_evaluator = [dict(type='PSNR')]", 'val_evaluator.0: crop_border is missing, an option of PSNR'),
+    ("val_evaluator = dict(_delete_=True, type='Evaluator', metrics=[dict(type='PSN')])",
+     "val_evaluator.0: type: there is no 'PSN' in mmengine's metrics (did you mean 'PSNR'?)"),
+    ("test_dataloader = dict(_delete_=True, dataset=dict(type='ConcatDataset', datasets=[]),\n"
+     "collate_fn=dict(type='default_collate'))", 'test_dataloader: sampler is missing'),
+    ("test_dataloader = dict(_delete_=True, dataset=dict(type='ConcatDataset', datasets=[]),\n"
+     "sampler=dict(type='DefaultSampler'))", "test_dataloader: collate_fn: write dict(type='default_collate')"),
+    ("test_dataloader = dict(dataset=dict(_delete_=True, type='ConcatDataset', datasets=[dict(type='Foo')]))",
+     "test_dataloader.dataset.datasets.0: type: there is no 'Foo'"),
+    ("strategy = dict(type='DeepSpeedStrategy')\nrunner_type = 'FlexibleRunner'", 'needs deepspeed: pip install'),
+    ("_base_ = ['nowhere.py']", 'nowhere.py'),
+])
+def test_wrong_config_is_one_line(lines, message, tmp_path, monkeypatch, capfd):
+    base = f"_base_ = ['{config('demo_udl_step1')}']\nborder = 2\n" * ('_base_' not in lines)
+    (tmp_path / 'own.py').write_text(base + lines)
+    for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
+        monkeypatch.setenv(name, '0')
+    monkeypatch.setattr(launch.importlib.util, 'find_spec', lambda name: None)
+    assert launch.train([str(tmp_path / 'own.py'), '--launcher', 'pytorch']) == 2
+    assert message in last_line(capfd)
+
+
+def test_options_without_a_value(capfd):
+    with pytest.raises(SystemExit) as ended:
+        launch.train([str(config('demo_udl_step1')), '--cfg-options', 'foo'])
+    assert ended.value.code == 2
+    assert "--cfg-options: 'foo' is not KEY=VALUE" in last_line(capfd)
 
 
 def last_line(capfd):

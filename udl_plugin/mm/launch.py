@@ -3,6 +3,7 @@
 A config is a Python file, and is run: take none from strangers.
 """
 import argparse
+import importlib.util
 import os
 import sys
 from os import path as osp
@@ -17,7 +18,20 @@ from mmengine.runner import CheckpointLoader, Runner
 import udl_plugin.mm  # noqa: F401 (registers)
 from udl_plugin.errors import InputError, raise_all
 from udl_plugin.mm.checkpoints import WholeFiles, load_file, newest
-from udl_plugin.mm.configs import section_problems, unread
+from udl_plugin.mm.configs import name_problems, section_problems, unread
+
+LAUNCHERS = {  # what each needs in the environment, and who sets it
+    'none': ((), ''),
+    'pytorch': (('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'), 'torchrun'),
+    'slurm': (('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_NODELIST'), 'srun')}
+
+
+class _Options(DictAction):
+    def __call__(self, parser, namespace, values, option_string=None):
+        for value in values:
+            if '=' not in value:
+                parser.error(f"{option_string}: '{value}' is not KEY=VALUE")
+        super().__call__(parser, namespace, values, option_string)
 
 
 def train(arguments=None):
@@ -42,7 +56,7 @@ def _parser(about):
     parser.add_argument('config', help='a Python file, such as options/mmengine/demo_udl_step1.py')
     parser.add_argument('--work-dir', metavar='DIR', help="in place of the config's; work_dirs/CONFIG where neither is")
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
+    parser.add_argument('--cfg-options', nargs='+', action=_Options, default={}, metavar='KEY=VALUE',
                         help='options in place of those of the config: train_dataloader.batch_size=8')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     return parser
@@ -61,19 +75,32 @@ def _for_training(cfg, args):
     else:
         _refuse_missing(cfg.get('load_from'), 'load_from')
     if args.amp:
-        if get_device() == 'cpu':
-            raise InputError("--amp: mmengine has it on GPUs alone, and there is none here; BasicSR's side has it on "
-                             'the CPU too.')
         cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype='bfloat16')
+    if (cfg.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
+        raise InputError(f"{'--amp' if args.amp else 'optim_wrapper: type: AmpOptimWrapper'}: mmengine has it on GPUs "
+                         "alone, and there is none here; BasicSR's side has it on the CPU too.")
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise InputError(f'--auto-scale-lr: {args.config} has no auto_scale_lr = dict(base_batch_size=...).')
         cfg.auto_scale_lr.enable = True
+    _check_strategy(cfg, args)
+
+
+def _check_strategy(cfg, args):
+    kind = (cfg.get('strategy') or {}).get('type', 'SingleDeviceStrategy')
+    if args.launcher == 'none' and kind != 'SingleDeviceStrategy':
+        raise InputError(f'strategy: type: {kind} is for several processes: torchrun --nproc_per_node=4 '
+                         f'scripts/mm_train.py {args.config} --launcher pytorch (docs/scaling.md).')
+    if kind == 'DeepSpeedStrategy' and importlib.util.find_spec('deepspeed') is None:
+        raise InputError(f'strategy: type: {kind} needs deepspeed: pip install deepspeed==0.18.0 (docs/scaling.md).')
 
 
 def _for_test(cfg, args):
     _refuse_missing(args.checkpoint, 'checkpoint')
     cfg.load_from = args.checkpoint
+    if args.launcher == 'none':  # a whole network in one process, however it was trained
+        cfg.pop('runner_type', None)
+        cfg.pop('strategy', None)
 
 
 def _refuse_missing(path, what):
@@ -92,22 +119,15 @@ def _run(parser, arguments, prepare, start):
     args, started = parser.parse_args(arguments), False
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     try:
-        _refuse_missing(args.config, 'config')
-        if not args.config.endswith('.py'):
-            raise InputError(f"config: '{args.config}' is no config of mmengine, a Python file such as "
-                             'options/mmengine/demo_udl_step1.py; udl-train -opt takes a yml.')
-        cfg = Config.fromfile(args.config)
-        raise_all(unread(args.cfg_options))
-        cfg.merge_from_dict(args.cfg_options)
-        cfg.launcher = args.launcher
-        cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join(
-            'work_dirs', osp.splitext(osp.basename(args.config))[0])
+        _check_launcher(args.launcher)
+        cfg = _read(args)
         prepare(cfg, args)
-        cfg.custom_hooks = cfg.get('custom_hooks') or []
-        if not any(hook.type == 'NetworkCheckpointHook' for hook in cfg.custom_hooks):
-            cfg.custom_hooks.append({'type': 'NetworkCheckpointHook'})  # else mmengine loads what fits, if anything
+        raise_all(name_problems(cfg))
         if cfg.get('default_scope') in (None, 'mmengine'):  # names of other scopes are known to their packages alone
             raise_all(section_problems(cfg))
+        cfg.custom_hooks = cfg.get('custom_hooks') or []
+        if not any(hook.get('type') == 'NetworkCheckpointHook' for hook in cfg.custom_hooks):
+            cfg.custom_hooks.append({'type': 'NetworkCheckpointHook'})  # else mmengine loads what fits, if anything
         CheckpointLoader.register_scheme('', load_file, force=True)
         register_backend('local', WholeFiles, force=True, prefixes='')
         if args.launcher == 'pytorch' and not torch.cuda.is_available():
@@ -123,6 +143,35 @@ def _run(parser, arguments, prepare, start):
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     return 0
+
+
+def _check_launcher(launcher):
+    wanted, started_by = LAUNCHERS[launcher]
+    missing = [name for name in wanted if name not in os.environ]
+    if missing:
+        raise InputError(f"--launcher {launcher}: {', '.join(missing)} is not set: start the processes with "
+                         f'{started_by}, as docs/scaling.md has it.')
+
+
+def _read(args):
+    """The config, with what the command line has in its place."""
+    _refuse_missing(args.config, 'config')
+    if not args.config.endswith('.py'):
+        raise InputError(f"config: '{args.config}' is no config of mmengine, a Python file such as "
+                         'options/mmengine/demo_udl_step1.py; udl-train -opt takes a yml.')
+    try:
+        cfg = Config.fromfile(args.config)
+    except FileNotFoundError as err:  # of a base
+        raise InputError(f'config: {args.config}: {err}') from err
+    raise_all(unread(args.cfg_options))
+    try:
+        cfg.merge_from_dict(args.cfg_options)
+    except (AttributeError, KeyError, TypeError) as err:
+        raise InputError(f'--cfg-options: cannot be put into {args.config}: {err.args[0]}') from err
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join(
+        'work_dirs', osp.splitext(osp.basename(args.config))[0])
+    return cfg
 
 
 def _tell(args, message, own=False):
