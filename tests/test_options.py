@@ -8,7 +8,7 @@ import torch
 import yaml
 from basicsr.models import build_model
 from basicsr.utils.options import parse_options
-from conftest import OPTIONS, ROOT, TINY
+from conftest import OPTIONS, ROOT, TINY, random_images, write_images
 
 from udl_plugin.archs import EDSRVar
 from udl_plugin.archs.with_variance import build
@@ -251,8 +251,9 @@ def test_metric(metric, network, message):
     ({'num_gpu': 2, 'train': {'compile': True}}, 'train: compile: True on 2 GPUs'),
     ({'num_gpu': 2, 'val': {'amp': 'fp16'}}, 'val: amp: fp16 on 2 GPUs'),
 ])
-def test_speed(changes, message):
+def test_speed(changes, message, monkeypatch):
     """DataParallel runs replicas in threads, which know no bfloat16, and which torch.compile does not know."""
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     data = {'train': {'type': 'Another', 'batch_size_per_gpu': 8}}
     good = {'amp': 'bf16', 'channels_last': True, 'compile': True, 'accumulate': 4}
     for accepted in ({'train': good, 'val': {'amp': 'fp16'}}, {'train': dict.fromkeys(good), 'val': {'amp': None}},
@@ -278,6 +279,7 @@ MAPS = {'type': 'PairedImageUncertaintyDataset', 'batch_size_per_gpu': 8}
 def test_maps_of_the_data_need_no_network(network, monkeypatch):
     monkeypatch.setattr('udl_plugin.options.pair_problems', lambda *_: [])
     monkeypatch.setattr('udl_plugin.options.check_maps', lambda *_: None)
+    monkeypatch.setattr('udl_plugin.options.number_of_pairs', lambda *_: 100)
     check_options(minimal(datasets={'train': MAPS}, train={'pixel_opt': {'type': 'UDL'}},
                           network_g={**TWO, 'type': network}, path={'pretrain_network_g': 'x.pth'}))
 
@@ -307,6 +309,62 @@ def test_limits_of_pictures(limits):
 def minimal(**changes):
     return {'model_type': 'UDLModel', 'is_train': True, 'scale': 2, 'datasets': {}, 'val': None, 'path': {},
             'network_g': {'type': 'EDSRVar', 'num_in_ch': 3, 'num_out_ch': 3, 'upscale': 2}, **changes}
+
+
+@pytest.mark.parametrize('there', [0, 2])
+def test_gpus_that_are_not_there(there, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: there)
+    for good in ({'num_gpu': there}, {'num_gpu': 0}, {'num_gpu': 'auto'}, {'num_gpu': 3, 'dist': True}):
+        check_options(minimal(**good))
+    with pytest.raises(InputError, match=f'num_gpu: 3: this machine has {there or "none"}.*; write {there}, or auto'):
+        check_options(minimal(num_gpu=3))
+    data = {'train': {'type': 'Another', 'prefetch_mode': 'cuda', 'pin_memory': True}}
+    if there:
+        check_options(minimal(datasets=data))
+    else:
+        with pytest.raises(InputError, match='datasets: train: prefetch_mode: cuda: there is no GPU'):
+            check_options(minimal(datasets=data))
+
+
+GREY = {'type': 'DPDNN', 'num_in_ch': 1, 'num_out_ch': 1, 'upscale': 2}
+
+
+@pytest.mark.parametrize(('network_g', 'color', 'message'), [
+    (GREY, 'y', None), (GREY, None, 'datasets: val: color: ~ gives images of 3 channels, and network_g: num_in_ch: 1 '
+                                    'takes others; write color: y'),
+    ({**GREY, 'num_in_ch': 3, 'num_out_ch': 3}, 'y', 'num_in_ch: 3 takes others; write color: ~'),
+    ({**GREY, 'num_in_ch': 2}, 'y', 'num_in_ch: 2 takes others; write num_in_ch: 1'),
+    ({'type': 'SwinIR', 'upscale': 2}, 'y', 'network_g: in_chans: 3 takes others'),
+    ({'type': 'WithVariance', 'backbone': GREY}, None, 'network_g: backbone: num_in_ch: 1 takes others'),
+    ({'type': 'EDSR', 'num_in_ch': 1, 'num_out_ch': 1, 'upscale': 2}, 'y',
+     'network_g: num_in_ch: 1: EDSR takes away the mean of three channels')])
+def test_channels_that_disagree(tmp_path, network_g, color, message):
+    section = {'type': 'PairedImageDataset', 'phase': 'val', 'scale': 2, 'io_backend': {'type': 'disk'}, 'color': color,
+               'dataroot_gt': str(write_images(tmp_path / 'gt', random_images(1, 8))),
+               'dataroot_lq': str(write_images(tmp_path / 'lq', random_images(1, 4)))}
+    opt = minimal(network_g=network_g, datasets={'val': section})
+    if message is None:
+        check_options(opt)
+    else:
+        with pytest.raises(InputError, match=message):
+            check_options(opt)
+
+
+@pytest.mark.parametrize('kind', ['lmdb', 'disk'])
+def test_batch_that_is_never_full(tmp_path, kind):
+    end = '.lmdb' * (kind == 'lmdb')
+    section = {'type': 'PairedImageDataset', 'phase': 'train', 'scale': 2, 'io_backend': {'type': kind}, 'gt_size': 8,
+               'dataroot_gt': str(write_images(tmp_path / f'gt{end}', random_images(3, 8))),
+               'dataroot_lq': str(write_images(tmp_path / f'lq{end}', random_images(3, 4)))}
+    for batch, ratio, more in ((3, 1, {}), (6, 2, {}), (2, 1, {'dist': True, 'world_size': 2})):
+        for size, message in ((batch, None), (batch + 1, f'datasets: train: {batch} images .* do not fill one batch')):
+            opt = minimal(**more, datasets={'train': {
+                **section, 'batch_size_per_gpu': size, 'dataset_enlarge_ratio': ratio}})
+            if message is None:
+                check_options(opt)
+            else:
+                with pytest.raises(InputError, match=message):
+                    check_options(opt)
 
 
 @pytest.mark.parametrize('model_type', ['UDLModel', 'SRModel'])

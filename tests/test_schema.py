@@ -172,6 +172,16 @@ def test_good_value(keys, values):
         assert problems(keys, value) == []
 
 
+@pytest.mark.parametrize(('mean', 'std', 'message'), [
+    (3 * [0.5], 3 * [0.5], None), ([0.5], [0.5], 'mean: 1 numbers, for images of 3 channels; write one for each'),
+    (3 * [0.5], [1, 1, 0], 'std: [1, 1, 0]: images are divided by it; write numbers above 0')])
+def test_normalization(mean, std, message):
+    opt = yaml.safe_load((OPTIONS / 'train_udl_step1.yml').read_text())
+    opt['datasets']['train'].update(mean=mean, std=std)
+    found = [problem.message for problem in yml_problems(opt, is_train=True)]
+    assert not found if message is None else f'datasets: train: {message}' in found[0]
+
+
 NUMBER, FLAG = 'must be a number', 'must be true or false'
 
 
@@ -204,7 +214,7 @@ NUMBER, FLAG = 'must be a number', 'must be true or false'
     ('datasets: train', ..., 'is missing, or not a section'), ('datasets: valid', {}, 'is no phase of a training'),
     ('name', '../x', '../x: must be a plain name'), ('name', '/tmp/x', 'must be a plain'), ('name', 'a\\b', 'must'),
     ('name', '..', 'must be a plain name'), ('name', '', 'must be a plain name'), ('name', 'a\0b', 'must be a plain'),
-    ('name', 5, '5: must be a plain name'), ('val: suffix', 'a/b', 'must be a plain name'),
+    ('name', 5, "of at most 150 bytes; write '5'."), ('val: suffix', 'a/b', 'must be a plain name'),
     ('num_gpu', -1, '-1: must be auto or'), ('num_gpu', True, 'must be auto'), ('scale', 0, 'must be a whole'),
     ('manual_seed', -1, 'must be a whole'), ('val: val_freq', ..., 'is missing'), ('val: save_img', 1, FLAG),
     ('val: metrics: psnr: crop_border', 2, '2 does not agree with scale: 4; write 4 (--no-check lets it pass).'),
@@ -215,6 +225,10 @@ NUMBER, FLAG = 'must be a number', 'must be true or false'
     ('network_g: num_feat', '64', "'64' is a text to YAML; write 64."), ('network_g: rgb_mean', 0, 'must be a list'),
     ('network_g: num_in_ch', ..., 'is missing; type: EDSRVar needs it'), ('network_g', 5, 'is missing, or not'),
     ('train: pixel_opt: img_range', 'all', NUMBER), ('train: pixel_opt', ..., 'is missing: there is no loss'),
+    ('train: pixel_opt: reduction', 'meen', 'must be mean, sum or none'),
+    ('datasets: train: std', [1, 1, 1], 'std: wants mean beside it'),
+    ('datasets: val: mean', [0.5], 'mean: wants std beside it'), ('datasets: val: use_hflip', 'True', 'write true.'),
+    ('datasets: train: use_shuffle', True, 'BasicSR always shuffles training data, and does not read this; delete it'),
     ('path: strict_load_g', 'no', FLAG), ('path: pretrain_network_g', 3, 'must be a text'),
     ('train', ..., 'is missing, or not a section'), ('path', [], 'is missing, or not a section'),
     ('model_type', 'UDLmodel', "there is no 'UDLmodel' (did you mean 'UDLModel'?)"),

@@ -6,12 +6,13 @@ points, with `yml_problems` of the schema first.
 """
 import contextlib
 import inspect
+import math
 from os import path as osp
 
 import torch
 
 from udl_plugin.checkpoints import branch, fingerprint, read_fitting
-from udl_plugin.data.pairs import check_maps, pair_problems
+from udl_plugin.data.pairs import check_maps, number_of_pairs, pair_problems, too_few
 from udl_plugin.data.uncertainty_maps import read_about
 from udl_plugin.errors import InputError, raise_all
 from udl_plugin.schema import LOADER_OPTIONS, PAIRS, WITH_MAPS, class_of, dataset_problems, section_problems, subsection
@@ -64,6 +65,7 @@ def problems_of(opt, known=()):
     model_type = opt.get('model_type')
     if model_type == 'SRModel':
         report.check(_fed_by_srmodel, loss)
+    report.check(_devices, opt, reads=('num_gpu', 'datasets: train: prefetch_mode'))
     report.check(maps_problems, opt, loss, reads=('train', 'train: pixel_opt', 'datasets: train: type'))
     if model_type == 'UDLModel':
         report.check(_speed, opt, reads=('num_gpu',))
@@ -76,6 +78,7 @@ def problems_of(opt, known=()):
             report.check(_start, opt, network, reads=('path', 'path: resume_state'))
             report.check(_metrics, opt, network)
     if network is not None:
+        report.check(_channels, opt, network, reads=('network_g: num_in_ch', 'network_g: backbone'))
         report.check(_scale, opt.get('scale'), network, opt['network_g'], reads=(
             'scale', 'network_g: backbone', 'network_g: upscale', 'network_g: scale', 'network_g: backbone: upscale',
             'network_g: backbone: scale', 'network_g: backbone: type'))
@@ -83,8 +86,11 @@ def problems_of(opt, known=()):
         report.check(_files, opt)  # of UDLModel, `check_network` reads them, if it gets so far
     for phase, dataset in subsection(opt, 'datasets').items():
         if isinstance(dataset, dict):
-            report.check(_data, dataset, f'datasets: {phase}', reads=(
-                'scale', *(f'datasets: {phase}{key}' for key in ('', ': type', ': io_backend', ': io_backend: type'))))
+            where = f'datasets: {phase}'
+            report.check(_data, dataset, where, reads=(
+                'scale', *(f'{where}{key}' for key in ('', ': type', ': io_backend', ': io_backend: type'))))
+            if phase == 'train' and not report.blames_within(where):
+                report.check(_batches, opt, dataset, where, reads=('num_gpu',))
     return report
 
 
@@ -213,6 +219,29 @@ def _data(dataset, where):
         check_maps(dataset, where)
     elif dataset.get('dataroot_uncertainty') is not None:
         yield f'{where}: dataroot_uncertainty: is read by type: {WITH_MAPS} alone; write that.'
+
+
+def _batches(opt, dataset, where):
+    """A training set that does not fill one batch."""
+    batch = dataset.get('batch_size_per_gpu')
+    if dataset.get('type') not in (PAIRS, WITH_MAPS) or type(batch) is not int:
+        return
+    if not opt.get('dist') and type(opt.get('num_gpu')) is int:
+        batch *= max(1, opt['num_gpu'])
+    share = dataset.get('dataset_enlarge_ratio', 1) / (opt['world_size'] if opt.get('dist') else 1)
+    images = math.ceil(number_of_pairs(dataset) * share)
+    if images < batch:
+        yield too_few(images, batch, where)
+
+
+def _devices(opt):
+    """GPUs that are asked for, and not there."""
+    there, asked = torch.cuda.device_count(), opt.get('num_gpu')
+    if type(asked) is int and asked > there and not opt.get('dist'):
+        has = f'{there} of them' if there else 'none that PyTorch can use'
+        yield f'num_gpu: {asked}: this machine has {has}; write {there}, or auto.'
+    if subsection(subsection(opt, 'datasets'), 'train').get('prefetch_mode') == 'cuda' and not there:
+        yield 'datasets: train: prefetch_mode: cuda: there is no GPU that PyTorch can use; write cpu or ~.'
 
 
 def check_data(phase, scale, section):
@@ -409,12 +438,39 @@ def scale_key(network):
     return 'upscale' if 'upscale' in inspect.signature(network).parameters else 'scale'
 
 
-def _scale(scale, network, network_opt):
+def _plain_network(network, network_opt):
+    """Class and section of the plain network, or of one step of a network of ours, and where they stand."""
     where = 'network_g: '
     if isinstance(network_opt.get('backbone'), dict):
         from basicsr.utils.registry import ARCH_REGISTRY
         network_opt, where = plain_section(network_opt), f'{where}backbone: '
         network = class_of(ARCH_REGISTRY, network_opt, where)
+    return network, network_opt, where
+
+
+def _channels(opt, network):
+    """Images of other channels than the network takes."""
+    network, network_opt, where = _plain_network(network, opt['network_g'])
+    parameters = inspect.signature(network).parameters
+    key = next((name for name in ('num_in_ch', 'in_chans') if name in parameters), None)
+    takes = network_opt.get(key, parameters[key].default) if key else None
+    if type(takes) is not int:
+        return
+    if takes != 3 and 'rgb_mean' in parameters:
+        yield f'{where}{key}: {takes}: {network.__name__} takes away the mean of three channels, and can have no other.'
+        return
+    for phase, dataset in subsection(opt, 'datasets').items():
+        if not isinstance(dataset, dict) or dataset.get('type') not in (PAIRS, WITH_MAPS):
+            continue
+        gives = 1 if dataset.get('color') == 'y' else 3
+        if gives != takes:
+            color = 'color: y' if takes == 1 else 'color: ~' if takes == 3 else f'{key}: {gives}'
+            yield (f'datasets: {phase}: color: {dataset.get("color") or "~"} gives images of {gives} channels, and '
+                   f'{where}{key}: {takes} takes others; write {color}.')
+
+
+def _scale(scale, network, network_opt):
+    network, network_opt, where = _plain_network(network, network_opt)
     parameters, key = inspect.signature(network).parameters, scale_key(network)
     if key not in parameters:
         return

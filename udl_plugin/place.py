@@ -15,6 +15,7 @@ from basicsr.utils import get_root_logger
 from torch.utils.data import Sampler, default_collate
 
 from udl_plugin import interrupt, random_states
+from udl_plugin.data.pairs import too_few
 from udl_plugin.errors import InputError
 
 NOTE = 'note'  # a batch's key for what is not of its images
@@ -143,8 +144,7 @@ class KeepingLoader:
             the lock on it.
 
     Raises:
-        InputError: there are too few images for one batch, of which upstream would train nothing, in silence. In the
-            loop: a record is bad.
+        InputError: there are too few images for one batch. In the loop: a record is bad.
     """
 
     def __init__(self, build, dataset, sampler, lock_file=None):
@@ -159,9 +159,7 @@ class KeepingLoader:
         self.loaders = [None] * max(1, self.loader.num_workers)  # see Place
         self.passed_over = 0
         if not len(self.loader):
-            raise InputError(f'{dataset.where}: {len(sampler)} images (dataset_enlarge_ratio counted) do not fill one '
-                             f'batch of {self.loader.batch_size}; write a smaller batch_size_per_gpu, or a larger '
-                             'dataset_enlarge_ratio.')
+            raise InputError(too_few(len(sampler), self.loader.batch_size, dataset.where))
 
     def __len__(self):
         return len(self.loader)

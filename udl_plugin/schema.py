@@ -286,11 +286,14 @@ OPTIMIZERS = {'Adam': torch.optim.Adam}  # those that upstream's BaseModel knows
 OF_OPTIMIZERS = _adapters(lr=Positive, betas=Betas, eps=NotNegative, weight_decay=NotNegative)
 OF_METRICS = _adapters(crop_border=CountOrNone, better=Optional[Better])
 OF_ANNOTATIONS = _adapters(bool=Flag, int=_kind(StrictInt, 'a whole number'), float=Number, str=Text)
+OF_LOSSES = _adapters(reduction=_kind(Literal['mean', 'sum', 'none'], 'mean, sum or none'),
+                      criterion=_kind(Literal['l1', 'fro'], 'l1 or fro'))  # upstream's l2 wants what PyTorch lacks
 # upstream writes res_scale=1 of what may be 0.1
 OF_DEFAULTS = _adapters(bool=Optional[Flag], int=Optional[Number], float=Optional[Number], str=Optional[Text],
                         numbers=Optional[Numbers])
 # by BasicSR or the model, and no options
 GIVEN = ('params', 'optimizer', 'img', 'img2', 'log_var', 'db_paths', 'client_keys')
+UNREAD = {'use_shuffle': 'always shuffles training data, and does not read this'}  # of ymls for older versions
 STRICT = ('SRModel', 'UDLModel')  # of other models not all keys are known
 
 
@@ -308,8 +311,11 @@ def wrong_value(place, value, what):
         number = value.strip()
         number = f'!!float {number}' if re.search('[eE]', number) else number
         return Problem(place, f"{place}: '{value}' is a text to YAML; write {number}.")
+    if what == 'true or false' and str(value).lower() in ('true', 'false'):
+        return Problem(place, f"{place}: '{value}' is a text to YAML; write {value.lower()}.")
     text = shortened(value)
-    return Problem(place, f'{place}: {text}: must be {what}.')
+    quoted = f"; write '{text}'" if type(value) in (int, float) and 'a text' in what else ''
+    return Problem(place, f'{place}: {text}: must be {what}{quoted}.')
 
 
 def _missing_section(place):
@@ -330,6 +336,8 @@ def _said(model, error, loc, told):
     place, kind = ': '.join(loc), error['type']
     inner = _model_at(model, error['loc'][:-1])
     if kind == 'extra_forbidden':
+        if loc[-1] in UNREAD:
+            return Problem(place, f'{place}: BasicSR {UNREAD[loc[-1]]}; delete it.')
         known = [name for name, field in inner.model_fields.items()
                  if not (is_ours(field) and told == 'model_type: SRModel')]
         where = f'{": ".join(loc[:-1])}: ' if loc[1:] else ''
@@ -541,7 +549,7 @@ def _classes_problems(data):
         found += class_problems(ARCH_REGISTRY, data['network_g'], 'network_g')
     for name in ('pixel_opt', 'perceptual_opt'):
         if subsection(train, name):
-            found += class_problems(LOSS_REGISTRY, train[name], f'train: {name}')
+            found += class_problems(LOSS_REGISTRY, train[name], f'train: {name}', OF_LOSSES)
     if data.get('model_type') in STRICT:
         found += _optimization_problems(train)
     for name, metric in subsection(subsection(data, 'val'), 'metrics').items():
@@ -592,6 +600,22 @@ def dataset_problems(phase, section, is_train):
         for message in backend_problems(section['io_backend'], place):
             yield Problem(f'{place}: io_backend', message)
     yield from _loader_problems(section, place, kind)
+    if paired:
+        yield from _normalization_problems(section, place)
+
+
+def _normalization_problems(section, place):
+    mean, std = section.get('mean'), section.get('std')
+    for key, value, other, partner in (('mean', mean, 'std', std), ('std', std, 'mean', mean)):
+        if value is not None and partner is None:
+            yield Problem(f'{place}: {key}', f'{place}: {key}: wants {other} beside it: upstream reads both or none.')
+    channels = 1 if section.get('color') == 'y' else 3
+    for key, value in (('mean', mean), ('std', std)):
+        if isinstance(value, list) and len(value) != channels:
+            yield Problem(f'{place}: {key}', f'{place}: {key}: {len(value)} numbers, for images of {channels} '
+                                             'channels; write one for each.')
+    if isinstance(std, list) and any(isinstance(value, (int, float)) and value <= 0 for value in std):
+        yield Problem(f'{place}: std', f'{place}: std: {std}: images are divided by it; write numbers above 0.')
 
 
 def _loader_problems(section, place, kind):

@@ -71,6 +71,26 @@ def pair_problems(dataset_opt, where):
             return
 
 
+def number_of_pairs(dataset_opt):
+    """Of a data set whose pairs have passed `check_pairs`."""
+    root, listed = Path(dataset_opt['dataroot_gt']), dataset_opt.get('meta_info_file')
+    if dataset_opt['io_backend']['type'] == 'lmdb':
+        return len(read_meta_info(root))
+    if listed is not None:
+        return len(Path(listed).read_text().splitlines())
+    return sum(not path.name.startswith('.') for path in root.rglob('*') if path.is_file())
+
+
+def too_few(images, batch_size, where):
+    """What is said of a training set that does not fill one batch, of which upstream would train nothing, in silence.
+
+    Args:
+        images (int): With `dataset_enlarge_ratio`, in one process.
+    """
+    return (f'{where}: {images} images (dataset_enlarge_ratio counted) do not fill one batch of {batch_size}; write a '
+            'smaller batch_size_per_gpu, or a larger dataset_enlarge_ratio.')
+
+
 def _name_problems(dataset_opt, where):
     template, listed = dataset_opt.get('filename_tmpl', '{}'), dataset_opt.get('meta_info_file')
     if not isinstance(template, str) or template.count('{') != 1 or '{}' not in template or template.count('}') != 1:
