@@ -12,6 +12,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
 from conftest import ROOT, TINY, model_options, random_images, write_images
 from mmengine.config import Config
 from mmengine.hooks import EMAHook, Hook
+from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner as Host
 from torch.utils.data import Dataset
@@ -341,6 +342,23 @@ def test_modes(tmp_path):
     assert model(lq, None, 'predict')[1]['log_var'].shape == (3, 16, 12)
     with pytest.raises(ValueError, match="mode is 'tensor', 'loss' or 'predict', not 'x'"):
         model(lq, None, 'x')
+
+
+def test_compiled():
+    """The losses of a model that is not, and compiled once, whatever the files are called."""
+    losses = {}
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = UDLRestorer({'type': 'EDSRVar', **TINY}, {'type': 'ESU'})
+        wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-3))
+        step = torch.compile(model.train_step, backend='eager') if compiled else model.train_step
+        losses[compiled] = []
+        for number in range(4):
+            data = {'inputs': torch.rand(1, 3, 4, 4), 'data_samples': {'gt': torch.rand(1, 3, 8, 8),
+                                                                       'lq_path': [f'{number}.png']}}
+            with torch._dynamo.config.patch(error_on_recompile=number > 1):
+                losses[compiled].append(float(step(data, wrapper)['loss'].detach()))
+    assert losses[True] == pytest.approx(losses[False], rel=1e-5)
 
 
 def test_maps_are_drawn(tmp_path):

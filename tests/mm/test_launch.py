@@ -200,6 +200,8 @@ def test_fsdp(runner, monkeypatch):
     assert len(whole) == 4
     assert first == whole[:2]
     assert len(second) == 2
+    assert launch.test([str(runner.folder / 'fsdp.py'), str(runner.folder / 'work_fsdp/iter_2.pth'), '--cfg-options',
+                        *SMALL]) == 0, 'one process tests what two trained'
     if not hasattr(_InfiniteDataloaderIterator, 'skip_iter'):  # the fork passes over images unread: other crops follow
         assert second[0] == whole[2], 'the same weights, and the same place in the data'
         # near, not equal: of Adam's moments, torch on the CPU (not on GPUs) saves one for the other

@@ -3,7 +3,7 @@ import inspect
 
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
-from mmengine.model import BaseModel
+from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import MODELS
 
 from udl_plugin.archs.mixed_precision import keep_images_in_float32
@@ -14,6 +14,14 @@ from udl_plugin.models.needs import NEEDED, needs_of, run_for
 from udl_plugin.options import loss_of, needs_problems
 from udl_plugin.schema import class_problems
 from udl_plugin.sections import fill_up, size_multiple
+
+
+class _ToDevice(BaseDataPreprocessor):
+    """mmengine's own, but never compiled: `torch.compile` would do so anew for the file names of each batch."""
+
+    @torch.compiler.disable
+    def forward(self, data, training=False):
+        return super().forward(data, training)
 
 
 @MODELS.register_module()
@@ -37,7 +45,7 @@ class UDLRestorer(BaseModel):
     wants_log_var = False  # in 'predict'; a hook that draws maps sets it
 
     def __init__(self, generator, pixel_loss=None, data_preprocessor=None, init_cfg=None):
-        super().__init__(data_preprocessor, init_cfg)
+        super().__init__(data_preprocessor or _ToDevice(), init_cfg)
         self.network_g = as_plain_data(generator)
         self.generator = build(self.network_g)
         keep_images_in_float32(self.generator)  # where an optimizer wrapper makes it autocast
