@@ -268,12 +268,14 @@ def train(runner, monkeypatch, capfd):
     return run
 
 
-@pytest.mark.parametrize(('launcher', 'variable'), [('pytorch', 'RANK'), ('slurm', 'SLURM_PROCID')])
-def test_launcher_that_launched_nothing(runner, train, monkeypatch, launcher, variable):
+@pytest.mark.parametrize(('launcher', 'variable', 'command'), [
+    ('pytorch', 'RANK', 'torchrun'), ('slurm', 'SLURM_PROCID', 'srun')])
+def test_launcher_that_launched_nothing(runner, train, monkeypatch, launcher, variable, command):
     monkeypatch.delenv(variable, raising=False)
     status, (told,) = train(runner.write_yml('step1'), '--launcher', launcher)
     assert status == 2
-    assert told.startswith(f'udl-train: --launcher {launcher}: {variable} is not set; start it with ')
+    assert told.startswith(f'udl-train: --launcher {launcher}: {variable}, ')
+    assert told.endswith(f' is not set: start the processes with {command}, as docs/scaling.md has it.')
 
 
 def test_copy_of_the_yml(runner, train, monkeypatch):

@@ -14,15 +14,13 @@ from udl_plugin import interrupt
 from udl_plugin.autoload import install
 from udl_plugin.errors import InputError, raise_all
 from udl_plugin.files import write_whole
+from udl_plugin.launchers import LAUNCHERS, check_launcher, is_first
 from udl_plugin.options import as_parsed, network_problems, problems_of, unchecked
 from udl_plugin.place import BadData
 from udl_plugin.schema import Problem, Yml, yml_problems
 from udl_plugin.session import Session, load_resume_state
 from udl_plugin.yml import Document, ordered_yaml, parse_override
 
-# what each sets for its processes, and how it is used
-LAUNCHERS = {'pytorch': ('RANK', 'torchrun --nproc_per_node=4 -m udl_plugin.train ...'),
-             'slurm': ('SLURM_PROCID', 'srun --ntasks-per-node=4 python -m udl_plugin.train ...')}
 # None: of an error that upstream makes itself
 NO_ROOM = (None, errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, getattr(errno, 'EDQUOT', errno.ENOSPC))
 
@@ -57,7 +55,7 @@ def _run(args, module_name, pipeline_name):
 
     def parse_options(root_path, is_train):
         nonlocal document
-        _refuse_launcher(args.launcher)
+        check_launcher(args.launcher)
         overrides = [parse_override(text) for text in args.force_yml]
         try:
             document = Document(args.opt, overrides)
@@ -83,7 +81,7 @@ def _run(args, module_name, pipeline_name):
         return found
 
     def copy_opt_file(opt_file, experiments_root):
-        if not _is_first(args.launcher):
+        if not is_first(args.launcher):
             return
         with tempfile.TemporaryDirectory() as folder:  # upstream writes in place, and not onto the file itself
             upstream['copy_opt_file'](opt_file, folder)
@@ -118,7 +116,7 @@ def _run(args, module_name, pipeline_name):
 
 def _end(args, message, status, own=False):
     """Says why, in the process that speaks for all, or `own`, of this process alone; returns the exit status."""
-    if own or _is_first(args.launcher):
+    if own or is_first(args.launcher):
         print(f'{osp.basename(sys.argv[0])}: {message}', file=sys.stderr)
     return status
 
@@ -127,7 +125,7 @@ def _arguments():
     """BasicSR's arguments, and ours."""
     parser = argparse.ArgumentParser()
     parser.add_argument('-opt', required=True, metavar='FILE', help='the yml')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
+    parser.add_argument('--launcher', choices=LAUNCHERS, default='none')
     parser.add_argument('--auto_resume', action='store_true', help='go on from the last state of this experiment')
     parser.add_argument('--debug', action='store_true', help="BasicSR's trial of a few iterations")
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
@@ -196,18 +194,6 @@ def _told_of_system(err):
     if isinstance(err, URLError):
         return f'What an option asks for, such as the VGG of perceptual_opt, cannot be downloaded: {said}.'
     return f'{said}: is there room, and leave to write?' if err.errno in NO_ROOM else f'{said}.'
-
-
-def _refuse_launcher(launcher):
-    """Refuses one that did not launch this, where upstream would miss what it sets."""
-    variable, command = LAUNCHERS.get(launcher, (None, ''))
-    if variable and variable not in os.environ:
-        raise InputError(f'--launcher {launcher}: {variable} is not set; start it with {command} (docs/scaling.md).')
-
-
-def _is_first(launcher):
-    """Whether this process is the one that speaks, in a distributed run that may not have begun."""
-    return int(os.environ.get(LAUNCHERS.get(launcher, ('',))[0], 0)) == 0
 
 
 def _overrides(args):
