@@ -407,6 +407,7 @@ def test_resume_after_a_kill(runner, monkeypatch, capfd):
     work.rename(moved)
     (moved / 'iter_4.pth').write_bytes(before[:len(before) // 2])
     (moved / 'last_checkpoint').write_text('')
+    (moved / '.iter_4.pth.1.tmp').touch()
     capfd.readouterr()
     resume = [*command, *FOUR, 'experiment_name=moved', '--resume', '--work-dir', str(moved)]
     assert launch.train(resume) == 0
@@ -414,6 +415,7 @@ def test_resume_after_a_kill(runner, monkeypatch, capfd):
     assert f"passed over: '{moved / 'iter_4.pth'}' cannot be read" in err
     assert 'resumed epoch: 0, iter: 2' in out
     assert not work.exists()
+    assert not list(moved.glob('.*'))
     assert can_be_resumed(load_safely(moved / 'iter_4.pth'))
 
     for number in (2, 4):

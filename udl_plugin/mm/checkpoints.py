@@ -49,9 +49,8 @@ def newest(cfg):
     Raises:
         InputError: there are checkpoints, or were, and none of them will do.
     """
-    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    folder, hook = _where(cfg)
     named = hook.get('filename_tmpl') or ('epoch_{}.pth' if hook.get('by_epoch', True) else 'iter_{}.pth')
-    folder = Path(hook['out_dir'], Path(cfg.work_dir).name) if hook.get('out_dir') else Path(cfg.work_dir)
     pattern = re.compile(re.escape(named).replace(r'\{\}', r'(\d+)'))
     found = {int(match[1]): path for path in folder.glob('*') for match in [pattern.fullmatch(path.name)] if match}
     said = Path(cfg.work_dir, 'last_checkpoint')
@@ -67,6 +66,18 @@ def newest(cfg):
                          f"""{' '.join(passed_over) or f"last_checkpoint says '{last}'"}). Name one with --resume """
                          'CHECKPOINT, or move the folder away to begin anew.')
     return None, []
+
+
+def remove_unfinished(cfg):
+    """What `write_whole` was writing in a training that was killed."""
+    for path in _where(cfg)[0].glob('.*.tmp'):
+        path.unlink(missing_ok=True)
+
+
+def _where(cfg):
+    """The folder of checkpoints, as `CheckpointHook` has it, and that hook's section."""
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    return Path(hook['out_dir'], Path(cfg.work_dir).name) if hook.get('out_dir') else Path(cfg.work_dir), hook
 
 
 def _problem_of(path, last):

@@ -22,9 +22,9 @@ OF_THE_PAST = ('last_step', '_global_step', '_last_value', 'base_values', 'best'
 class NetworkCheckpointHook(Hook):
     """Lets `load_from`, and a test, take a checkpoint of BasicSR's side (`net_g_latest.pth`) or of mmengine's, and step
     2 one of step 1, for both branches; refuses one that does not fit, or that nothing can be resumed from, where
-    mmengine would load nothing and go on, and a step 2 without a step 1. Says in each checkpoint of what network it is,
-    and after how many iterations: `FlexibleRunner` counts one too many beside `save_best`, and would leave it out on
-    resume.
+    mmengine would load nothing and go on, and parts that do not fit, such as a step 2 without a step 1. A training that
+    is resumed follows the schedule of the config. Says in each checkpoint of what network it is, and after how many
+    iterations: `FlexibleRunner` counts one too many beside `save_best`, and would leave it out on resume.
 
     Args:
         param_key (str): Which weights: `params`, those that were trained, or `params_ema`, their moving average. None:
@@ -91,7 +91,7 @@ def _refuse_to_resume(runner, net, checkpoint):
 
 def _forget_best_of_others(runner, checkpoint):
     """`CheckpointHook` deletes the best one so far when there is a better, wherever a checkpoint says that it is."""
-    known = checkpoint['message_hub'].get('runtime_info', {})
+    known, resumed = (checkpoint['message_hub'].get(name, {}) for name in ('runtime_info', 'resumed_keys'))
     for key in [key for key in known if key.startswith('best_ckpt')]:
         path = known.pop(key)
         name = osp.basename(path)
@@ -100,6 +100,8 @@ def _forget_best_of_others(runner, checkpoint):
             known.pop(key.replace('ckpt', 'score', 1), None)  # a kill came before the better one was written
         elif name.startswith('best_') and (not osp.exists(path) or osp.realpath(path) == osp.realpath(here)):
             known[key] = here  # wherever the folder was before
+    for key in resumed.keys() - known.keys():
+        del resumed[key]
 
 
 def _follow_config(runner, checkpoint):

@@ -17,7 +17,7 @@ from mmengine.runner import CheckpointLoader, Runner
 
 import udl_plugin.mm  # noqa: F401 (registers)
 from udl_plugin.errors import InputError, raise_all
-from udl_plugin.mm.checkpoints import WholeFiles, load_file, newest
+from udl_plugin.mm.checkpoints import WholeFiles, load_file, newest, remove_unfinished
 from udl_plugin.mm.configs import name_problems, section_problems, unread
 
 LAUNCHERS = {  # what each needs in the environment, and who sets it
@@ -66,6 +66,7 @@ def _for_training(cfg, args):
     resumed = args.resume
     if resumed == 'auto' or (cfg.get('resume') is True and not (resumed or cfg.get('load_from'))):
         resumed, passed_over = newest(cfg)
+        remove_unfinished(cfg)
         for problem in passed_over:
             _tell(args, f'passed over: {problem}')
     elif resumed:
