@@ -293,6 +293,7 @@ def test_configs_are_those_of_basicsr(name, source):
         ('val_dataloader.sampler.shufle=1', "val_dataloader.sampler: 'shufle' is not an option of DefaultSampler"),
         ('train_dataloader.collate_fn.type=pseudo_collate', "collate_fn: write dict(type='default_collate')"),
         ('optim_wrapper.type=AmpOptimWrapper', 'optim_wrapper: type: AmpOptimWrapper: mmengine has it on GPUs alone'),
+        ('optim_wrapper=None', 'optim_wrapper: is missing.'),
         ('strategy.type=DDPStrategy', 'strategy: type: DDPStrategy is for several processes'),
         ('strategy.type=SingleDeviceStrategy', "strategy: is read by runner_type = 'FlexibleRunner', and not by R"))),
     ([config('demo_udl_step1'), '--amp'], '--amp: mmengine has it on GPUs alone'),
@@ -408,11 +409,13 @@ def test_resume_after_a_kill(runner, monkeypatch, capfd):
     (moved / 'iter_4.pth').write_bytes(before[:len(before) // 2])
     (moved / 'last_checkpoint').write_text('')
     (moved / '.iter_4.pth.1.tmp').touch()
+    torch.save({'params': {}}, moved / 'iter_6.pth')
     capfd.readouterr()
     resume = [*command, *FOUR, 'experiment_name=moved', '--resume', '--work-dir', str(moved)]
     assert launch.train(resume) == 0
     out, err = capfd.readouterr()
     assert f"passed over: '{moved / 'iter_4.pth'}' cannot be read" in err
+    assert f"passed over: '{moved / 'iter_6.pth'}' holds no state of a training" in err
     assert 'resumed epoch: 0, iter: 2' in out
     assert not work.exists()
     assert not list(moved.glob('.*'))
@@ -422,7 +425,7 @@ def test_resume_after_a_kill(runner, monkeypatch, capfd):
         (moved / f'iter_{number}.pth').write_bytes(before[:100])
     assert launch.train(resume) == 2
     assert "has no checkpoint iter_N.pth to go on from ('" in last_line(capfd)
-    for number in (2, 4):
+    for number in (2, 4, 6):
         (moved / f'iter_{number}.pth').unlink()
     assert launch.train(resume) == 2
     assert 'iter_4.pth). Name one with --resume CHECKPOINT' in last_line(capfd).replace("'", '')

@@ -69,8 +69,6 @@ def section_problems(cfg):
     Yields:
         str: A message each.
     """
-    if 'model' not in cfg:
-        yield 'model: is missing.'
     wrapper = cfg.get('optim_wrapper') or {}
     sections = [(MODELS, 'model', cfg.get('model')), (OPTIM_WRAPPERS, 'optim_wrapper', wrapper),
                 (OPTIMIZERS, 'optim_wrapper.optimizer', wrapper.get('optimizer'))]

@@ -63,6 +63,7 @@ def _parser(about):
 
 
 def _for_training(cfg, args):
+    _refuse_without(cfg, 'model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
     resumed = args.resume
     if resumed == 'auto' or (cfg.get('resume') is True and not (resumed or cfg.get('load_from'))):
         resumed, passed_over = newest(cfg)
@@ -77,11 +78,11 @@ def _for_training(cfg, args):
         _refuse_missing(cfg.get('load_from'), 'load_from')
     if args.amp:
         cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype='bfloat16')
-    if (cfg.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
+    if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
         raise InputError(f"{'--amp' if args.amp else 'optim_wrapper: type: AmpOptimWrapper'}: mmengine has it on GPUs "
                          "alone, and there is none here; BasicSR's side has it on the CPU too.")
     if args.auto_scale_lr:
-        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise InputError(f'--auto-scale-lr: {args.config} has no auto_scale_lr = dict(base_batch_size=...).')
         cfg.auto_scale_lr.enable = True
     _check_strategy(cfg, args)
@@ -97,11 +98,16 @@ def _check_strategy(cfg, args):
 
 
 def _for_test(cfg, args):
+    _refuse_without(cfg, 'model', 'test_dataloader', 'test_cfg', 'test_evaluator')
     _refuse_missing(args.checkpoint, 'checkpoint')
     cfg.load_from = args.checkpoint
     if args.launcher == 'none':  # a whole network in one process, however it was trained
         cfg.pop('runner_type', None)
         cfg.pop('strategy', None)
+
+
+def _refuse_without(cfg, *names):
+    raise_all(f'{name}: is missing.' for name in names if not cfg.get(name))
 
 
 def _refuse_missing(path, what):
@@ -184,7 +190,7 @@ def _tell(args, message, own=False):
 def _without_gpus(cfg):
     """Processes on the CPU: mmengine's own launcher asks for a GPU, whatever the backend."""
     torch.distributed.init_process_group('gloo')
-    if 'FSDP' in cfg.get('strategy', {}).get('type', ''):
+    if 'FSDP' in (cfg.get('strategy') or {}).get('type', ''):
         cfg.strategy.model_wrapper = {'type': 'MMFullyShardedDataParallel', **(cfg.strategy.get('model_wrapper') or {}),
                                       'device_id': 'cpu'}
     cfg.model_wrapper_cfg = {'type': 'MMDistributedDataParallel', **(cfg.get('model_wrapper_cfg') or {}),
