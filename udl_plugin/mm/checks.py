@@ -36,8 +36,8 @@ def _model_problems(model, begun):
     if model.pixel_loss is None:
         yield "model: pixel_loss: is missing: training needs one, such as dict(type='ESU')."
     if not begun and getattr(model.generator, 'trains_log_var', None) is False:
-        yield (f'load_from: is missing. {type(model.generator).__name__} starts from a checkpoint of step 1 (train '
-               'that first) or of step 2.')
+        yield (f"load_from: is missing. {model.network_g['type']} starts from a checkpoint of step 1 (train that "
+               'first) or of step 2.')
 
 
 def _scale_problems(model, section):

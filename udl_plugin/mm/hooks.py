@@ -148,7 +148,7 @@ class UncertaintyVisualizationHook(Hook):
     def before_run(self, runner):
         model = bare(runner.model)
         if not model.gives_log_var:
-            raise InputError(f'custom_hooks: {type(model.generator).__name__} gives no log_var: delete '
+            raise InputError(f"custom_hooks: {model.network_g['type']} gives no log_var: delete "
                              'UncertaintyVisualizationHook.')
         model.wants_log_var = True
 

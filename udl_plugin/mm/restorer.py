@@ -48,6 +48,7 @@ class UDLRestorer(BaseModel):
         super().__init__(data_preprocessor or _ToDevice(), init_cfg)
         self.network_g = as_plain_data(generator)
         self.generator = build(self.network_g)
+        self.gives_log_var = 'return_log_var' in inspect.signature(self.generator.forward).parameters
         keep_images_in_float32(self.generator)  # where an optimizer wrapper makes it autocast
         self.pixel_loss = pixel_loss and _build_loss(as_plain_data(pixel_loss))
         self.loss_needs = needs_of(self.pixel_loss)
@@ -56,10 +57,6 @@ class UDLRestorer(BaseModel):
     @property
     def begins_with_checkpoint(self):
         return (self.init_cfg or {}).get('type') == 'Pretrained'
-
-    @property
-    def gives_log_var(self):
-        return 'return_log_var' in inspect.signature(self.generator.forward).parameters
 
     def init_weights(self):
         """As of any module of mmengine, but a `Pretrained` checkpoint is read as `NetworkCheckpointHook` reads
