@@ -142,7 +142,7 @@ STEPS = {'type': 'MultiStepLR', 'milestones': [2, 6], 'gamma': 0.1}
     ({}, ''), ({'total_iter': 16, 'scheduler': {**COSINE, 'periods': [16]}}, 'As the yml has it: lr '),
     ({'scheduler': STEPS}, 'As the yml has it: lr 0.001'), ({'scheduler': {**STEPS, 'milestones': [6]}}, 'lr 0.01 ('),
     ({'optim_g': {'type': 'Adam', 'lr': 1e-3, 'betas': [0.5, 0.9], 'weight_decay': 0.1}},
-     'betas (0.5, 0.9) (the state has (0.9, 0.999)), weight_decay 0.1 (the state has 0), '),
+     'betas [0.5, 0.9] (the state has [0.9, 0.999]), weight_decay 0.1 (the state has 0).'),
     ({'warmup_iter': 6}, 'lr ')])
 def test_schedule_is_that_of_the_yml(tmp_path, changes, told, caplog):
     """As if it had been so from the beginning; upstream goes on with the state's, whatever the yml says."""

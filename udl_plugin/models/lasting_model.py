@@ -205,8 +205,9 @@ class LastingModel(SRModel):
                              f'{type(err).__name__}: {err}') from err
         differ = {}
         for group, options in zip(self._groups(), groups):
-            differ.update({key: f'{key} {options[key]} (the state has {group.get(key)})' for key in options
-                           if as_plain_data(group.get(key)) != as_plain_data(options[key])})
+            wanted, found = as_plain_data(options), as_plain_data(group)
+            differ.update({key: f'{key} {wanted[key]} (the state has {found.get(key)})' for key in wanted
+                           if key not in ('params', 'initial_lr') and found.get(key) != wanted[key]})
             group.update(options)
         for scheduler, schedule in zip(self.schedulers, schedules):
             scheduler.load_state_dict(schedule)
