@@ -454,7 +454,7 @@ def test_parts_that_do_not_fit(options, message, runner, monkeypatch, capfd):
 def test_who_tells(runner, monkeypatch, capfd):
     """Of several processes the first tells what all meet, and each what it may have met alone."""
     monkeypatch.chdir(runner.folder)
-    monkeypatch.setenv('RANK', '1')
+    monkeypatch.setattr(launch, 'is_first', lambda launcher: False)
     command = [str(config('demo_udl_step1')), '--cfg-options', *SMALL, 'train_dataloader.dataset.dataset.gt_size=200']
     assert launch.train([*command, 'train_cfg.max_iter=4']) == 2
     assert not capfd.readouterr().err

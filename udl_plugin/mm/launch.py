@@ -17,13 +17,9 @@ from mmengine.runner import CheckpointLoader, Runner
 
 import udl_plugin.mm  # noqa: F401 (registers)
 from udl_plugin.errors import InputError, raise_all
+from udl_plugin.launchers import LAUNCHERS, check_launcher, is_first
 from udl_plugin.mm.checkpoints import WholeFiles, load_file, newest, remove_unfinished
 from udl_plugin.mm.configs import name_problems, section_problems, unread
-
-LAUNCHERS = {  # what each needs in the environment, and who sets it
-    'none': ((), ''),
-    'pytorch': (('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'), 'torchrun'),
-    'slurm': (('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_NODELIST'), 'srun')}
 
 
 class _Options(DictAction):
@@ -55,7 +51,7 @@ def _parser(about):
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument('config', help='a Python file, such as options/mmengine/demo_udl_step1.py')
     parser.add_argument('--work-dir', metavar='DIR', help="in place of the config's; work_dirs/CONFIG where neither is")
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
+    parser.add_argument('--launcher', choices=LAUNCHERS, default='none')
     parser.add_argument('--cfg-options', nargs='+', action=_Options, default={}, metavar='KEY=VALUE',
                         help='options in place of those of the config: train_dataloader.batch_size=8')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
@@ -126,7 +122,7 @@ def _run(parser, arguments, prepare, start):
     args, started = parser.parse_args(arguments), False
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     try:
-        _check_launcher(args.launcher)
+        check_launcher(args.launcher)
         cfg = _read(args)
         prepare(cfg, args)
         raise_all(name_problems(cfg))
@@ -152,14 +148,6 @@ def _run(parser, arguments, prepare, start):
     return 0
 
 
-def _check_launcher(launcher):
-    wanted, started_by = LAUNCHERS[launcher]
-    missing = [name for name in wanted if name not in os.environ]
-    if missing:
-        raise InputError(f"--launcher {launcher}: {', '.join(missing)} is not set: start the processes with "
-                         f'{started_by}, as docs/scaling.md has it.')
-
-
 def _read(args):
     """The config, with what the command line has in its place."""
     _refuse_missing(args.config, 'config')
@@ -183,7 +171,7 @@ def _read(args):
 
 def _tell(args, message, own=False):
     """In a line on stderr; of several processes the first alone, but for what one may meet on its `own`."""
-    if own or int(os.environ.get('SLURM_PROCID' if args.launcher == 'slurm' else 'RANK', 0)) == 0:
+    if own or is_first(args.launcher):
         print(f'{osp.basename(sys.argv[0])}: {message}', file=sys.stderr)
 
 

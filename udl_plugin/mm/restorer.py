@@ -17,11 +17,16 @@ from udl_plugin.sections import fill_up, size_multiple
 
 
 class _ToDevice(BaseDataPreprocessor):
-    """mmengine's own, but never compiled: `torch.compile` would do so anew for the file names of each batch."""
+    """mmengine's own, but never compiled, and in training without file names: for each new one, `torch.compile` would
+    compile anew."""
 
     @torch.compiler.disable
     def forward(self, data, training=False):
-        return super().forward(data, training)
+        data = super().forward(data, training)
+        if training and isinstance(data.get('data_samples'), dict):
+            tensors = {name: value for name, value in data['data_samples'].items() if torch.is_tensor(value)}
+            data = {**data, 'data_samples': tensors}
+        return data
 
 
 @MODELS.register_module()
