@@ -199,14 +199,16 @@ def spoilt_bytes(draw, originals):
 
 
 def checkpoints(folder):
-    """Of torch's format and its old one, a training state, and safetensors."""
+    """Of torch's format and its old one, a training state, and one of mmengine, with arrays."""
     torch.manual_seed(0)
     net = EDSRVar(**TINY)
     write_checkpoint(folder / 'a.pth', {'params': net.state_dict()}, {'type': 'EDSRVar', **TINY})
     torch.save({'params': net.state_dict()}, folder / 'b.pth', _use_new_zipfile_serialization=False)
     state = {'epoch': 0, 'iter': 2, 'optimizers': [torch.optim.Adam(net.parameters()).state_dict()], 'schedulers': [{}]}
     torch.save(state, folder / 'c.pth')
-    return [(folder / f'{name}.pth').read_bytes() for name in 'abc']
+    of_mmengine = {f'generator.{name}': value for name, value in net.state_dict().items()}
+    torch.save({'message_hub': [np.arange(6.), np.float32(3)], 'meta': {}, 'state_dict': of_mmengine}, folder / 'd.pth')
+    return [(folder / f'{name}.pth').read_bytes() for name in 'abcd']
 
 
 def test_checkpoints(tmp_path, bounded):
@@ -220,7 +222,7 @@ def test_checkpoints(tmp_path, bounded):
         outcome(bounded, read_state, path)
 
     run()
-    assert files(tmp_path) == ['a.pth', 'b.pth', 'c.pth', 'x.pth']
+    assert files(tmp_path) == ['a.pth', 'b.pth', 'c.pth', 'd.pth', 'x.pth']
 
 
 def test_what_a_checkpoint_says_of_itself(tmp_path, bounded):
