@@ -64,6 +64,17 @@ def test_what_python_drops_is_raised_again(monkeypatch):
         pytest.fail('nothing was raised')
 
 
+def test_places_to_end_at():
+    """Within the outermost block alone."""
+    with pytest.raises(interrupt.Interrupted), interrupt.raised(), interrupt.held():
+        interrupt.check()
+        with interrupt.held():
+            os.kill(os.getpid(), signal.SIGTERM)
+            interrupt.check()
+        interrupt.check()
+        pytest.fail('nothing was raised')
+
+
 def test_saving_is_not_interrupted():
     with interrupt.raised():
         with pytest.raises(interrupt.Interrupted):

@@ -1,7 +1,9 @@
 """A resumed epoch gives the very batches that would have come."""
 import functools
 import io
+import os
 import random
+import signal
 import types
 from multiprocessing.reduction import ForkingPickler
 
@@ -12,7 +14,7 @@ from basicsr.data import build_dataloader
 from basicsr.data.data_sampler import EnlargedSampler
 from torch.utils.data import Dataset
 
-from udl_plugin import random_states
+from udl_plugin import interrupt, random_states
 from udl_plugin.data.careful import CarefulDataset
 from udl_plugin.errors import InputError
 from udl_plugin.place import KeepingLoader
@@ -148,3 +150,16 @@ def test_too_few_images_for_a_batch():
     """Upstream would train nothing, and say that it is done."""
     with pytest.raises(InputError, match='datasets: train: 23 images .* do not fill one batch of 24'):
         loader_of(0, batch_size=24)
+
+
+def test_no_signal_while_data_is_loaded():
+    """What it raised in a queue would leave a lock behind, for which the end of the epoch would wait forever."""
+    loader, sampler = loader_of(1)
+    sampler.set_epoch(0)
+    with pytest.raises(interrupt.Interrupted), interrupt.raised():
+        batches = iter(loader)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert len(list(batches)) == 23 // 2
+        iter(loader)  # of the next epoch; held no more than once
+        interrupt.check()
+        pytest.fail('nothing was raised')

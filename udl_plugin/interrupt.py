@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM as an exception that comes between two iterations, and never within one."""
+"""Ctrl-C and SIGTERM as an exception that comes between two iterations, and never within one.
+
+Nor while data is loaded: what is raised in the midst of a queue's `put` leaves its lock taken, and neither the loading
+processes nor the training could be ended any more.
+"""
 import contextlib
 import os
 import signal
@@ -81,6 +85,16 @@ def release():
     global _held
     _held -= 1
     if not _held and _pending is not None:
+        raise Interrupted(_pending)
+
+
+def check():
+    """For a place within the outermost block, and no other one, where nothing is half done.
+
+    Raises:
+        Interrupted: a signal waits for the end of that block, or was lost.
+    """
+    if _held <= 1 and _pending is not None:
         raise Interrupted(_pending)
 
 

@@ -155,6 +155,7 @@ class KeepingLoader:
         self.sampler.batch_size, self.sampler.num_workers = self.loader.batch_size, self.loader.num_workers
         # upstream's CUDAPrefetcher has one batch more drawn than is trained with
         self.ahead = not self.loader.num_workers and dataset.opt.get('prefetch_mode') == 'cuda'
+        self.held = False  # signals, from the first batch on: see udl_plugin/interrupt.py
         self.main = None  # random states of this process at the place where it goes on
         self.loaders = [None] * max(1, self.loader.num_workers)  # see Place
         self.passed_over = 0
@@ -187,6 +188,9 @@ class KeepingLoader:
         return note
 
     def __iter__(self):
+        if not self.held:
+            interrupt.hold()
+            self.held = True
         place = self.sampler.resumed()
         if place:
             random_states.restore(place['begun'])

@@ -119,6 +119,7 @@ class LastingModel(SRModel):
         if self.holds and (told or not self.opt['dist']):
             self.holds = False
             interrupt.release()
+            interrupt.check()
 
     def save(self, epoch, current_iter):
         with interrupt.held():

@@ -191,7 +191,9 @@ class UDLModel(LastingModel):
         self.given = {name: data[name].to(self.device) for name in NEEDED if name in data}
 
     def test(self):
-        """As upstream's, for images of any size: SwinIR's windows, say, are filled up."""
+        """As upstream's, for images of any size: SwinIR's windows, say, are filled up. A signal may end it before."""
+        if not self.opt['dist']:  # others would wait for this process
+            interrupt.check()
         lq = self.lq
         height, width = (self.opt['scale'] * size for size in lq.shape[2:])
         self.lq = fill_up(lq, size_multiple(self.opt['network_g']))
