@@ -9,7 +9,7 @@ import pytest
 from udl_plugin import interrupt
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('number', interrupt.SIGNALS)
 def test_signal_is_raised(number):
     before = signal.getsignal(number)
     with pytest.raises(interrupt.Interrupted, match=number.name) as caught, interrupt.raised():
@@ -18,6 +18,17 @@ def test_signal_is_raised(number):
         pytest.fail('nothing was raised')
     assert caught.value.signal == number
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.skipif(not hasattr(signal, 'SIGHUP'), reason='this system has no SIGHUP')
+def test_what_is_ignored_stays_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupt.raised():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert interrupt.pending() is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_signal_waits_for_the_end_of_what_is_held():
@@ -111,6 +122,7 @@ def test_loading_process_obeys_its_parent_alone():
     with subprocess.Popen([sys.executable, '-c', CHILD], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout.readline() == 'ready\n'
         child.send_signal(signal.SIGINT)
+        child.send_signal(signal.SIGHUP)
         subprocess.run(['/bin/sh', '-c', f'kill -TERM {child.pid}'], check=True)  # of another process
         time.sleep(0.5)
         assert child.poll() is None

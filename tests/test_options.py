@@ -367,6 +367,15 @@ def test_batch_that_is_never_full(tmp_path, kind):
                     check_options(opt)
 
 
+def test_missing_data_is_told_once():
+    section = {'type': 'PairedImageDataset', 'phase': 'train', 'scale': 2, 'io_backend': {'type': 'lmdb'}, 'gt_size': 8,
+               'dataroot_gt': 'gt.lmdb', 'dataroot_lq': 'lq.lmdb', 'batch_size_per_gpu': 2}
+    with pytest.raises(InputError) as caught:
+        check_options(minimal(datasets={'train': section}))
+    assert [message.split(': there')[0] for message in caught.value.messages] == [
+        f'datasets: train: dataroot_{side}' for side in ('gt', 'lq')]
+
+
 @pytest.mark.parametrize('model_type', ['UDLModel', 'SRModel'])
 def test_scale_that_disagrees(model_type):
     check_options(minimal(model_type=model_type))

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as an exception that comes between two iterations, and never within one.
+"""Ctrl-C, SIGTERM and the loss of the terminal as an exception that comes between two iterations, and never within one.
 
 Nor while data is loaded: what is raised in the midst of a queue's `put` leaves its lock taken, and neither the loading
 processes nor the training could be ended any more.
@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
 AGAIN = 2  # seconds in which another signal means the first one: batch systems and `timeout` tell twice
 _held = 0  # blocks of `held` that are being run
 _pending = None  # the signal that came, until what it raises is settled
@@ -27,11 +27,12 @@ class Interrupted(BaseException):  # as KeyboardInterrupt: no `except Exception`
 
 @contextlib.contextmanager
 def raised():
-    """In the block, the first Ctrl-C or SIGTERM raises Interrupted; one that comes seconds later ends the process as it
-    always did."""
+    """In the block, the first of these signals raises Interrupted; one that comes seconds later ends the process as it
+    always did. What is ignored stays so."""
     global _held, _pending, _since
     _held, _pending, _since = 0, None, None
-    before = {number: signal.signal(number, _handle) for number in SIGNALS}
+    before = {number: signal.signal(number, _handle) for number in SIGNALS
+              if signal.getsignal(number) is not signal.SIG_IGN}  # as nohup has it
     try:
         yield
     finally:
@@ -114,7 +115,9 @@ def let_the_parent_decide():
 
     Only the parent's own SIGTERM ends it, as far as the system tells whose it is (Linux does).
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, 'sigwaitinfo'):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_wait_for_the_parent, args=(os.getppid(),), daemon=True).start()

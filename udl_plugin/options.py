@@ -86,10 +86,10 @@ def problems_of(opt, known=()):
         report.check(_files, opt)  # of UDLModel, `check_network` reads them, if it gets so far
     for phase, dataset in subsection(opt, 'datasets').items():
         if isinstance(dataset, dict):
-            where = f'datasets: {phase}'
+            where, known = f'datasets: {phase}', len(report.messages)
             report.check(_data, dataset, where, reads=(
                 'scale', *(f'{where}{key}' for key in ('', ': type', ': io_backend', ': io_backend: type'))))
-            if phase == 'train' and not report.blames_within(where):
+            if phase == 'train' and not report.blames_within(where) and len(report.messages) == known:
                 report.check(_batches, opt, dataset, where, reads=('num_gpu',))
     return report
 

@@ -60,6 +60,8 @@ class Session:
 
     def load_resume_state(self, opt):
         self.state, self.notes = self.resume(opt)
+        if opt.get('auto_resume') and self.state is None:
+            self.notes.append('--auto_resume: there is no state to go on from yet; a new training begins.')
         self._keep_others_out(opt)  # before it gets another name, as a folder of another training
         return self.state
 

@@ -323,6 +323,7 @@ def test_wrong_input_is_one_line(arguments, message, tmp_path, monkeypatch, capf
      "test_dataloader.dataset.datasets.0: type: there is no 'Foo'"),
     ("strategy = dict(type='DeepSpeedStrategy')\nrunner_type = 'FlexibleRunner'", 'needs deepspeed: pip install'),
     ("_base_ = ['nowhere.py']", 'nowhere.py'),
+    ("optim_wrapper = dict(optimizer=dict(lr='4e-4'))", "optim_wrapper.optimizer: lr: '4e-4' is a text; write 4e-4."),
 ])
 def test_wrong_config_is_one_line(lines, message, tmp_path, monkeypatch, capfd):
     base = f"_base_ = ['{config('demo_udl_step1')}']\nborder = 2\n" * ('_base_' not in lines)

@@ -139,8 +139,9 @@ STEPS = {'type': 'MultiStepLR', 'milestones': [2, 6], 'gamma': 0.1}
 
 
 @pytest.mark.parametrize(('changes', 'told'), [
-    ({}, ''), ({'total_iter': 16, 'scheduler': {**COSINE, 'periods': [16]}}, 'As the yml has it: lr '),
-    ({'scheduler': STEPS}, 'As the yml has it: lr 0.001'), ({'scheduler': {**STEPS, 'milestones': [6]}}, 'lr 0.01 ('),
+    ({}, ''), ({'total_iter': 16, 'scheduler': {**COSINE, 'periods': [16]}}, 'As the yml has it, at iteration 4: lr '),
+    ({'scheduler': STEPS}, 'As the yml has it, at iteration 4: lr 0.001 ('),
+    ({'scheduler': {**STEPS, 'milestones': [6]}}, 'lr 0.01 ('),
     ({'optim_g': {'type': 'Adam', 'lr': 1e-3, 'betas': [0.5, 0.9], 'weight_decay': 0.1}},
      'betas [0.5, 0.9] (the state has [0.9, 0.999]), weight_decay 0.1 (the state has 0).'),
     ({'warmup_iter': 6}, 'lr ')])

@@ -17,6 +17,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from torch.utils.data import DataLoader
 
 from udl_plugin.errors import did_you_mean
+from udl_plugin.schema import NUMBER
 
 OF_ALL = {'custom_imports', 'runner_type'}
 # besides the arguments of each runner, what it looks for in the config
@@ -129,6 +130,9 @@ def _problems_of(registry, where, section):
         near = did_you_mean(kind, registry.module_dict)
         yield f"{where}: type: there is no '{kind}' in mmengine's {registry.name}s{near}."
         return
+    for key, value in section.items() if registry in (OPTIMIZERS, PARAM_SCHEDULERS, LOOPS) else ():
+        if isinstance(value, str) and NUMBER.fullmatch(value):
+            yield f"{where}: {key}: '{value}' is a text; write {value.strip()}."
     options, takes_more = _options(cls)
     for key in section.keys() - options.keys() - BESIDE:
         near = did_you_mean(key, options)

@@ -207,13 +207,14 @@ class LastingModel(SRModel):
         differ = {}
         for group, options in zip(self._groups(), groups):
             wanted, found = as_plain_data(options), as_plain_data(group)
-            differ.update({key: f'{key} {wanted[key]} (the state has {found.get(key)})' for key in wanted
-                           if key not in ('params', 'initial_lr') and found.get(key) != wanted[key]})
+            differ.update({key: f'{key} {_shown(value)} (the state has {_shown(found.get(key))})'
+                           for key, value in wanted.items() if key != 'initial_lr' and found.get(key) != value})
             group.update(options)
         for scheduler, schedule in zip(self.schedulers, schedules):
             scheduler.load_state_dict(schedule)
         if differ:
-            get_root_logger().warning(f'As the yml has it: {", ".join(differ.values())}.')
+            get_root_logger().warning(f'As the yml has it, at iteration {resume_state["iter"]}: '
+                                      f'{", ".join(differ.values())}.')
         if resume_state.get('scaler') and self.scaler.is_enabled():  # not in a state of BasicSR, nor of another amp
             self.scaler.load_state_dict(resume_state['scaler'])
         self.skips, self.skips_in_row = resume_state.get('skips', 0), resume_state.get('skips_in_row', 0)
@@ -289,6 +290,10 @@ def _plain(best_metric_results):
     """Without NumPy's numbers, which a checkpoint of tensors must not hold."""
     return {name: {metric: {**best, 'val': float(best['val'])} for metric, best in record.items()}
             for name, record in best_metric_results.items()}
+
+
+def _shown(value):
+    return f'{value:.4g}' if isinstance(value, float) else value
 
 
 def _of_all_ranks(opt, value):
