@@ -28,11 +28,11 @@ class Interrupted(BaseException):  # as KeyboardInterrupt: no `except Exception`
 @contextlib.contextmanager
 def raised():
     """In the block, the first of these signals raises Interrupted; one that comes seconds later ends the process as it
-    always did. What is ignored stays so."""
+    always did. Where the loss of the terminal is ignored, it stays so."""
     global _held, _pending, _since
     _held, _pending, _since = 0, None, None
-    before = {number: signal.signal(number, _handle) for number in SIGNALS
-              if signal.getsignal(number) is not signal.SIG_IGN}  # as nohup has it
+    ignored = [number for number in SIGNALS[2:] if signal.getsignal(number) is signal.SIG_IGN]  # as with nohup
+    before = {number: signal.signal(number, _handle) for number in SIGNALS if number not in ignored}
     try:
         yield
     finally:
