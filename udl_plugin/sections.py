@@ -13,7 +13,7 @@ def plain_section(network_g):
         return network_g['backbone']
     for name in OWN_STEPS:
         if network_g.get('type') in (f'{name}Var', f'{name}Two'):
-            return {**network_g, 'type': name}
+            return {**{key: value for key, value in network_g.items() if key != 'features'}, 'type': name}
     return network_g
 
 

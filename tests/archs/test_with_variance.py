@@ -5,15 +5,17 @@ import threading
 
 import pytest
 import torch
+from basicsr.archs.edsr_arch import EDSR
 from basicsr.models import build_model
 from basicsr.utils.registry import ARCH_REGISTRY
 from conftest import model_options
 from torch import nn
 
-from udl_plugin.archs import TwoStep, VarianceHead, WithVariance
-from udl_plugin.archs.with_variance import find_features
+from udl_plugin.archs import EDSRTwo, EDSRVar, TwoStep, VarianceHead, WithVariance
+from udl_plugin.archs.with_variance import build, find_features, with_options_of
 from udl_plugin.checkpoints import sr_state_dict
 from udl_plugin.errors import InputError
+from udl_plugin.sections import plain_section
 
 RGB = {'num_in_ch': 3, 'num_out_ch': 3}
 SWINIR = {'type': 'SwinIR', 'img_size': 8, 'window_size': 8, 'depths': [2], 'embed_dim': 12, 'num_heads': [2],
@@ -323,3 +325,24 @@ def test_one_head_and_one_pair():
         assert issubclass(ARCH_REGISTRY.get(f'{name}Var'), WithVariance)
         assert issubclass(ARCH_REGISTRY.get(f'{name}Two'), TwoStep)
         assert isinstance(ARCH_REGISTRY.get(f'{name}Var')(3, 3, num_feat=4).var_conv, VarianceHead)
+
+
+@pytest.mark.parametrize('arch', [EDSRVar, EDSRTwo])
+def test_hand_named_features_of_one_backbone(arch):
+    section = {'type': arch.__name__, **RGB, 'num_feat': 8, 'num_block': 1, 'upscale': 2, 'features': 'conv_last'}
+    net = build(section)
+    head = (net.var_net if arch is EDSRTwo else net).var_conv
+    assert head[0].upscale == 1
+    assert 'features' not in plain_section(section)
+    build(plain_section(section)).load_state_dict(sr_state_dict(net.state_dict()))
+    with pytest.raises(InputError, match="there is no 'conv_lost' .did you mean 'conv_last'"):
+        build({**section, 'features': 'conv_lost'})
+
+
+def test_default_features_of_one_backbone():
+    @with_options_of(EDSR, features='conv_last')
+    class LastVar(WithVariance):
+        pass
+
+    assert LastVar(3, 3, num_feat=8, num_block=1).var_conv[0].upscale == 1
+    assert LastVar(3, 3, num_feat=8, num_block=1, features='upsample').var_conv[0].upscale == 4

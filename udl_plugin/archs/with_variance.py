@@ -89,18 +89,25 @@ class WithVariance(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def with_options_of(backbone):
-    """Class decorator for a `WithVariance` or `TwoStep` of one `backbone`, a class in BasicSR's registry: its options
-    and their defaults are that one's."""
+def with_options_of(backbone, features=None):
+    """Class decorator for a `WithVariance` or `TwoStep` of one `backbone`, a class in BasicSR's registry: takes that
+    class's options, with their defaults, and `features`.
+
+    Args:
+        backbone (type): Class of the network without a variance head.
+        features (str): Default of the option `features`; see `WithVariance`.
+    """
     signature = inspect.signature(backbone)
+    own = inspect.Parameter('features', inspect.Parameter.KEYWORD_ONLY, default=features)
 
     def decorate(cls):
-        def __init__(self, *args, **options):
+        def __init__(self, *args, features=features, **options):
             check_option_names(cls, options)
-            super(cls, self).__init__({'type': backbone.__name__, **signature.bind(*args, **options).arguments})
+            super(cls, self).__init__({'type': backbone.__name__, **signature.bind(*args, **options).arguments},
+                                      features)
 
         cls.__init__ = __init__
-        cls.__signature__ = signature
+        cls.__signature__ = signature.replace(parameters=[*signature.parameters.values(), own])
         return cls
 
     return decorate
