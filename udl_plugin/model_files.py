@@ -10,6 +10,7 @@ import inspect
 import io
 import json
 import math
+import re
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ from udl_plugin.checkpoints import (
     sr_state_dict,
     write_checkpoint,
 )
-from udl_plugin.errors import InputError, check_option_names
+from udl_plugin.errors import InputError, check_option_names, shortened
 from udl_plugin.files import write_whole
 from udl_plugin.sections import plain_section, section_of
 
@@ -38,8 +39,8 @@ RANGE = 'RGB in [0, 1], float32'
 CHECKED_SIZES = ((17, 40), (33, 16))  # of LR images; another than the exporter sees
 SUFFIXES = ('.pth', '.pt', '.safetensors', '.onnx')
 KEYS = ('params_ema', 'params', 'state_dict', 'model')  # where a state dict may be, the first that is there
-# plain networks that a file may name as what it holds, and none of them reads other files; a user may name any
-NETWORKS = ('EDSR', 'DPDNN', 'RCAN', 'MSRResNet', 'RRDBNet', 'SwinIR', 'SRVGGNetCompact', 'ECBSR')
+# options with which a network reads another file when it is built
+READS_FILES = re.compile(r'(^|_)(paths?|files?|pretrain\w*|url|weights|ckpt|load)(_|$)')
 SHAPES = {'EDSR': edsr_options, 'DPDNN': dpdnn_options}  # what weights tell
 
 
@@ -181,10 +182,17 @@ def _load(path):
 
 
 def _check_said(said, state_dict):
-    """Refuses what a stranger's file may say: other networks, and sizes that its weights cannot have."""
+    """Checks the `network_g` recorded in a checkpoint, which may come from a stranger: any registered network is
+    accepted, but no option that makes its constructor read another file, and no size its weights cannot have."""
     plain = plain_section(said) if isinstance(said, dict) else None
-    if not isinstance(plain, dict) or plain.get('type') not in NETWORKS:
-        raise InputError(f'network_g: {said} is none of {", ".join(NETWORKS)}.')
+    if not isinstance(plain, dict) or 'type' not in plain:
+        raise InputError(f'network_g: {shortened(said)} has no type.')
+    arch_class(plain['type'], 'network_g: ')
+    for key, value in plain.items():
+        reads_file = READS_FILES.search(str(key)) or (isinstance(value, str) and re.search(r"[/\\]", value))
+        if key != 'type' and value and reads_file:
+            raise InputError(f"network_g: {key}: {shortened(value)} would read another file. If you trust it, pass the "
+                             'network\'s yml: --opt FILE.yml.')
     most = max(255, len(state_dict), *(size for value in state_dict.values() if value.numel() for size in value.shape))
     for key, value in plain.items():
         for item in value if isinstance(value, (list, tuple)) else [value]:
