@@ -18,8 +18,8 @@ demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py
 
 study: $(INSTALLED)
-	$(BIN)/python -c "from udl_plugin.data.demo import write_demo_data; write_demo_data('datasets/demo')"
-	$(BIN)/python scripts/study.py options/studies/demo.yml --jobs 2
+	$(BIN)/python -c "from udl_plugin.prepare.demo_data import write_demo_data; write_demo_data('datasets/demo')"
+	$(BIN)/python -m udl_plugin.cli.study options/studies/demo.yml --jobs 2
 
 bench: $(INSTALLED)
 	$(BIN)/python scripts/benchmark.py

@@ -15,7 +15,7 @@ from setuptools.command.build_py import build_py
 from setuptools.command.editable_wheel import editable_wheel
 
 # Runs at the start of every Python, so it imports nothing that is not there already, not even us. What follows is done
-# by udl_plugin/autoload.py. (A checkout that was moved away after `pip install -e .` leaves the line behind: no error.)
+# by udl_plugin/plugin.py. (A checkout that was moved away after `pip install -e .` leaves the line behind: no error.)
 STARTUP = """
 import os, sys
 
@@ -24,7 +24,7 @@ class WaitForBasicSR:
     def find_spec(name, path=None, target=None):
         if name == 'basicsr':
             try:
-                from udl_plugin.autoload import install
+                from udl_plugin.plugin import install
             except ImportError:
                 return None
             return install().find_spec(name, path, target)

@@ -24,17 +24,18 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from udl_plugin.archs.with_variance import build, find_features
-from udl_plugin.checkpoints import write_checkpoint
-from udl_plugin.cli.command import a_count
-from udl_plugin.data.demo import training_photos
-from udl_plugin.data.prepare import prepare_train
-from udl_plugin.data.records import encode
-from udl_plugin.files import write_whole
-from udl_plugin.measure import machine, peak_memory_of, seconds_in_turn
-from udl_plugin.report import markdown_table
-from udl_plugin.sections import section_of
-from udl_plugin.training_maps import prepare_uncertainty
+from udl_plugin.archs.build import build_network
+from udl_plugin.archs.feature_hook import find_feature_layer
+from udl_plugin.archs.wrapping import wrapped_config
+from udl_plugin.checkpoints.state_dict import save_checkpoint
+from udl_plugin.cli.common import positive_int
+from udl_plugin.data.lmdb_io import encode
+from udl_plugin.inference.cost import machine, peak_memory_of, seconds_in_turn
+from udl_plugin.prepare.datasets import prepare_train
+from udl_plugin.prepare.demo_data import training_photos
+from udl_plugin.prepare.uncertainty_maps import prepare_uncertainty
+from udl_plugin.studies.report import markdown_table
+from udl_plugin.utils.atomic_io import atomic_write
 
 SCALE = 4
 RGB = {'num_in_ch': 3, 'num_out_ch': 3, 'upscale': SCALE}
@@ -80,7 +81,7 @@ def main(argv=None):
             if part in args.only(network):
                 print(f'{name}: {part} ...', file=sys.stderr, flush=True)
                 text = PARTS[part](network, size, args)
-                write_whole(Path(args.out, f'{part}_{name}.md'), (text + '\n').encode())
+                atomic_write(Path(args.out, f'{part}_{name}.md'), (text + '\n').encode())
                 print(text, end='\n\n', flush=True)
     return 0
 
@@ -91,9 +92,9 @@ def parse(argv=None):
     add = parser.add_argument
     add('--networks', nargs='+', choices=NETWORKS, default=['EDSR-S', 'DPDNN'], help='(EDSR-S DPDNN)')
     add('--parts', nargs='+', choices=PARTS, default=list(PARTS), help='(all)')
-    add('--rounds', type=a_count, default=9, metavar='N', help='(%(default)s)')
-    add('--batch', type=a_count, nargs='+', metavar='N', help='(4; on a GPU 16 and 64; of DPDNN on the CPU, 1)')
-    add('--patch', type=a_count, default=48, metavar='N', help='side of the LR patches (%(default)s)')
+    add('--rounds', type=positive_int, default=9, metavar='N', help='(%(default)s)')
+    add('--batch', type=positive_int, nargs='+', metavar='N', help='(4; on a GPU 16 and 64; of DPDNN on the CPU, 1)')
+    add('--patch', type=positive_int, default=48, metavar='N', help='side of the LR patches (%(default)s)')
     add('--compile', action='store_true', help='also with compile: true')
     add('--out', default='results/benchmark', metavar='DIR', help='(%(default)s)')
     args = parser.parse_args(argv)
@@ -118,7 +119,7 @@ class Whole(nn.Module):
     def __init__(self, network):
         super().__init__()
         section = NETWORKS[network]
-        self.plain, place = build(section), find_features(build(section), LAST[section['type']])
+        self.plain, place = build_network(section), find_feature_layer(build_network(section), LAST[section['type']])
         self.plain.get_submodule(LAST[section['type']]).register_forward_pre_hook(self.keep)
         self.upscale = place.upscale
         self.head = nn.Sequential(
@@ -178,7 +179,7 @@ def model_of(network, kind, loss, speed, is_train=True, changes=None, val=None):
     opt = {
         'name': 'benchmark', 'model_type': 'UDLModel', 'scale': SCALE, 'num_gpu': int(DEVICE.type == 'cuda'),
         'dist': False, 'rank': 0, 'world_size': 1, 'is_train': is_train, 'datasets': {},
-        'network_g': section_of(kind, plain), 'path': {'pretrain_network_g': None},
+        'network_g': wrapped_config(kind, plain), 'path': {'pretrain_network_g': None},
         'train': {'optim_g': {'type': 'Adam', 'lr': 1e-4}, 'pixel_opt': {'type': loss}, **speed,
                   'scheduler': {'type': 'MultiStepLR', 'milestones': [10**6], 'gamma': 0.5}},
         'val': {'save_img': False, 'suffix': None, **(val or {}),
@@ -187,9 +188,9 @@ def model_of(network, kind, loss, speed, is_train=True, changes=None, val=None):
     }
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         if kind == 'step 2' or not is_train:
-            start = section_of('step 1' if kind == 'step 2' else kind, plain)
+            start = wrapped_config('step 1' if kind == 'step 2' else kind, plain)
             opt['path']['pretrain_network_g'] = f'{folder}/start.pth'
-            write_checkpoint(f'{folder}/start.pth', {'params': build(start).state_dict()}, start)
+            save_checkpoint(f'{folder}/start.pth', {'params': build_network(start).state_dict()}, start)
         return build_model(opt)
 
 
@@ -331,9 +332,9 @@ def loading(network, size, args):
         hr = folder / 'photos'
         for name, photo in training_photos().items():  # enlarged by mirroring
             pad = [(0, max(960 - length, 0)) for length in photo.shape[:2]]
-            write_whole(hr / f'{name}.png', encode(np.pad(photo, [*pad, (0, 0)], 'symmetric')[:960, :960]))
-        section = section_of('step 1', NETWORKS[network])
-        write_checkpoint(folder / 'step1.pth', {'params': build(section).state_dict()}, section)
+            atomic_write(hr / f'{name}.png', encode(np.pad(photo, [*pad, (0, 0)], 'symmetric')[:960, :960]))
+        section = wrapped_config('step 1', NETWORKS[network])
+        save_checkpoint(folder / 'step1.pth', {'params': build_network(section).state_dict()}, section)
         for crop, compress in ((480, True), (240, True), (240, False)):
             out = folder / f'{crop}{compress}'
             prepare_train([hr], [SCALE], out, name='photos', crop=crop, step=crop // 2, compress=compress)

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from basicsr.utils import imfrombytes, img2tensor
 
-from udl_plugin.cli.command import a_count, a_path
-from udl_plugin.data.records import open_lmdb, read_meta_info
-from udl_plugin.data.uncertainty_maps import from_levels, read_about
+from udl_plugin.checkpoints.network_file import load_network_file
+from udl_plugin.cli.common import path_arg, positive_int
+from udl_plugin.data.lmdb_io import open_lmdb, read_meta_info
+from udl_plugin.data.map_format import dequantize, read_metadata
+from udl_plugin.inference.cost import machine
 from udl_plugin.losses import udl_weight
-from udl_plugin.measure import machine
-from udl_plugin.model_files import read_model
-from udl_plugin.report import markdown_table
+from udl_plugin.studies.report import markdown_table
 
 BORDER = 8  # of a patch, in HR pixels
 
@@ -25,11 +25,11 @@ BORDER = 8  # of a patch, in HR pixels
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add('--model', type=a_path, required=True, help='checkpoint of step 1')
-    add('--data', nargs=2, type=a_path, required=True, metavar='LMDB', help='the training set: HR, then LR')
-    add('--maps', type=a_path, required=True, metavar='LMDB', help='what udl-prepare uncertainty wrote for them')
-    add('--patch', type=a_count, default=48, help='side of the LR patches (%(default)s)')
-    add('--number', type=a_count, default=500, help='of patches (%(default)s)')
+    add('--model', type=path_arg, required=True, help='checkpoint of step 1')
+    add('--data', nargs=2, type=path_arg, required=True, metavar='LMDB', help='the training set: HR, then LR')
+    add('--maps', type=path_arg, required=True, metavar='LMDB', help='what udl-prepare uncertainty wrote for them')
+    add('--patch', type=positive_int, default=48, help='side of the LR patches (%(default)s)')
+    add('--number', type=positive_int, default=500, help='of patches (%(default)s)')
     args = parser.parse_args(argv)
     print(compare(args.model, args.data[1], args.maps, args.patch, args.number))
     return 0
@@ -38,10 +38,10 @@ def main(argv=None):
 @torch.no_grad()
 def compare(model, lr, maps, patch, number):
     """Compares `number` random patches; returns a table."""
-    read = read_model(model, 'params')
+    read = load_network_file(model, 'params')
     net, (_, scale) = read.build(), read.channels_and_scale
     log_var = getattr(net, 'var_net', net).log_var
-    limits, keys = read_about(maps)['limits'], list(read_meta_info(lr))
+    limits, keys = read_metadata(maps)['limits'], list(read_meta_info(lr))
     random.seed(0)
     found = {name: [] for name in ('8 bit', 'cut from the whole', 'flipped and turned', 'all')}
     with open_lmdb(lr) as lr_env, open_lmdb(maps) as maps_env:
@@ -50,7 +50,7 @@ def compare(model, lr, maps, patch, number):
             with lr_env.begin() as one, maps_env.begin() as other:
                 lq = img2tensor(imfrombytes(one.get(key.encode()), float32=True))[None]
                 stored = cv2.imdecode(np.frombuffer(other.get(key.encode()), np.uint8), cv2.IMREAD_UNCHANGED)
-            stored = torch.from_numpy(from_levels(stored, limits[key]))[None]
+            stored = torch.from_numpy(dequantize(stored, limits[key]))[None]
             whole = log_var(lq)
             top, left = (random.randrange(length - patch + 1) for length in lq.shape[2:])
             flip, turns = random.random() < 0.5, random.randrange(4)

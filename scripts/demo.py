@@ -19,12 +19,13 @@ from basicsr.metrics import calculate_psnr, calculate_ssim
 from basicsr.utils import img2tensor, tensor2img
 from torch.nn import functional as F
 
-from udl_plugin import yml
-from udl_plugin.checkpoints import read_checkpoint, sr_state_dict
-from udl_plugin.data.demo import CROP, SCALE, STEP, write_demo_data
-from udl_plugin.files import write_whole
-from udl_plugin.measure import machine, time_in_turn
-from udl_plugin.pictures import encode_png, error_picture, sheet, uncertainty_picture
+from udl_plugin.archs.wrapping import base_state_dict
+from udl_plugin.checkpoints.state_dict import read_state_dict
+from udl_plugin.config import yaml_loader
+from udl_plugin.inference.cost import machine, time_in_turn
+from udl_plugin.inference.visualize import contact_sheet, encode_png, error_picture, uncertainty_picture
+from udl_plugin.prepare.demo_data import CROP, SCALE, STEP, write_demo_data
+from udl_plugin.utils.atomic_io import atomic_write
 
 DATA = 'datasets/demo'
 OPTIONS = Path('options/demo')
@@ -71,14 +72,14 @@ def main():
         lines.append(f'| {row} | {psnr[row]:.2f} | {ssim[row]:.4f} | {trained[row]} | {parameters:,} '
                      f'| {1e3 * seconds[row]:.1f} |')
     lines += ['', f'Seed {read_yml("train_udl_step2")["manual_seed"]}, {machine()}.', '']
-    write_whole(TABLE, '\n'.join(lines).encode())
-    write_whole(PICTURE, encode_png(draw(images['bicubic'], images['UDL step 2'], gt, psnr)))
+    atomic_write(TABLE, '\n'.join(lines).encode())
+    atomic_write(PICTURE, encode_png(draw(images['bicubic'], images['UDL step 2'], gt, psnr)))
     print('\n' + '\n'.join(lines))
     print(f'Table:   {TABLE.resolve()}\nPicture: {PICTURE.resolve()}\n{time.time() - start:.0f} s in all.')
 
 
 def read_yml(name):
-    return yml.read_yml(OPTIONS / f'{name}.yml')
+    return yaml_loader.read_yml(OPTIONS / f'{name}.yml')
 
 
 def experiment(name):
@@ -124,9 +125,9 @@ def load(test_name):
     """The tested network, and how many parameters its SR image takes."""
     opt = read_yml(test_name)
     net = build_network(opt['network_g']).eval()
-    state_dict, _ = read_checkpoint(opt['path']['pretrain_network_g'])
+    state_dict, _ = read_state_dict(opt['path']['pretrain_network_g'])
     net.load_state_dict(state_dict)
-    return net, sum(tensor.numel() for tensor in sr_state_dict(state_dict).values())
+    return net, sum(tensor.numel() for tensor in base_state_dict(state_dict).values())
 
 
 def draw(bicubic_image, sr, gt, psnr, side=128, width=384):
@@ -147,7 +148,7 @@ def draw(bicubic_image, sr, gt, psnr, side=128, width=384):
     parts = [(f'the least sure {side} x {side}' if number == 0 else '',
               cv2.resize(tile[top:top + side, left:left + side], (width, width), interpolation=cv2.INTER_NEAREST))
              for number, tile in enumerate(tiles.values())]
-    return sheet([whole, parts])
+    return contact_sheet([whole, parts])
 
 
 if __name__ == '__main__':

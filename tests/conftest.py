@@ -12,8 +12,8 @@ import torch
 import yaml
 
 import udl_plugin.archs  # noqa: F401 (first: makes basicsr importable and registers our names)
-from udl_plugin.data.demo import write_demo_data
-from udl_plugin.data.records import encode, shape_of, writer
+from udl_plugin.data.lmdb_io import encode, shape_of, writer
+from udl_plugin.prepare.demo_data import write_demo_data
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = ROOT / 'options'

@@ -21,10 +21,10 @@ def benchmark():
 @pytest.mark.parametrize('network', ['EDSR-S', 'DPDNN', 'tiny'])
 def test_reference_is_the_authors_network(benchmark, network):
     """The same map and image as ours, from both networks whole."""
-    from udl_plugin.archs.with_variance import build
-    from udl_plugin.sections import section_of
+    from udl_plugin.archs.build import build_network
+    from udl_plugin.archs.wrapping import wrapped_config
     whole = benchmark.Whole(network).eval()
-    ours = build(section_of('step 1', benchmark.NETWORKS[network])).eval()
+    ours = build_network(wrapped_config('step 1', benchmark.NETWORKS[network])).eval()
     ours.load_state_dict({name.replace('plain.', '').replace('head.', 'var_conv.'): value
                           for name, value in whole.state_dict().items()})
     lq = torch.rand(1, 3, 8, 8)

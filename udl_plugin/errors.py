@@ -5,7 +5,7 @@ import inspect
 import reprlib
 
 
-class InputError(ValueError):
+class UserError(ValueError):
     """Something the user gave is wrong. The message names the file or the key and says what to do.
 
     Attributes:
@@ -17,7 +17,7 @@ class InputError(ValueError):
         return [str(self)]
 
 
-class InputErrors(InputError):
+class UserErrors(UserError):
     """One or several of these, a line each."""
 
     def __init__(self, messages):
@@ -30,14 +30,14 @@ class InputErrors(InputError):
         return self._messages
 
 
-def raise_all(messages):
-    """Raises one `InputErrors` with these messages, if there are any."""
+def raise_errors(messages):
+    """Raises one `UserErrors` with these messages, if there are any."""
     messages = list(messages)
     if messages:
-        raise InputErrors(messages)
+        raise UserErrors(messages)
 
 
-def shortened(value, most=80):
+def truncate_repr(value, most=80):
     """A value of any size as a text for a message."""
     if isinstance(value, int) and value.bit_length() > 4 * most:
         return f'a number of {value.bit_length()} bits'
@@ -51,7 +51,7 @@ def did_you_mean(name, known):
     return f" (did you mean '{near[0]}'?)" if near else ''
 
 
-def find_registered(registry, name, where=''):
+def lookup_class(registry, name, where=''):
     """The class that a registry of BasicSR has under `name`.
 
     Args:
@@ -60,15 +60,15 @@ def find_registered(registry, name, where=''):
         where (str): Where it stands, such as `network_g: type: `.
 
     Raises:
-        InputError: none; says what may have been meant.
+        UserError: none; says what may have been meant.
     """
     for registered in (str(name), f'{name}_basicsr'):  # the registry's own second try
         if registered in registry:
             return registry.get(registered)
-    raise InputError(f"{where}there is no '{name}'{did_you_mean(name, registry.keys())}.")
+    raise UserError(f"{where}there is no '{name}'{did_you_mean(name, registry.keys())}.")
 
 
-def check_option_names(cls, names, where='', given=()):
+def check_kwargs(cls, names, where='', given=()):
     """Refuses names that `cls` does not take as keyword arguments. BasicSR hands it a yml section that way.
 
     Args:
@@ -78,7 +78,7 @@ def check_option_names(cls, names, where='', given=()):
         given (Iterable[str]): Arguments that BasicSR gives itself, and that are no options.
 
     Raises:
-        InputError: an unknown name; says which and what may have been meant.
+        UserError: an unknown name; says which and what may have been meant.
     """
     parameters = inspect.signature(cls).parameters
     named = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
@@ -86,11 +86,11 @@ def check_option_names(cls, names, where='', given=()):
     named = [name for name in named if name not in given]
     for name in names:
         if name not in named and not (takes_all and name not in given and not did_you_mean(name, named)):
-            raise InputError(f"{where}'{name}' is not an option of type: {cls.__name__}"
+            raise UserError(f"{where}'{name}' is not an option of type: {cls.__name__}"
                              f"{did_you_mean(name, named)}. Its options are: {', '.join(named)}.")
 
 
-def refuse_unknown_options(cls):
+def reject_unknown_kwargs(cls):
     """Class decorator: `check_option_names` whenever an instance is made, whoever makes it.
 
     Python's own TypeError for a misspelt option names neither the section's `type` in full nor what was meant.
@@ -99,7 +99,7 @@ def refuse_unknown_options(cls):
 
     @functools.wraps(init)
     def checked_init(self, *args, **kwargs):
-        check_option_names(cls, kwargs)
+        check_kwargs(cls, kwargs)
         init(self, *args, **kwargs)
 
     cls.__init__ = checked_init

@@ -16,7 +16,7 @@ from os import path as osp
 if not __package__:  # run as a file: import the package that the file is in, and not its modules as top-level ones
     sys.path[0] = osp.dirname(osp.dirname(osp.abspath(__file__)))
 
-from udl_plugin.entry import run
+from udl_plugin.training.run import run
 
 
 def main():

@@ -1,6 +1,6 @@
 # EDSR (32 blocks, 256 features) x4, step 2, its optimizer spread over the GPUs: DeepSpeed, ZeRO 1; see docs/scaling.md
 # for its versions.
-#   torchrun --nproc_per_node=4 scripts/mm_train.py options/mmengine/edsr_x4_udl_step2_deepspeed.py --launcher pytorch
+#   torchrun --nproc_per_node=4 -m udl_plugin.integrations.mmengine.launch train options/mmengine/edsr_x4_udl_step2_deepspeed.py --launcher pytorch
 _base_ = ['edsr_s_x4_udl_step2.py']
 
 runner_type = 'FlexibleRunner'

@@ -6,11 +6,11 @@ from conftest import lively
 from torch.nn import functional as F
 
 from udl_plugin.archs import DPDNN, DPDNNTwo, DPDNNVar
-from udl_plugin.archs.dpdnn_arch import BicubicDown, BicubicUp, UNet, dpdnn_options
-from udl_plugin.archs.edsr_arch import edsr_options
-from udl_plugin.checkpoints import sr_state_dict
-from udl_plugin.data.imresize import imresize
-from udl_plugin.errors import InputError
+from udl_plugin.archs.dpdnn_arch import BicubicDown, BicubicUp, UNet, infer_dpdnn_config
+from udl_plugin.archs.edsr_arch import infer_edsr_config
+from udl_plugin.archs.wrapping import base_state_dict
+from udl_plugin.errors import UserError
+from udl_plugin.utils.imresize import imresize
 
 VARIANTS = [
     {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_step': 2, 'upscale': 2},
@@ -35,7 +35,7 @@ def test_shapes(options, size):
 @pytest.mark.parametrize('options', VARIANTS)
 def test_equations(options):
     """Written out again, with MATLAB's kernels from `imresize`'s own matrix of weights."""
-    from udl_plugin.data.imresize import _weights
+    from udl_plugin.utils.imresize import _weights
 
     def resize(x, scale):
         rows, columns = (torch.tensor(_weights(length, scale, 'clamp').toarray()) for length in x.shape[2:])
@@ -177,16 +177,16 @@ def test_checkpointing_keeps_less():
 @pytest.mark.parametrize('options', VARIANTS)
 def test_options_are_read_from_weights(options):
     for arch in (DPDNN, DPDNNVar, DPDNNTwo):
-        assert dpdnn_options(arch(**options).state_dict()) == options
-        assert edsr_options(arch(**options).state_dict()) is None
-    assert dpdnn_options({'delta': torch.zeros(6)}) is None
+        assert infer_dpdnn_config(arch(**options).state_dict()) == options
+        assert infer_edsr_config(arch(**options).state_dict()) is None
+    assert infer_dpdnn_config({'delta': torch.zeros(6)}) is None
 
 
 def test_result_loads_into_the_plain_network():
     x = torch.rand(1, 3, 9, 9)
     for arch in (DPDNNVar, DPDNNTwo):
         net, plain = arch(**VARIANTS[0]), DPDNN(**VARIANTS[0])
-        plain.load_state_dict(sr_state_dict(net.state_dict()), strict=True)
+        plain.load_state_dict(base_state_dict(net.state_dict()), strict=True)
         assert torch.equal(plain(x), net(x))
 
 
@@ -214,5 +214,5 @@ def test_smaller_range_inside():
 ])
 @pytest.mark.parametrize('arch', ['DPDNN', 'DPDNNVar', 'DPDNNTwo'])
 def test_bad_options(arch, changes, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         build_network({'type': arch, 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, **changes})

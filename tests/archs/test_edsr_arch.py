@@ -3,15 +3,14 @@ import pickle
 
 import pytest
 import torch
-from basicsr.archs import build_network
 from basicsr.archs.edsr_arch import EDSR
 from torch import nn
 
 from udl_plugin.archs import EDSRTwo, EDSRVar, VarianceHead
-from udl_plugin.archs.edsr_arch import edsr_options
-from udl_plugin.archs.with_variance import build
-from udl_plugin.checkpoints import sr_state_dict
-from udl_plugin.errors import InputError
+from udl_plugin.archs.build import build_network
+from udl_plugin.archs.edsr_arch import infer_edsr_config
+from udl_plugin.archs.wrapping import base_state_dict
+from udl_plugin.errors import UserError
 
 TINY = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2}
 VARIANTS = [
@@ -35,7 +34,7 @@ def calls(net):
 def test_forward_of_step_1(options):
     net, x = EDSRVar(**options), torch.rand(2, 3, 5, 7)
     plain = EDSR(**options)
-    plain.load_state_dict(sr_state_dict(net.state_dict()), strict=True)
+    plain.load_state_dict(base_state_dict(net.state_dict()), strict=True)
     sr, log_var = net(x, return_log_var=True)
     assert torch.is_tensor(net(x))
     assert sr.shape == log_var.shape == (2, 3, 5 * options['upscale'], 7 * options['upscale'])
@@ -147,12 +146,12 @@ def test_options_are_read_from_weights(arch, options):
     shaping = {name: options[name] for name in ('num_in_ch', 'num_out_ch', 'num_feat', 'num_block', 'upscale')}
     assert arch.options_from_weights(arch(**options).state_dict()) == shaping
     assert EDSRTwo.options_from_weights(EDSRVar(**options).state_dict()) == shaping
-    assert edsr_options({'some.weight': torch.zeros(1)}) is None
+    assert infer_edsr_config({'some.weight': torch.zeros(1)}) is None
 
 
 @pytest.mark.parametrize('arch', ['EDSRVar', 'EDSRTwo'])
 def test_unknown_option(arch):
-    with pytest.raises(InputError, match=f"'num_feats' is not an option of type: {arch} .did you mean 'num_feat'"):
+    with pytest.raises(UserError, match=f"'num_feats' is not an option of type: {arch} .did you mean 'num_feat'"):
         build_network({'type': arch, **TINY, 'num_feats': 8})
 
 
@@ -160,11 +159,11 @@ def test_other_networks_are_no_edsr():
     swinir = {'type': 'SwinIR', 'img_size': 8, 'window_size': 8, 'depths': [2], 'embed_dim': 12, 'num_heads': [2]}
     for section in ({**swinir, 'upsampler': 'pixelshuffle'}, {'type': 'MSRResNet', 'num_feat': 8, 'num_block': 1},
                     {'type': 'RCAN', 'num_in_ch': 3, 'num_out_ch': 3, 'num_group': 1, 'num_block': 1}):
-        assert edsr_options(build(section).state_dict()) is None
+        assert infer_edsr_config(build_network(section).state_dict()) is None
     good = EDSRVar(**TINY, upscale=4).state_dict()
-    assert edsr_options(good)['upscale'] == 4
+    assert infer_edsr_config(good)['upscale'] == 4
     for name, shape in (('body.alpha', 1), ('extra', 1), ('conv_first.weight', 1), ('conv_first.weight', (0, 3, 3, 3))):
-        assert edsr_options({**good, name: torch.zeros(shape)}) is None
+        assert infer_edsr_config({**good, name: torch.zeros(shape)}) is None
 
 
 def test_step_2_also_gives_what_the_frozen_network_makes():

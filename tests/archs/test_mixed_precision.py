@@ -8,8 +8,8 @@ from basicsr.archs.edsr_arch import EDSR
 from conftest import lively
 from torch import nn
 
-from udl_plugin.archs.mixed_precision import Float32Conv2d, keep_images_in_float32
-from udl_plugin.archs.with_variance import build
+from udl_plugin.archs.build import build_network
+from udl_plugin.archs.mixed_precision import Float32Conv2d, keep_image_convs_in_fp32
 
 pytestmark = [pytest.mark.usefixtures('seed'), pytest.mark.filterwarnings('ignore:torch.meshgrid')]
 RGB = {'num_in_ch': 3, 'num_out_ch': 3}
@@ -39,9 +39,9 @@ def in_float32(net):
                                             'var_net.backbone.body.6', 'var_net.var_conv.4'}),
 ])
 def test_convolutions_of_images(section, names):
-    net = build(section)
+    net = build_network(section)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    keep_images_in_float32(net)
+    keep_image_convs_in_fp32(net)
     assert in_float32(net) == names
     assert list(net.state_dict()) == list(before)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
@@ -53,8 +53,8 @@ def test_convolutions_of_images(section, names):
                                      VGG])
 def test_images_are_not_rounded(section):
     """Neither what comes in nor what goes out: bfloat16 has 128 values from 0.5 to 1, an 8-bit image near 180."""
-    net = lively(build(section)) if section['type'] == 'DPDNN' else build(section)
-    keep_images_in_float32(net)
+    net = lively(build_network(section)) if section['type'] == 'DPDNN' else build_network(section)
+    keep_image_convs_in_fp32(net)
     levels = torch.arange(128, 256) / 255
     x = levels.view(1, 1, 8, 16).repeat(1, 3, 1, 1)
     seen = []
@@ -71,17 +71,17 @@ def test_images_are_not_rounded(section):
 
 def test_bicubic_steps_of_dpdnn_stay_exact():
     """They resize images outside of any module's weights."""
-    net = build({'type': 'DPDNN', **DPDNN})
+    net = build_network({'type': 'DPDNN', **DPDNN})
     x = torch.rand(1, 3, 8, 8) * 255
     with torch.autocast('cpu', torch.bfloat16):
-        assert torch.equal(net.up(x), build({'type': 'DPDNN', **DPDNN}).up(x))
+        assert torch.equal(net.up(x), build_network({'type': 'DPDNN', **DPDNN}).up(x))
         up, down = net.up(x), net.down(x)
     assert torch.equal(up, net.up(x)) and torch.equal(down, net.down(x))
 
 
 def test_features_are_in_low_precision():
     net = EDSR(**EDSR_S)
-    keep_images_in_float32(net)
+    keep_image_convs_in_fp32(net)
     dtypes = {}
     for name, module in net.named_modules():
         if isinstance(module, nn.Conv2d):

@@ -12,10 +12,11 @@ from conftest import model_options
 from torch import nn
 
 from udl_plugin.archs import EDSRTwo, EDSRVar, TwoStep, VarianceHead, WithVariance
-from udl_plugin.archs.with_variance import build, find_features, with_options_of
-from udl_plugin.checkpoints import sr_state_dict
-from udl_plugin.errors import InputError
-from udl_plugin.sections import plain_section
+from udl_plugin.archs.build import build_network
+from udl_plugin.archs.feature_hook import find_feature_layer
+from udl_plugin.archs.with_variance import takes_options_of
+from udl_plugin.archs.wrapping import base_config, base_state_dict
+from udl_plugin.errors import UserError
 
 RGB = {'num_in_ch': 3, 'num_out_ch': 3}
 SWINIR = {'type': 'SwinIR', 'img_size': 8, 'window_size': 8, 'depths': [2], 'embed_dim': 12, 'num_heads': [2],
@@ -54,7 +55,7 @@ def lq_for(backbone):
 def test_features_and_head(backbone, place):
     net, plain = WithVariance(backbone), ARCH_REGISTRY.get(type_of(backbone))(**without_type(backbone))
     assert type(net.backbone) is type(plain)
-    found = find_features(net.backbone)
+    found = find_feature_layer(net.backbone)
     assert (found.module, found.num_feat, found.upscale) == place
     entered = []
     net.backbone.get_submodule(place[0]).register_forward_pre_hook(lambda _, args: entered.append(args[0].clone()))
@@ -74,7 +75,7 @@ def test_names_are_the_backbones(backbone, place):
     net, plain = WithVariance(backbone), ARCH_REGISTRY.get(type_of(backbone))(**without_type(backbone)).eval()
     step1 = net.state_dict()
     assert [name for name in step1 if not name.startswith('var_conv.')] == list(plain.state_dict())
-    plain.load_state_dict(sr_state_dict(step1), strict=True)
+    plain.load_state_dict(base_state_dict(step1), strict=True)
     x = lq_for(backbone)
     assert torch.equal(plain(x), net.eval()(x))
     two = TwoStep(backbone).eval()
@@ -159,7 +160,7 @@ def test_named_features():
 
 
 def test_wrong_name_lists_candidates():
-    with pytest.raises(InputError, match=r"EDSR: features: there is no 'upsmple' .did you mean 'upsample'.*"
+    with pytest.raises(UserError, match=r"EDSR: features: there is no 'upsmple' .did you mean 'upsample'.*"
                                          r'conv_after_body \(8\), upsample \(8\), upsample.0 \(8\),.* conv_last \(8\)'):
         WithVariance(BACKBONES[0][0], features='upsmple')
 
@@ -226,8 +227,8 @@ def registered(monkeypatch):
 
 
 def test_other_ways_to_enlarge(registered):
-    assert find_features(PreUpsampled()) == ('body.2', 1, 8, 1, 3, 2)
-    assert find_features(Transposed()) == ('enlarge', 1, 8, 2, 3, 2)
+    assert find_feature_layer(PreUpsampled()) == ('body.2', 1, 8, 1, 3, 2)
+    assert find_feature_layer(Transposed()) == ('enlarge', 1, 8, 2, 3, 2)
     net = WithVariance({'type': 'Transposed'})
     assert net(torch.rand(1, 3, 5, 5), return_log_var=True)[1].shape == (1, 3, 10, 10)
 
@@ -241,16 +242,16 @@ def test_backbone_that_pads(registered):
 
 def test_options_that_a_backbone_cannot_take():
     for changes in ({'num_feat': 'a'}, {'num_feat': -1}, {'upscale': 5}):
-        with pytest.raises(InputError, match=r'type: EDSR: cannot be built with these options .*Error'):
+        with pytest.raises(UserError, match=r'type: EDSR: cannot be built with these options .*Error'):
             WithVariance({**BACKBONES[0][0], **changes})
-    with pytest.raises(InputError, match=r"features: \['conv_last'\] is no name"):
+    with pytest.raises(UserError, match=r"features: \['conv_last'\] is no name"):
         WithVariance(BACKBONES[0][0], features=['conv_last'])
 
 
 def test_features_that_cannot_be_found(registered):
-    with pytest.raises(InputError, match='Functional: features: the place cannot be found by itself; name the module'):
+    with pytest.raises(UserError, match='Functional: features: the place cannot be found by itself; name the module'):
         WithVariance({'type': 'Functional'})
-    with pytest.raises(InputError, match=r'Broken cannot be run on a small image .*RuntimeError: never runs'):
+    with pytest.raises(UserError, match=r'Broken cannot be run on a small image .*RuntimeError: never runs'):
         WithVariance({'type': 'Broken'})
 
 
@@ -262,7 +263,7 @@ def test_features_that_cannot_be_found(registered):
 ])
 def test_bad_backbone(backbone, message):
     for arch in (WithVariance, TwoStep):
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(UserError, match=message):
             arch(backbone)
 
 
@@ -273,7 +274,7 @@ def test_watching_changes_nothing():
     torch.manual_seed(0)
     net = ARCH_REGISTRY.get('RCAN')(**without_type(BACKBONES[3][0]))
     before = copy.deepcopy(net.state_dict())
-    find_features(net)
+    find_feature_layer(net)
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(module.training for module in net.modules())
@@ -330,17 +331,17 @@ def test_one_head_and_one_pair():
 @pytest.mark.parametrize('arch', [EDSRVar, EDSRTwo])
 def test_hand_named_features_of_one_backbone(arch):
     section = {'type': arch.__name__, **RGB, 'num_feat': 8, 'num_block': 1, 'upscale': 2, 'features': 'conv_last'}
-    net = build(section)
+    net = build_network(section)
     head = (net.var_net if arch is EDSRTwo else net).var_conv
     assert head[0].upscale == 1
-    assert 'features' not in plain_section(section)
-    build(plain_section(section)).load_state_dict(sr_state_dict(net.state_dict()))
-    with pytest.raises(InputError, match="there is no 'conv_lost' .did you mean 'conv_last'"):
-        build({**section, 'features': 'conv_lost'})
+    assert 'features' not in base_config(section)
+    build_network(base_config(section)).load_state_dict(base_state_dict(net.state_dict()))
+    with pytest.raises(UserError, match="there is no 'conv_lost' .did you mean 'conv_last'"):
+        build_network({**section, 'features': 'conv_lost'})
 
 
 def test_default_features_of_one_backbone():
-    @with_options_of(EDSR, features='conv_last')
+    @takes_options_of(EDSR, features='conv_last')
     class LastVar(WithVariance):
         pass
 

@@ -13,7 +13,7 @@ from basicsr.archs.edsr_arch import EDSR
 from basicsr.metrics import calculate_psnr
 from conftest import ROOT, TINY
 
-from udl_plugin.data.demo import validation_photos
+from udl_plugin.prepare.demo_data import validation_photos
 
 SCRIPTS = ROOT / 'scripts'
 
@@ -78,7 +78,7 @@ def test_our_entry_points(runner):
     assert np.load(folder / 'astronaut_test_log_var.npy').shape == (3, 512, 512)
 
     # what ships is a plain EDSR, for upstream's model and arch
-    log = ok(runner.run(SCRIPTS / 'convert_checkpoint.py', models / 'net_g_latest.pth', 'edsr.pth'))
+    log = ok(runner.run('-m', 'udl_plugin.cli.convert', models / 'net_g_latest.pth', 'edsr.pth'))
     assert 'type: EDSR\n' in log
     assert 'Note' not in log
     plain = runner.write_yml('plain', 'demo/test_l1', path__pretrain_network_g='edsr.pth')
@@ -86,8 +86,8 @@ def test_our_entry_points(runner):
 
     # and without a yml; the images are those that were validated
     lq = 'datasets/demo/val/LRbicx2'
-    ok(runner.run(SCRIPTS / 'upscale.py', lq, 'upscaled', '--model', models / 'net_g_latest.pth', '--uncertainty'))
-    ok(runner.run(SCRIPTS / 'upscale.py', f'{lq}/astronaut.png', 'sr.png', '--model', 'edsr.pth'))
+    ok(runner.run('-m', 'udl_plugin.cli.upscale', lq, 'upscaled', '--model', models / 'net_g_latest.pth', '--uncertainty'))
+    ok(runner.run('-m', 'udl_plugin.cli.upscale', f'{lq}/astronaut.png', 'sr.png', '--model', 'edsr.pth'))
     assert (runner.folder / 'sr.png').read_bytes() == (runner.folder / 'upscaled/astronaut.png').read_bytes()
     validated, upscaled = (cv2.imread(str(path)).astype(int) for path in (
         folder / 'astronaut_test.png', runner.folder / 'upscaled/astronaut.png'))
@@ -110,10 +110,10 @@ def test_fast_training_with_cached_maps(runner):
     ok(runner.train(runner.write_yml('step1', **{**FAST, 'train__amp': 'fp16'})))
     step1, roots = 'experiments/step1/models/net_g_latest.pth', [
         f'datasets/demo/demo_train_{side}_sub.lmdb' for side in ('HR', 'LR_bicubic_X2')]
-    log = ok(runner.run(SCRIPTS / 'prepare_data.py', 'uncertainty', '--model', step1, '--data', *roots, '--out',
+    log = ok(runner.run('-m', 'udl_plugin.cli.prepare', 'uncertainty', '--model', step1, '--data', *roots, '--out',
                         'maps/x2.lmdb', '--param-key', 'params_ema'))
     assert '\n  type: PairedImageUncertaintyDataset\n  dataroot_uncertainty: maps/x2.lmdb\n' in log
-    ok(runner.run(SCRIPTS / 'prepare_data.py', 'check', 'maps/x2.lmdb'))
+    ok(runner.run('-m', 'udl_plugin.cli.prepare', 'check', 'maps/x2.lmdb'))
 
     cached = {'datasets__train__type': 'PairedImageUncertaintyDataset',
               'datasets__train__dataroot_uncertainty': 'maps/x2.lmdb', 'path__param_key_g': 'params_ema', **FAST}

@@ -10,8 +10,8 @@ import torch.multiprocessing as mp
 from conftest import TINY
 from torch.nn.parallel import DistributedDataParallel
 
-from udl_plugin import interrupt, random_states
-from udl_plugin.place import Place
+from udl_plugin.training import rng_state, signals
+from udl_plugin.training.resumable_loader import LoaderState
 
 
 def options(network, loss, folder, pretrained, **train):
@@ -34,12 +34,12 @@ def lasts(model, rank, folder):
     """What one process meets, all of them do; and each has its own place and random numbers in the one state."""
     def step(iteration, lq):
         model.update_learning_rate(iteration)
-        place = Place(0, 2 * iteration, 20, 2, random_states.read(), (None,))
+        place = LoaderState(0, 2 * iteration, 20, 2, rng_state.capture(), (None,))
         model.feed_data({'lq': lq, 'gt': torch.rand(2, 3, 16, 16), 'note': types.SimpleNamespace(place=place)})
         model.optimize_parameters(iteration)
 
     before = [value.clone() for value in model.net_g.state_dict().values()]
-    with pytest.raises(interrupt.Interrupted), interrupt.raised():
+    with pytest.raises(signals.Interrupted), signals.raised():
         step(4, torch.rand(2, 3, 8, 8) * (float('nan') if rank == 1 else 1))
         assert model.skips == 1
         assert all(torch.equal(value, old) for value, old in zip(model.net_g.state_dict().values(), before))

@@ -20,15 +20,14 @@ from conftest import OPTIONS, TINY, random_images, write_images
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from udl_plugin import entry
 from udl_plugin.archs import EDSRVar
-from udl_plugin.checkpoints import write_checkpoint
-from udl_plugin.data.image_files import decode, image_size, read_full_image, read_image, refuse_huge
-from udl_plugin.data.records import read_meta_info
-from udl_plugin.data.uncertainty_maps import read_about
-from udl_plugin.errors import InputError
-from udl_plugin.model_files import read_model
-from udl_plugin.session import read_state
+from udl_plugin.checkpoints.network_file import load_network_file
+from udl_plugin.checkpoints.state_dict import save_checkpoint
+from udl_plugin.data.image_io import check_pixel_limit, decode, image_size, read_full_image, read_image
+from udl_plugin.data.lmdb_io import read_meta_info
+from udl_plugin.data.map_format import read_metadata
+from udl_plugin.errors import UserError
+from udl_plugin.training.resume import read_state
 
 EXAMPLES = int(os.environ.get('UDL_FUZZ', 25))
 SECONDS = 20  # that one example may take
@@ -61,7 +60,7 @@ def in_time():
         signal.signal(signal.SIGALRM, before)
 
 
-def outcome(counts, function, *arguments, refused=InputError):
+def outcome(counts, function, *arguments, refused=UserError):
     """Calls a function, which may refuse with these errors, and no other one."""
     with in_time():
         try:
@@ -162,7 +161,7 @@ def test_ymls(workplace, bounded, monkeypatch, capfd):
         capfd.readouterr()
         with in_time():
             try:
-                status = entry.run(*(('basicsr.train', 'train_pipeline') if is_train else
+                status = run.run(*(('basicsr.train', 'train_pipeline') if is_train else
                                      ('basicsr.test', 'test_pipeline')))
                 assert status == 2
                 error = capfd.readouterr().err
@@ -202,7 +201,7 @@ def checkpoints(folder):
     """Of torch's format and its old one, a training state, and one of mmengine, with arrays."""
     torch.manual_seed(0)
     net = EDSRVar(**TINY)
-    write_checkpoint(folder / 'a.pth', {'params': net.state_dict()}, {'type': 'EDSRVar', **TINY})
+    save_checkpoint(folder / 'a.pth', {'params': net.state_dict()}, {'type': 'EDSRVar', **TINY})
     torch.save({'params': net.state_dict()}, folder / 'b.pth', _use_new_zipfile_serialization=False)
     state = {'epoch': 0, 'iter': 2, 'optimizers': [torch.optim.Adam(net.parameters()).state_dict()], 'schedulers': [{}]}
     torch.save(state, folder / 'c.pth')
@@ -218,7 +217,7 @@ def test_checkpoints(tmp_path, bounded):
     @given(spoilt_bytes(originals))
     def run(data):
         path.write_bytes(data)
-        outcome(bounded, read_model, path)
+        outcome(bounded, load_network_file, path)
         outcome(bounded, read_state, path)
 
     run()
@@ -236,7 +235,7 @@ def test_what_a_checkpoint_says_of_itself(tmp_path, bounded):
     def run(said, name, shape):
         tensors = {**net, name: torch.zeros(1).expand(*shape) if shape else torch.tensor(1)}
         torch.save({'params': tensors if len(said) % 2 else net, 'network_g': {**section, **said}}, path)
-        outcome(bounded, read_model, path)
+        outcome(bounded, load_network_file, path)
 
     run()
 
@@ -253,7 +252,7 @@ def test_images(tmp_path, bounded, suffix):
         path.write_bytes(data)
         for read in (read_image, read_full_image):
             outcome(bounded, read, path)
-        for read in (decode, refuse_huge, image_size):
+        for read in (decode, check_pixel_limit, image_size):
             outcome(bounded, read, data, refused=(ValueError, OSError))
 
     run()
@@ -270,7 +269,7 @@ def test_lists_beside_lmdbs(tmp_path, bounded):
         (root / 'meta_info.txt').write_bytes(data)
         (root / 'uncertainty.json').write_bytes(data)
         outcome(bounded, read_meta_info, root)
-        outcome(bounded, read_about, root)
+        outcome(bounded, read_metadata, root)
 
     run()
 
@@ -285,11 +284,11 @@ def test_compressed_checkpoint(tmp_path):
         for entry_ in whole.infolist():
             small.writestr(entry_.filename, whole.read(entry_))
     assert path.stat().st_size < 20_000
-    with pytest.raises(InputError, match='it is compressed, as torch.save never does'):
-        read_model(path)
+    with pytest.raises(UserError, match='it is compressed, as torch.save never does'):
+        load_network_file(path)
 
 
 def test_checkpoint_of_one_value(tmp_path):
     torch.save({'params': {'x': torch.zeros(1).expand(10 ** 6, 10 ** 6)}}, tmp_path / 'x.pth')
-    with pytest.raises(InputError, match=r'a tensor of \(1000000, 1000000\) repeats few values'):
-        read_model(tmp_path / 'x.pth')
+    with pytest.raises(UserError, match=r'a tensor of \(1000000, 1000000\) repeats few values'):
+        load_network_file(tmp_path / 'x.pth')

@@ -5,9 +5,9 @@ from basicsr.utils import img2tensor
 from scipy.stats import spearmanr
 
 from udl_plugin.archs import EDSRVar
-from udl_plugin.data.demo import training_photos
-from udl_plugin.data.imresize import imresize
 from udl_plugin.losses import ESU
+from udl_plugin.prepare.demo_data import training_photos
+from udl_plugin.utils.imresize import imresize
 
 
 @pytest.fixture(scope='module')

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from udl_plugin.errors import InputError
+from udl_plugin.errors import UserError
 from udl_plugin.losses import ESU, EU, UDL, GaussianNLL
 
 LOSSES = (GaussianNLL, EU, ESU, UDL)
@@ -115,9 +115,9 @@ def test_bad_input(loss):
         loss()(pred, target, log_var[:, :1])
     with pytest.raises(ValueError, match='one shape'):
         loss()(pred, target[..., :1], log_var)
-    with pytest.raises(InputError, match="'loss_wieght' is not an option of type: .*did you mean 'loss_weight'"):
+    with pytest.raises(UserError, match="'loss_wieght' is not an option of type: .*did you mean 'loss_weight'"):
         loss(loss_wieght=1)
-    with pytest.raises(InputError, match="reduction is 'avg'"):
+    with pytest.raises(UserError, match="reduction is 'avg'"):
         loss(reduction='avg')
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from udl_plugin.errors import InputError
+from udl_plugin.errors import UserError
 from udl_plugin.losses import UDL
 from udl_plugin.losses.weights import SCALINGS, SOURCES, udl_weight
 
@@ -85,9 +85,9 @@ def test_weight_lets_no_gradient_through(source, scaling):
 
 
 def test_bad_choice():
-    with pytest.raises(InputError, match=r"UDL: source is 'eror' \(did you mean 'error'\?\), not one of log_var"):
+    with pytest.raises(UserError, match=r"UDL: source is 'eror' \(did you mean 'error'\?\), not one of log_var"):
         UDL(source='eror')
-    with pytest.raises(InputError, match="UDL: scaling is 'cubic', not one of linear"):
+    with pytest.raises(UserError, match="UDL: scaling is 'cubic', not one of linear"):
         UDL(scaling='cubic')
-    with pytest.raises(InputError, match='scaling: exp is for source: log_var'):
+    with pytest.raises(UserError, match='scaling: exp is for source: log_var'):
         UDL(source='gradient', scaling='exp')

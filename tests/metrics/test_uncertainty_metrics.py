@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.stats import laplace, norm
 
-from udl_plugin.errors import InputError
+from udl_plugin.errors import UserError
 from udl_plugin.losses import ESU, EU, GaussianNLL
 from udl_plugin.metrics.uncertainty_metrics import (
     ause,
@@ -101,7 +101,7 @@ def test_what_a_map_states_is_where_its_loss_is_least(loss, cls):
 
 
 def test_unknown_loss():
-    with pytest.raises(InputError, match="loss: 'L1' is none that maps are trained with: ESU, EU, GaussianNLL"):
+    with pytest.raises(UserError, match="loss: 'L1' is none that maps are trained with: ESU, EU, GaussianNLL"):
         expected_error(np.zeros(3), 'L1')
 
 

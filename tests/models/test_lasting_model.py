@@ -10,10 +10,10 @@ from basicsr.utils import get_root_logger
 from conftest import model_options
 from torch.utils.data import DataLoader, Dataset
 
-from udl_plugin import random_states
-from udl_plugin.errors import InputError
-from udl_plugin.models.udl_model import spread_of
-from udl_plugin.place import Place
+from udl_plugin.errors import UserError
+from udl_plugin.models.udl_model import map_spread
+from udl_plugin.training import rng_state
+from udl_plugin.training.resumable_loader import LoaderState
 
 pytestmark = pytest.mark.usefixtures('seed', 'heard')
 
@@ -28,7 +28,7 @@ class Note:
     """As a batch of udl-train has it."""
 
     def __init__(self, number):
-        self.place = Place(0, 2 * number, 20, 2, random_states.read(), (None,))
+        self.place = LoaderState(0, 2 * number, 20, 2, rng_state.capture(), (None,))
 
 
 class Pairs(Dataset):
@@ -174,7 +174,7 @@ def test_state_that_does_not_fit(tmp_path):
         step(model, 1)
         model.save(0, 1)
         state = {**torch.load(tmp_path / '1.state', weights_only=True), **harm}
-        with pytest.raises(InputError, match='The training state of iteration 1 does not fit this training'):
+        with pytest.raises(UserError, match='The training state of iteration 1 does not fit this training'):
             build_model(model_options(1, tmp_path)).resume_training(state)
 
 
@@ -241,11 +241,11 @@ def test_nothing_is_removed_when_nothing_can_be_written(tmp_path, monkeypatch):
     def full(file):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr('udl_plugin.files.os.fsync', full)
+    monkeypatch.setattr('udl_plugin.utils.atomic_io.os.fsync', full)
     step(model, 2)
     model.save(0, 2)
     assert saved(tmp_path) == ['1.state', 'net_g_1.pth']
-    with pytest.raises(InputError, match=r'net_g_latest\.pth could not be written.*--auto_resume goes on'):
+    with pytest.raises(UserError, match=r'net_g_latest\.pth could not be written.*--auto_resume goes on'):
         model.save(-1, -1)
 
 
@@ -378,8 +378,8 @@ def test_flat_log_variance_is_reported_with_the_first_validation(tmp_path, caplo
 
 def test_spread():
     log_var = torch.zeros(2, 3, 10, 10)
-    assert spread_of(log_var) == 0
+    assert map_spread(log_var) == 0
     log_var[0, 0, 0, :4] = 99  # a few pixels are no map
-    assert spread_of(log_var) == 0
+    assert map_spread(log_var) == 0
     log_var[1, 2] = torch.linspace(0, 1, 100).view(10, 10)
-    assert spread_of(log_var) == pytest.approx(0.9)
+    assert map_spread(log_var) == pytest.approx(0.9)

@@ -10,11 +10,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from udl_plugin.archs import EDSRVar
-from udl_plugin.checkpoints import fingerprint
-from udl_plugin.data.uncertainty_maps import ABOUT, about
-from udl_plugin.errors import InputError
-from udl_plugin.files import write_whole
-from udl_plugin.options import check_maker_of_maps, check_network
+from udl_plugin.checkpoints.state_dict import fingerprint
+from udl_plugin.config.cross_checks import check_map_fingerprint, check_network
+from udl_plugin.data.map_format import ABOUT, make_metadata
+from udl_plugin.errors import UserError
+from udl_plugin.utils.atomic_io import atomic_write
 
 pytestmark = pytest.mark.usefixtures('seed')
 CHANGES = {'amp': {'amp': 'bf16'}, 'channels_last': {'channels_last': True}, 'accumulate': {'accumulate': 2},
@@ -211,16 +211,16 @@ def test_maps_of_another_network(tmp_path):
     opt = options(2, tmp_path)
     frozen = torch.load(opt['path']['pretrain_network_g'])['params']
     for name, print_of in (('right', fingerprint(frozen)), ('wrong', 'of something else')):
-        write_whole(tmp_path / name / ABOUT, about('old.pth', 'params', print_of, {}, 2, {}))
+        atomic_write(tmp_path / name / ABOUT, make_metadata('old.pth', 'params', print_of, {}, 2, {}))
         maps = {'train': {'dataroot_uncertainty': str(tmp_path / name)}}
         if name == 'right':
-            check_maker_of_maps({'datasets': maps}, build_model(opt).net_g.var_net.state_dict())
+            check_map_fingerprint({'datasets': maps}, build_model(opt).net_g.var_net.state_dict())
         else:
-            with pytest.raises(InputError, match=r"maps in '.*wrong' are of another network, old.pth, params, as it w"):
-                check_maker_of_maps({'datasets': maps}, frozen)
-            with pytest.raises(InputError, match='are of another network'):
+            with pytest.raises(UserError, match=r"maps in '.*wrong' are of another network, old.pth, params, as it w"):
+                check_map_fingerprint({'datasets': maps}, frozen)
+            with pytest.raises(UserError, match='are of another network'):
                 check_network({**opt, 'datasets': maps})
-        check_maker_of_maps({'datasets': maps}, {})
+        check_map_fingerprint({'datasets': maps}, {})
 
 
 @pytest.mark.parametrize('amp', [None, 'bf16', 'fp16'])

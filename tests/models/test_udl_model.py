@@ -15,11 +15,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from udl_plugin.archs import EDSRTwo, EDSRVar
-from udl_plugin.checkpoints import sr_state_dict
-from udl_plugin.errors import InputError
+from udl_plugin.archs.wrapping import base_state_dict
+from udl_plugin.checkpoints.network_file import load_network_file
+from udl_plugin.errors import UserError
+from udl_plugin.inference.visualize import uncertainty_picture
 from udl_plugin.metrics.uncertainty_metrics import calculate_map_ause, calculate_map_calibration
-from udl_plugin.model_files import read_model
-from udl_plugin.pictures import uncertainty_picture
 
 pytestmark = pytest.mark.usefixtures('seed')
 
@@ -89,7 +89,7 @@ def test_saved_network_is_a_plain_edsr(tmp_path):
     model.save(epoch=0, current_iter=3)
     saved = torch.load(tmp_path / 'net_g_3.pth', weights_only=True)
     plain = EDSR(**TINY)
-    plain.load_state_dict(sr_state_dict(saved['params']), strict=True)
+    plain.load_state_dict(base_state_dict(saved['params']), strict=True)
     x = torch.rand(1, 3, 9, 7)
     assert torch.equal(plain(x), model.net_g(x))
 
@@ -108,7 +108,7 @@ def test_checkpoint_says_what_it_is_of(tmp_path, ema):
     nets = {'params': model.net_g, 'params_ema': getattr(model, 'net_g_ema', None)}
     for key in saved.keys() - {'network_g'}:
         assert same(nets[key].state_dict(), saved[key])
-    found = read_model(tmp_path / 'net_g_latest.pth')
+    found = load_network_file(tmp_path / 'net_g_latest.pth')
     assert found.network_g == saved['network_g']
 
 
@@ -315,7 +315,7 @@ def test_training_state_is_whole_and_has_its_network(tmp_path, monkeypatch, capl
 
     files = sorted(path.name for path in tmp_path.iterdir())
     with monkeypatch.context() as context:
-        context.setattr('udl_plugin.files.os.fsync', full)
+        context.setattr('udl_plugin.utils.atomic_io.os.fsync', full)
         model.save(0, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == files
     with monkeypatch.context() as context:
@@ -378,7 +378,7 @@ def test_validation_without_map_never_runs_the_frozen_branch(tmp_path):
 
 
 def refused(opt, *parts):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(UserError) as caught:
         build_model(opt)
     for part in parts:
         assert part in str(caught.value)

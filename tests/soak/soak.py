@@ -24,9 +24,9 @@ from pathlib import Path
 import torch
 import yaml
 
-from udl_plugin.data.demo import write_demo_data
-from udl_plugin.files import write_whole
-from udl_plugin.measure import machine
+from udl_plugin.inference.cost import machine
+from udl_plugin.prepare.demo_data import write_demo_data
+from udl_plugin.utils.atomic_io import atomic_write
 
 ROOT = Path(__file__).resolve().parents[2]
 LMDBS = ('demo_train_HR_sub.lmdb', 'demo_train_LR_bicubic_X2_sub.lmdb')
@@ -346,7 +346,7 @@ def main():
     disk = 'a disk of 64 MB that was full, and mounts that were read-only' if mounts else 'no mounts: see the script'
     lines += ['', f'{len(soak.injected)} faults injected and survived in {soak.trainings} trainings, seed {args.seed}, '
               f'{disk}; lost: {lost or "nothing"}. {(time.time() - start) / 60:.0f} minutes, {machine()}.', '']
-    write_whole(args.out, '\n'.join(lines).encode())
+    atomic_write(args.out, '\n'.join(lines).encode())
     print('\n'.join(lines))
     return 1 if lost else 0
 

@@ -11,20 +11,20 @@ from basicsr.metrics import calculate_psnr, calculate_ssim
 from conftest import OPTIONS, TINY
 
 from udl_plugin.archs import DPDNNVar, EDSRTwo, EDSRVar
-from udl_plugin.authors import to_authors
-from udl_plugin.checkpoints import write_checkpoint
+from udl_plugin.checkpoints.network_file import load_network_file
+from udl_plugin.checkpoints.reference_names import to_reference
+from udl_plugin.checkpoints.state_dict import save_checkpoint
 from udl_plugin.cli.compare import main
-from udl_plugin.data.demo import validation_photos
-from udl_plugin.data.imresize import imresize
-from udl_plugin.data.prepare import prepare_benchmark
-from udl_plugin.data.records import encode
-from udl_plugin.errors import InputError
-from udl_plugin.files import write_whole
+from udl_plugin.data.lmdb_io import encode
+from udl_plugin.errors import UserError
+from udl_plugin.inference.upscaler import Upscaler
 from udl_plugin.metrics import uncertainty_metrics
-from udl_plugin.model_files import read_model
+from udl_plugin.prepare.datasets import prepare_benchmark
+from udl_plugin.prepare.demo_data import validation_photos
 from udl_plugin.studies.compare import BICUBIC, compare, find_benchmarks, find_shown, quality_of, read_entries
 from udl_plugin.studies.compare_report import draw_crops, find_boxes, map_table_of, table_of
-from udl_plugin.upscale import Upscaler
+from udl_plugin.utils.atomic_io import atomic_write
+from udl_plugin.utils.imresize import imresize
 
 VAR = {'type': 'EDSRVar', **TINY}
 SWINIR = {'upscale': 2, 'window_size': 8, 'img_size': 16, 'depths': [2], 'embed_dim': 12, 'num_heads': [2],
@@ -39,7 +39,7 @@ def benchmarks(tmp_path_factory):
     for name, parts in {'One': {'face': photo[40:140, 170:290]},
                         'Two': {'odd': photo[:70, :58], 'plain': photo[100:148, 300:364]}}.items():
         for part, image in parts.items():
-            write_whole(folder / 'photos' / name / f'{part}.png', encode(image))
+            atomic_write(folder / 'photos' / name / f'{part}.png', encode(image))
         prepare_benchmark(folder / 'photos' / name, [2], folder, name=name)
     return folder
 
@@ -53,8 +53,8 @@ def models(tmp_path_factory):
     with torch.no_grad():
         var.var_conv[-2].weight *= 3  # a map with something in it
     two.load_state_dict(var.state_dict())
-    write_checkpoint(folder / 'var.pth', {'params': var.state_dict()}, VAR)
-    write_checkpoint(folder / 'experiments/run/models/net_g_latest.pth', {'params': two.state_dict()},
+    save_checkpoint(folder / 'var.pth', {'params': var.state_dict()}, VAR)
+    save_checkpoint(folder / 'experiments/run/models/net_g_latest.pth', {'params': two.state_dict()},
                      {'type': 'EDSRTwo', **TINY})
     torch.save({'params': RCAN(num_in_ch=3, num_out_ch=3, num_feat=8, num_group=1, num_block=1, squeeze_factor=4,
                                upscale=2).state_dict()}, folder / 'rcan.pth')
@@ -85,7 +85,7 @@ def test_labels(results):
 
 def test_scores_are_those_of_the_image_that_the_network_makes(results, benchmarks, models):
     """The same as udl-upscale makes, rounded to 8 bits, rated by upstream's metrics."""
-    upscaler = Upscaler(read_model(models / 'var.pth'))
+    upscaler = Upscaler(load_network_file(models / 'var.pth'))
     for name, images in results[1].scores.items():
         for image, scores in images.items():
             gt, lq = (cv2.imread(str(benchmarks / name / kind / f'{image}.png')) for kind in ('GTmod2', 'LRbicx2'))
@@ -184,15 +184,15 @@ def test_boxes_are_where_the_map_is_highest(results):
 def test_other_layouts(models, benchmarks, tmp_path):
     """The authors' file and safetensors give what the same network of ours gives."""
     safetensors = pytest.importorskip('safetensors.torch')
-    from udl_plugin.model_files import complete
-    model = read_model(models / 'var.pth')
+    from udl_plugin.archs.build import with_defaults
+    model = load_network_file(models / 'var.pth')
     plain = model.plain()
     tensors = {name: value.contiguous() for name, value in plain.state_dict.items()}
     safetensors.save_file(tensors, tmp_path / 'plain.safetensors')
     authors = EDSRVar(**TINY, res_scale=0.1, rgb_mean=[0, 0, 0])
     section = {'type': 'EDSR', **TINY, 'res_scale': 0.1, 'rgb_mean': [0, 0, 0]}
-    torch.save(to_authors(authors.state_dict(), complete(section)), tmp_path / 'authors.pt')
-    write_checkpoint(tmp_path / 'ours.pth', {'params': authors.state_dict()}, {**section, 'type': 'EDSRVar'})
+    torch.save(to_reference(authors.state_dict(), with_defaults(section)), tmp_path / 'authors.pt')
+    save_checkpoint(tmp_path / 'ours.pth', {'params': authors.state_dict()}, {**section, 'type': 'EDSRVar'})
     entries, _, scale = read_entries([f'{name}={tmp_path}/{file}' for name, file in (
         ('a', 'plain.safetensors'), ('b', 'authors.pt'), ('c', 'ours.pth'))] + [f'd={models}/var.pth'], tmp_path)
     sections = find_benchmarks([str(benchmarks / 'Two')], {}, scale)
@@ -252,11 +252,11 @@ def test_benchmarks_of_ymls(models, benchmarks, tmp_path):
     opt['datasets']['test']['dataroot_lq'] = 'elsewhere'
     opt['name'] = 'other'
     (tmp_path / 'two.yml').write_text(yaml.safe_dump(opt))
-    with pytest.raises(InputError, match='its data set Two is another than that of a yml before it'):
+    with pytest.raises(UserError, match='its data set Two is another than that of a yml before it'):
         read_entries([str(tmp_path / 'one.yml'), str(tmp_path / 'two.yml')], tmp_path)
-    with pytest.raises(InputError, match='--sets: is missing'):
+    with pytest.raises(UserError, match='--sets: is missing'):
         find_benchmarks([], {}, 2)
-    with pytest.raises(InputError, match="--sets: Nowhere: dataroot_gt: there is no folder 'Nowhere/GTmod2'"):
+    with pytest.raises(UserError, match="--sets: Nowhere: dataroot_gt: there is no folder 'Nowhere/GTmod2'"):
         find_benchmarks(['Nowhere'], {}, 2)
 
 
@@ -273,19 +273,19 @@ def test_benchmarks_of_ymls(models, benchmarks, tmp_path):
 def test_bad_yml(models, tmp_path, changes, message):
     opt = {**yaml.safe_load((models / 'rcan.yml').read_text()), **changes}
     (tmp_path / 'x.yml').write_text(yaml.safe_dump(opt))
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         read_entries([str(tmp_path / 'x.yml')], tmp_path)
 
 
 def test_file_that_is_no_text(tmp_path):
     (tmp_path / 'x.yml').write_bytes(b'name: \xff\xfe')
-    with pytest.raises(InputError, match='is no yml'):
+    with pytest.raises(UserError, match='is no yml'):
         read_entries([str(tmp_path / 'x.yml')], tmp_path)
 
 
 def test_network_of_one_channel_is_given_y(benchmarks, tmp_path):
     grey = {'num_in_ch': 1, 'num_out_ch': 1, 'num_feat': 4, 'num_step': 1, 'upscale': 2}
-    write_checkpoint(tmp_path / 'grey.pth', {'params': DPDNNVar(**grey).state_dict()}, {'type': 'DPDNNVar', **grey})
+    save_checkpoint(tmp_path / 'grey.pth', {'params': DPDNNVar(**grey).state_dict()}, {'type': 'DPDNNVar', **grey})
     entries, _, scale = read_entries([str(tmp_path / 'grey.pth')], tmp_path / 'copies')
     sections = find_benchmarks([str(benchmarks / 'One')], {}, scale)
     results = compare(entries, sections, scale, find_shown(None, sections, scale), True)
@@ -296,6 +296,6 @@ def test_network_of_one_channel_is_given_y(benchmarks, tmp_path):
 
 def test_scales_do_not_mix(models, tmp_path):
     x3 = {**TINY, 'upscale': 3}
-    write_checkpoint(tmp_path / 'x3.pth', {'params': EDSRVar(**x3).state_dict()}, {'type': 'EDSRVar', **x3})
-    with pytest.raises(InputError, match='of scale 2 and .*x3.pth.* of scale 3; compare one scale at a time'):
+    save_checkpoint(tmp_path / 'x3.pth', {'params': EDSRVar(**x3).state_dict()}, {'type': 'EDSRVar', **x3})
+    with pytest.raises(UserError, match='of scale 2 and .*x3.pth.* of scale 3; compare one scale at a time'):
         read_entries([f'{models}/var.pth', str(tmp_path / 'x3.pth')], tmp_path)

@@ -14,8 +14,8 @@ import yaml
 from basicsr.archs.edsr_arch import EDSR
 from conftest import TINY, study_section
 
-from udl_plugin.errors import InputError
-from udl_plugin.studies.matrix import read_study
+from udl_plugin.errors import UserError
+from udl_plugin.studies.config import read_study
 from udl_plugin.studies.runner import run_study
 
 TOO_MUCH = {'type': 'Adam', 'lr': 1e-3, 'fused': True, 'foreach': True}
@@ -89,7 +89,7 @@ def test_killed_study_goes_on(runner):
     with subprocess.Popen([sys.executable, *STUDY], cwd=runner.folder, stdout=subprocess.DEVNULL) as process:
         wait_for(lambda: states.is_dir() and any(states.glob('*.state')))
         process.send_signal(signal.SIGKILL)
-    with contextlib.suppress(InputError):  # the training that it had started ends too, and lets go of the folder
+    with contextlib.suppress(UserError):  # the training that it had started ends too, and lets go of the folder
         wait_for(lambda: is_free(folder))
     assert is_free(folder)
     assert not (folder / 'scores').exists()
@@ -115,11 +115,11 @@ def wait_for(condition, seconds=60):
 
 
 def is_free(folder):
-    from udl_plugin.files import alone
+    from udl_plugin.utils.atomic_io import exclusive_lock
     try:
-        with alone(folder):
+        with exclusive_lock(folder):
             return True
-    except InputError:
+    except UserError:
         return False
 
 
@@ -160,7 +160,7 @@ def test_what_follows_from_a_failure_is_not_begun(runner, monkeypatch):
 def test_bad_input_is_refused_before_anything_is_written(runner, monkeypatch, changes, message):
     monkeypatch.chdir(runner.folder)
     write_study(runner.folder, **changes)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         run_study(read_study('tiny.yml'))
     assert not (runner.folder / 'results').exists()
 
@@ -190,16 +190,16 @@ def test_channels_that_the_data_does_not_have(runner, monkeypatch):
     monkeypatch.chdir(runner.folder)
     grey = {'type': 'DPDNN', 'num_in_ch': 1, 'num_out_ch': 1, 'num_feat': 4, 'num_step': 1}
     write_study(runner.folder, networks={'grey': grey})
-    with pytest.raises(InputError, match='grey, x2, L1Loss: the network takes images of 1 channels: write color: y'):
+    with pytest.raises(UserError, match='grey, x2, L1Loss: the network takes images of 1 channels: write color: y'):
         run_study(read_study('tiny.yml'))
 
 
 def test_one_study_at_a_time_in_a_folder(runner, monkeypatch):
-    from udl_plugin.files import alone
+    from udl_plugin.utils.atomic_io import exclusive_lock
     monkeypatch.chdir(runner.folder)
     write_study(runner.folder)
     (runner.folder / 'results/tiny').mkdir(parents=True)
-    with alone('results/tiny'), pytest.raises(InputError, match='another process is writing there'):
+    with exclusive_lock('results/tiny'), pytest.raises(UserError, match='another process is writing there'):
         run_study(read_study('tiny.yml'))
 
 
@@ -221,12 +221,12 @@ def test_parts_of_a_batch_that_are_not_equal(runner, monkeypatch):
     """Found before step 1 is trained."""
     monkeypatch.chdir(runner.folder)
     write_study(runner.folder, variants={'L1': [{'type': 'ESU'}, {'pixel_opt': {'type': 'UDL'}, 'accumulate': 3}]})
-    with pytest.raises(InputError, match='ESU then UDL-accumulate=3: train: accumulate: 3: .*batch_size_per_gpu: 2'):
+    with pytest.raises(UserError, match='ESU then UDL-accumulate=3: train: accumulate: 3: .*batch_size_per_gpu: 2'):
         run_study(read_study('tiny.yml'))
 
 
 def test_misspelt_option_of_a_step(runner, monkeypatch):
     monkeypatch.chdir(runner.folder)
     write_study(runner.folder, variants={'L1': [{'type': 'L1Loss'}, {'pixel_opt': {'type': 'L1Loss'}, 'amq': 'bf16'}]})
-    with pytest.raises(InputError, match=r"train: 'amq' is not an option .did you mean 'amp'"):
+    with pytest.raises(UserError, match=r"train: 'amq' is not an option .did you mean 'amp'"):
         run_study(read_study('tiny.yml'))

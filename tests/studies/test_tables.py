@@ -10,9 +10,10 @@ import pytest
 from conftest import study_section
 from scipy.stats import t
 
-from udl_plugin.report import Heading, Picture, Table
-from udl_plugin.studies.matrix import Study
-from udl_plugin.studies.tables import draw_curves, read_scores, report_of, rows_of, table_of, with_deviation
+from udl_plugin.studies.config import Study
+from udl_plugin.studies.report import Heading, Picture, Table
+from udl_plugin.studies.significance import with_deviation
+from udl_plugin.studies.tables import draw_curves, read_scores, report_of, rows_of, table_of
 
 
 @pytest.fixture

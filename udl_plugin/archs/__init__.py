@@ -1,5 +1,5 @@
 """Networks. `forward(x)` of each returns the SR image; `forward(x, return_log_var=True)` adds the log-variance."""
-from udl_plugin.register import register
+from udl_plugin.plugin import register
 
 register()  # see there
 

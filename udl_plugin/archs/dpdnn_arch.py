@@ -9,16 +9,16 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from udl_plugin.archs.two_step import TwoStep
-from udl_plugin.archs.with_variance import WithVariance, with_options_of
-from udl_plugin.checkpoints import branch
-from udl_plugin.data.imresize import cubic
-from udl_plugin.errors import InputError, refuse_unknown_options
+from udl_plugin.archs.with_variance import WithVariance, takes_options_of
+from udl_plugin.archs.wrapping import sub_state_dict
+from udl_plugin.errors import UserError, reject_unknown_kwargs
+from udl_plugin.utils.imresize import cubic
 
 STAGES = 4  # of the U-Net
-UNET_REACH = 152  # how far it sees from a pixel, at the worst place among 16; a test looks
+UNET_RECEPTIVE_RADIUS = 152  # how far it sees from a pixel, at the worst place among 16; a test looks
 
 
-@refuse_unknown_options
+@reject_unknown_kwargs
 class DPDNN(nn.Module):
     """Unrolled optimisation: bicubic upsampling, then steps that share one denoiser and pull the image back to the LR.
 
@@ -36,7 +36,7 @@ class DPDNN(nn.Module):
             pass: a fraction of the memory for a third more time. The results are the same.
 
     Raises:
-        InputError: an unknown option, one that is no whole number or too small, or different `num_in_ch`, `num_out_ch`.
+        UserError: an unknown option, one that is no whole number or too small, or different `num_in_ch`, `num_out_ch`.
     """
 
     def __init__(self, num_in_ch, num_out_ch, num_feat=64, num_step=6, upscale=4, img_range=255., checkpointing=False):
@@ -44,9 +44,9 @@ class DPDNN(nn.Module):
         least = {'num_in_ch': 1, 'num_out_ch': 1, 'num_feat': 1, 'num_step': 1, 'upscale': 2}
         for name, value in zip(least, (num_in_ch, num_out_ch, num_feat, num_step, upscale)):
             if not isinstance(value, int) or value < least[name]:
-                raise InputError(f'type: DPDNN: {name}: {value!r} is not a whole number from {least[name]} on.')
+                raise UserError(f'type: DPDNN: {name}: {value!r} is not a whole number from {least[name]} on.')
         if num_in_ch != num_out_ch:
-            raise InputError(f'type: DPDNN: num_in_ch: {num_in_ch} and num_out_ch: {num_out_ch} must be the same: '
+            raise UserError(f'type: DPDNN: num_in_ch: {num_in_ch} and num_out_ch: {num_out_ch} must be the same: '
                              'the image that comes in is refined.')
         self.img_range = img_range
         self.checkpointing = checkpointing
@@ -69,9 +69,9 @@ class DPDNN(nn.Module):
         return x / self.img_range
 
 
-def dpdnn_options(state_dict):
+def infer_dpdnn_config(state_dict):
     """Options of the DPDNN in a state dict of either step, as far as weights tell; None where there is none."""
-    weights = branch(state_dict, 'var_net') or state_dict
+    weights = sub_state_dict(state_dict, 'var_net') or state_dict
     dimensions = {'delta': 1, 'eta': 1, 'up.kernel': 4, 'down.kernel': 4, 'denoiser.conv_last.weight': 4}
     if any(name not in weights or weights[name].ndim != number for name, number in dimensions.items()):
         return None
@@ -80,23 +80,23 @@ def dpdnn_options(state_dict):
             'upscale': round(len(weights['up.kernel'])**0.5)}
 
 
-def dpdnn_reach(options):
+def dpdnn_receptive_radius(options):
     """How far a DPDNN and its variance head see from a pixel, in LR pixels; `options` as `dpdnn_options` gives them."""
-    return math.ceil((options.get('num_step', 6) * UNET_REACH + 3) / options.get('upscale', 4)) + 3
+    return math.ceil((options.get('num_step', 6) * UNET_RECEPTIVE_RADIUS + 3) / options.get('upscale', 4)) + 3
 
 
-@with_options_of(DPDNN)
+@takes_options_of(DPDNN)
 class DPDNNVar(WithVariance):
     """`DPDNN` plus a variance head, `var_conv`, on the last features of the last step's decoder. Options as there."""
 
-    options_from_weights = staticmethod(dpdnn_options)
+    options_from_weights = staticmethod(infer_dpdnn_config)
 
 
-@with_options_of(DPDNN)
+@takes_options_of(DPDNN)
 class DPDNNTwo(TwoStep):
     """Step 2: `sr_net`, a `DPDNN` that is trained, and `var_net`, the frozen `DPDNNVar` of step 1. Options as there."""
 
-    options_from_weights = staticmethod(dpdnn_options)
+    options_from_weights = staticmethod(infer_dpdnn_config)
 
 
 class UNet(nn.Module):

@@ -2,13 +2,13 @@
 from basicsr.archs.edsr_arch import EDSR
 
 from udl_plugin.archs.two_step import TwoStep
-from udl_plugin.archs.with_variance import WithVariance, with_options_of
-from udl_plugin.checkpoints import branch, sr_state_dict
+from udl_plugin.archs.with_variance import WithVariance, takes_options_of
+from udl_plugin.archs.wrapping import base_state_dict, sub_state_dict
 
 
-def edsr_options(state_dict):
+def infer_edsr_config(state_dict):
     """Options of the EDSR in a state dict of either step, as far as weights tell; None where there is none."""
-    weights = branch(state_dict, 'var_net') or sr_state_dict(state_dict)
+    weights = sub_state_dict(state_dict, 'var_net') or base_state_dict(state_dict)
     numbers = {name.split('.')[1] for name in weights if name.startswith('body.')}
     upsample = [layer for layer in (f'upsample.{2 * step}' for step in range(8)) if f'{layer}.weight' in weights]
     layers = ['conv_first', *(f'body.{number}.conv{one}' for number in numbers for one in (1, 2)), 'conv_after_body',
@@ -27,13 +27,13 @@ def edsr_options(state_dict):
             'upscale': upscale}
 
 
-def edsr_reach(options):
+def edsr_receptive_radius(options):
     """How far an EDSR and its variance head see from a pixel, in LR pixels: its 3x3 convolutions, those at larger sizes
     rounded up. `options` as `edsr_options` gives them."""
     return 2 * options.get('num_block', 16) + 4
 
 
-@with_options_of(EDSR)
+@takes_options_of(EDSR)
 class EDSRVar(WithVariance):
     """BasicSR's EDSR plus a variance head, `var_conv`, on the features that enter its upsampler.
 
@@ -50,14 +50,14 @@ class EDSRVar(WithVariance):
         rgb_mean (list[float]): Subtracted from the input, added to the output.
 
     Raises:
-        InputError: an unknown option.
+        UserError: an unknown option.
     """
 
-    options_from_weights = staticmethod(edsr_options)
+    options_from_weights = staticmethod(infer_edsr_config)
 
 
-@with_options_of(EDSR)
+@takes_options_of(EDSR)
 class EDSRTwo(TwoStep):
     """Step 2: `sr_net`, a plain `EDSR` of BasicSR, and `var_net`, the frozen `EDSRVar` of step 1. Options as there."""
 
-    options_from_weights = staticmethod(edsr_options)
+    options_from_weights = staticmethod(infer_edsr_config)

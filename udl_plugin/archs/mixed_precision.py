@@ -5,11 +5,11 @@ Inside, networks have images in [0, 255], or nearly; there, bfloat16 has steps o
 import torch
 from torch import nn
 
+from udl_plugin.archs.feature_hook import trace_modules
 from udl_plugin.archs.two_step import TwoStep
-from udl_plugin.archs.with_variance import watch
 
 
-def keep_images_in_float32(net):
+def keep_image_convs_in_fp32(net):
     """Has autocast pass by, in place, the convolutions of `net` that take an image or make one, and its first and last
     one, which may do so with an image whose pixels are shuffled. Its parameters and their names stay as they are.
     Convolutions that are no `nn.Conv2d`, such as the blocks of ECBSR, are not reached.
@@ -18,10 +18,10 @@ def keep_images_in_float32(net):
         net (nn.Module): One of ours, or of BasicSR.
 
     Raises:
-        InputError: it cannot be run on a small image.
+        UserError: it cannot be run on a small image.
     """
     for part in (net.sr_net, net.var_net) if isinstance(net, TwoStep) else (net,):
-        runs, lq, sr = watch(part)
+        runs, lq, sr = trace_modules(part)
         ran = [run.module for run in runs if isinstance(run.module, nn.Conv2d)]
         for module in part.modules():
             if type(module) is nn.Conv2d and (

@@ -2,11 +2,12 @@
 import torch
 from torch import nn
 
-from udl_plugin.archs.with_variance import WithVariance, build_backbone
-from udl_plugin.errors import refuse_unknown_options
+from udl_plugin.archs.build import build_backbone
+from udl_plugin.archs.with_variance import WithVariance
+from udl_plugin.errors import reject_unknown_kwargs
 
 
-@refuse_unknown_options
+@reject_unknown_kwargs
 class TwoStep(nn.Module):
     """A trained SR network, `sr_net`, beside the frozen one of step 1, `var_net`, that gives its log-variance.
 
@@ -18,7 +19,7 @@ class TwoStep(nn.Module):
         backbone, features: As in `WithVariance`, and the same as in step 1.
 
     Raises:
-        InputError: see `WithVariance`.
+        UserError: see `WithVariance`.
     """
 
     trains_log_var = False

@@ -5,8 +5,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from udl_plugin.cli.command import a_count, a_path, run_command
-from udl_plugin.errors import InputError
+from udl_plugin.cli.common import path_arg, positive_int, run_command
+from udl_plugin.errors import UserError
 
 ABOUT = """\
 Tests networks, and bicubic, on benchmarks through BasicSR's test code, and writes a table, crops and a report.
@@ -33,14 +33,14 @@ def parse(argv):
     parser = argparse.ArgumentParser(prog='udl-compare', description=ABOUT, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add('inputs', nargs='+', type=a_path, metavar='INPUT', help='FILE or LABEL=FILE')
-    add('--sets', nargs='+', type=a_path, default=[], metavar='DIR', help='benchmarks, with GTmod2 and LRbicx2 for x2')
-    add('--out', type=a_path, default='results/compare', metavar='DIR', help='(results/compare)')
+    add('inputs', nargs='+', type=path_arg, metavar='INPUT', help='FILE or LABEL=FILE')
+    add('--sets', nargs='+', type=path_arg, default=[], metavar='DIR', help='benchmarks, with GTmod2 and LRbicx2 for x2')
+    add('--out', type=path_arg, default='results/compare', metavar='DIR', help='(results/compare)')
     add('--sort', choices=SORTS, default='given', help='order of the table, the best first (as given)')
     add('--image', metavar='NAME', help='of which crops are shown (the first of the first benchmark)')
     add('--box', nargs=4, type=int, action='append', metavar=('X', 'Y', 'WIDTH', 'HEIGHT'),
         help='a crop, in pixels of the ground truth; may be given again (two where the first map is highest)')
-    add('--box-size', type=a_count, default=96, metavar='N', help='sides of the crops that are picked (96)')
+    add('--box-size', type=positive_int, default=96, metavar='N', help='sides of the crops that are picked (96)')
     add('--uncertainty', action='store_true', help='rate the maps: correlation, AUSE, calibration, sparsity')
     add('--eu', nargs='+', default=[], metavar='LABEL', help='networks whose map is from EU, not ESU, for calibration')
     add('--gaussian', nargs='+', default=[], metavar='LABEL', help='networks whose map is from GaussianNLL')
@@ -55,26 +55,26 @@ def parse(argv):
 def run(args):
     report = Path(args.out, 'report.html')
     if report.exists() and not args.force:
-        raise InputError(f"'{report}' exists already; choose another --out or give --force.")
-    from udl_plugin.measure import machine  # from here on it takes seconds
-    from udl_plugin.report import markdown_table, to_html, write_files
+        raise UserError(f"'{report}' exists already; choose another --out or give --force.")
+    from udl_plugin.inference.cost import machine  # from here on it takes seconds
     from udl_plugin.studies import compare, compare_report
+    from udl_plugin.studies.report import markdown_table, to_html, write_files
     logging.getLogger('basicsr').setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix='udl_compare_') as folder:
         entries, datasets, scale = compare.read_entries(args.inputs, folder)
         losses = {**dict.fromkeys(args.eu, 'EU'), **dict.fromkeys(args.gaussian, 'GaussianNLL')}
         for label in losses:
             if label not in [entry.label for entry in entries]:
-                raise InputError(f"--eu, --gaussian: there is no network '{label}'; there are: "
+                raise UserError(f"--eu, --gaussian: there is no network '{label}'; there are: "
                                  f'{", ".join(entry.label for entry in entries)}.')
         if args.uncertainty and not any(entry.has_map for entry in entries):
-            raise InputError('--uncertainty: none of the networks has a map; take checkpoints of step 1 or 2.')
+            raise UserError('--uncertainty: none of the networks has a map; take checkpoints of step 1 or 2.')
         benchmarks = compare.find_benchmarks(args.sets, datasets, scale)
         shown = compare.find_shown(args.image, benchmarks, scale)
         boxes = [tuple(box) for box in args.box or ()]
         for x, y, width, height in boxes:
             if not (0 <= x < x + width <= shown.width and 0 <= y < y + height <= shown.height):
-                raise InputError(f'--box {x} {y} {width} {height}: is not inside {shown.name}, {shown.width} x '
+                raise UserError(f'--box {x} {y} {width} {height}: is not inside {shown.name}, {shown.width} x '
                                  f'{shown.height}.')
         results = compare.compare(
             entries, benchmarks, scale, shown, args.uncertainty, losses,

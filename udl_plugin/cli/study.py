@@ -3,7 +3,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from udl_plugin.cli.command import a_count, a_path, run_command, show
+from udl_plugin.cli.common import path_arg, positive_int, run_command, show
 
 ABOUT = """\
 Trains the variants, networks, scales and seeds that a yml names, each through BasicSR's training, and compares them.
@@ -29,17 +29,17 @@ def parse(argv):
     parser = argparse.ArgumentParser(prog='udl-study', description=ABOUT, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add('study', type=a_path, metavar='STUDY.yml', help='such as options/studies/losses.yml, which explains the keys')
-    add('--out', type=a_path, metavar='DIR', help='the folder (default: results/ and the name in the yml)')
-    add('--jobs', type=a_count, default=1, metavar='N', help='trainings at once (1)')
+    add('study', type=path_arg, metavar='STUDY.yml', help='such as options/studies/losses.yml, which explains the keys')
+    add('--out', type=path_arg, metavar='DIR', help='the folder (default: results/ and the name in the yml)')
+    add('--jobs', type=positive_int, default=1, metavar='N', help='trainings at once (1)')
     add('--report', action='store_true', help='train nothing; table and draw what is finished')
     add('--quiet', action='store_true', help='show errors only')
     return parser.parse_args(argv)
 
 
 def run(args):
-    from udl_plugin.report import to_html, write_files  # from here on it takes seconds
-    from udl_plugin.studies.matrix import read_study
+    from udl_plugin.studies.config import read_study
+    from udl_plugin.studies.report import to_html, write_files  # from here on it takes seconds
     from udl_plugin.studies.runner import refuse_others, run_study
     from udl_plugin.studies.tables import report_of
     study = read_study(args.study, args.out and Path(args.out))

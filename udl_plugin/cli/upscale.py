@@ -1,4 +1,4 @@
-"""The command `udl-upscale`: images through a network's file. See udl_plugin/upscale.py."""
+"""The command `udl-upscale`: images through a network's file. See udl_plugin/inference/upscaler.py."""
 import argparse
 import collections
 import errno
@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from udl_plugin.cli.command import a_count, a_path, run_command, show
-from udl_plugin.cli.convert_checkpoint import add_reading_options, read
-from udl_plugin.data.image_files import SUFFIXES, list_images, read_full_image
-from udl_plugin.errors import InputError
-from udl_plugin.files import write_whole
-from udl_plugin.pictures import encode_png, uncertainty_picture
+from udl_plugin.cli.common import add_reading_options, path_arg, positive_int, read, run_command, show
+from udl_plugin.data.image_io import SUFFIXES, list_images, read_full_image
+from udl_plugin.errors import UserError
+from udl_plugin.inference.visualize import encode_png, uncertainty_picture
+from udl_plugin.utils.atomic_io import atomic_write
 
 ABOUT = """\
 Upscales an image, or the images in a folder, with a network from a file; its kind and scale are read from there.
@@ -40,14 +39,14 @@ def parse(argv):
     parser = argparse.ArgumentParser(prog='udl-upscale', description=ABOUT, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add('input', type=a_path, metavar='INPUT', help='an image, or a folder of images')
-    add('output', type=a_path, metavar='OUTPUT', help='a .png file for an image, otherwise a folder')
-    add('--model', type=a_path, required=True, metavar='FILE', help='.pth, .pt or .safetensors')
+    add('input', type=path_arg, metavar='INPUT', help='an image, or a folder of images')
+    add('output', type=path_arg, metavar='OUTPUT', help='a .png file for an image, otherwise a folder')
+    add('--model', type=path_arg, required=True, metavar='FILE', help='.pth, .pt or .safetensors')
     add_reading_options(parser)
     add('--uncertainty', action='store_true', help='write the map too; wants the checkpoint of step 1 or 2 itself')
     add('--uncertainty-limits', nargs=2, type=float, metavar=('LOW', 'HIGH'),
         help="of all pictures of maps, from blue to red, so that they can be compared (default: each map's own)")
-    add('--tile', type=a_count, metavar='N', help='show the network N x N pixels at once: less memory (default: all)')
+    add('--tile', type=positive_int, metavar='N', help='show the network N x N pixels at once: less memory (default: all)')
     add('--self-ensemble', action='store_true', help='mean over eight flips and rotations: eight times as long')
     add('--device', metavar='NAME', help='such as cpu or cuda:1 (default: the GPU where there is one)')
     add('--force', action='store_true', help='replace results that exist')
@@ -63,16 +62,16 @@ def run(args):
     images = find(args)
     import torch  # from here on it takes seconds
 
-    from udl_plugin.upscale import Upscaler
+    from udl_plugin.inference.upscaler import Upscaler
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     model = read(args.model, args)
     try:
         upscaler = Upscaler(model, device, args.tile, args.self_ensemble, args.uncertainty)
-    except InputError as err:
-        raise InputError(f"'{args.model}': {err}") from err
+    except UserError as err:
+        raise UserError(f"'{args.model}': {err}") from err
     except (RuntimeError, AssertionError) as err:
-        raise InputError(f'--device {device}: {str(err).splitlines()[0]}') from err
-    tell_margin(upscaler)
+        raise UserError(f'--device {device}: {str(err).splitlines()[0]}') from err
+    warn_about_tile_seams(upscaler)
     failed = []
     pairs = images.items() if len(images) == 1 else args.track(images.items(), len(images), 'Upscaling')
     for source, target in pairs:
@@ -80,9 +79,9 @@ def run(args):
             track = None if len(images) > 1 else \
                 lambda pieces, number: args.track(pieces, number, 'Upscaling', 'pieces')
             write(target, upscaler(read_full_image(source), track), args.uncertainty_limits)
-        except (InputError, MemoryError, OSError) as err:
+        except (UserError, MemoryError, OSError) as err:
             if len(images) == 1 or getattr(err, 'errno', None) in FULL:
-                raise InputError(describe(source, err)) from err
+                raise UserError(describe(source, err)) from err
             failed.append(describe(source, err))
     if failed:
         show(f'udl-upscale: images left out: {len(failed)} of {len(images)}', failed, file=sys.stderr)
@@ -104,13 +103,13 @@ def find(args):
     source, target = Path(args.input), Path(os.path.normpath(args.output))
     if source.is_dir():
         if target.is_file() or (not target.is_dir() and target.suffix.lower() in SUFFIXES):
-            raise InputError(f"'{target}' is a file; a folder is needed for the images in '{source}'.")
+            raise UserError(f"'{target}' is a file; a folder is needed for the images in '{source}'.")
         images = {path: target / f'{name}.png' for name, path in list_images(source).items()}
     elif not source.exists():
-        raise InputError(f"there is no '{source}' (seen from {Path.cwd()}).")
+        raise UserError(f"there is no '{source}' (seen from {Path.cwd()}).")
     elif target.suffix.lower() in SUFFIXES and not target.is_dir():
         if target.suffix.lower() != '.png':
-            raise InputError(f"'{target}': results are .png files, which keep every value; or name a folder.")
+            raise UserError(f"'{target}': results are .png files, which keep every value; or name a folder.")
         images = {source: target}
     else:
         images = {source: target / f'{source.stem}.png'}
@@ -118,12 +117,12 @@ def find(args):
     sources = {path.resolve() for path in images}
     for path, times in collections.Counter(written).items():
         if times > 1:
-            raise InputError(f"two results would be '{path}'; rename an image.")
+            raise UserError(f"two results would be '{path}'; rename an image.")
         if path.resolve() in sources:
-            raise InputError(f"'{path}' is one of the images to be upscaled; choose another OUTPUT.")
+            raise UserError(f"'{path}' is one of the images to be upscaled; choose another OUTPUT.")
     existing = [path for path in written if os.path.lexists(path)]
     if existing and not args.force:
-        raise InputError(f"'{existing[0]}' exists already" + (f', and {len(existing) - 1} more' * (len(existing) > 1))
+        raise UserError(f"'{existing[0]}' exists already" + (f', and {len(existing) - 1} more' * (len(existing) > 1))
                          + '; choose another OUTPUT or give --force.')
     return images
 
@@ -138,14 +137,14 @@ def write(target, upscaled, limits=None):
     if upscaled.log_var is not None:
         raw = io.BytesIO()
         np.save(raw, upscaled.log_var)
-        write_whole(log_var, raw.getvalue())
-        write_whole(picture, encode_png(uncertainty_picture(upscaled.log_var, limits)))
-    write_whole(image, encode_png(upscaled.image))  # last: where it is, the map is
+        atomic_write(log_var, raw.getvalue())
+        atomic_write(picture, encode_png(uncertainty_picture(upscaled.log_var, limits)))
+    atomic_write(image, encode_png(upscaled.image))  # last: where it is, the map is
 
 
-def tell_margin(upscaler):
+def warn_about_tile_seams(upscaler):
     """Says so where tiles may be seen in the result."""
-    from udl_plugin.upscale import ALIGN
+    from udl_plugin.inference.upscaler import ALIGN
     if upscaler.tile is None or upscaler.margin >= (upscaler.reach or math.inf):
         return
     note = f'Note: tiles overlap by {upscaler.margin} pixels on each side, and how far the network sees '

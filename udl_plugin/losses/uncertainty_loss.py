@@ -11,7 +11,7 @@ BasicSR's `weighted_loss` is not used: it divides by the sum of the weights, and
 import torch
 from torch import nn
 
-from udl_plugin.errors import InputError, did_you_mean, refuse_unknown_options
+from udl_plugin.errors import UserError, did_you_mean, reject_unknown_kwargs
 from udl_plugin.losses.weights import SCALINGS, SOURCES, udl_weight
 
 
@@ -45,7 +45,7 @@ class _UncertaintyLoss(nn.Module):
             loss itself to the size of BasicSR's `L1Loss`, beside a perceptual loss say, use `loss_weight: 0.00392`.
 
     Raises:
-        InputError: an unknown option or `reduction`.
+        UserError: an unknown option or `reduction`.
     """
 
     needs = ('log_var',)  # the model asks the network for it: return_log_var=True
@@ -54,7 +54,7 @@ class _UncertaintyLoss(nn.Module):
     def __init__(self, loss_weight=1.0, reduction='mean', img_range=255.0):
         super().__init__()
         if reduction not in ('none', 'mean', 'sum'):
-            raise InputError(f"type: {type(self).__name__}: reduction is '{reduction}', not one of none, mean, sum.")
+            raise UserError(f"type: {type(self).__name__}: reduction is '{reduction}', not one of none, mean, sum.")
         self.loss_weight = loss_weight
         self.reduction = reduction
         self.img_range = img_range
@@ -99,7 +99,7 @@ def _blame(**inputs):
     return '; '.join(bad) + '.' if bad else 'All inputs are finite: their sizes overflow; lower the learning rate.'
 
 
-@refuse_unknown_options
+@reject_unknown_kwargs
 class GaussianNLL(_UncertaintyLoss):
     __doc__ = f'{gaussian_nll.__doc__}\n\n{_UncertaintyLoss.__doc__}'
 
@@ -107,7 +107,7 @@ class GaussianNLL(_UncertaintyLoss):
         return gaussian_nll(error, log_var)
 
 
-@refuse_unknown_options
+@reject_unknown_kwargs
 class EU(_UncertaintyLoss):
     __doc__ = f'{eu.__doc__}\n\n{_UncertaintyLoss.__doc__}'
 
@@ -115,7 +115,7 @@ class EU(_UncertaintyLoss):
         return eu(error, log_var)
 
 
-@refuse_unknown_options
+@reject_unknown_kwargs
 class ESU(_UncertaintyLoss):
     __doc__ = f'{esu.__doc__}\n\n{_UncertaintyLoss.__doc__}'
 
@@ -123,7 +123,7 @@ class ESU(_UncertaintyLoss):
         return esu(error, log_var)
 
 
-@refuse_unknown_options
+@reject_unknown_kwargs
 class UDL(_UncertaintyLoss):
     """Uncertainty-driven L1 of step 2: `(s - min(s) + offset) * |e|`, `s` from the frozen network of step 1.
 
@@ -138,7 +138,7 @@ class UDL(_UncertaintyLoss):
         loss_weight, reduction, img_range: as in the other losses.
 
     Raises:
-        InputError: an unknown option, `reduction`, `source` or `scaling`, or a pair of these that overflows.
+        UserError: an unknown option, `reduction`, `source` or `scaling`, or a pair of these that overflows.
     """
 
     trains_log_var = False
@@ -148,10 +148,10 @@ class UDL(_UncertaintyLoss):
         super().__init__(loss_weight, reduction, img_range)
         for key, value, known in (('source', source, SOURCES), ('scaling', scaling, SCALINGS)):
             if value not in known:
-                raise InputError(f"type: UDL: {key} is '{value}'{did_you_mean(value, known)}, not one of "
+                raise UserError(f"type: UDL: {key} is '{value}'{did_you_mean(value, known)}, not one of "
                                  f"{', '.join(known)}.")
         if scaling == 'exp' and not SOURCES[source].is_log:
-            raise InputError(f'type: UDL: scaling: exp is for source: log_var; of source: {source}, which goes up to '
+            raise UserError(f'type: UDL: scaling: exp is for source: log_var; of source: {source}, which goes up to '
                              '255, it overflows. Write another one.')
         self.offset, self.source, self.scaling = offset, source, scaling
         self.needs = SOURCES[source].needs

@@ -6,7 +6,7 @@ A sample is one channel of one pixel. Errors are absolute, in 8-bit levels.
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
-from udl_plugin.errors import InputError
+from udl_plugin.errors import UserError
 
 STEPS = 100  # of the sparsification curves
 
@@ -42,10 +42,10 @@ def ause(uncertainty, error, steps=STEPS):
     Returns:
         float: 0 for the error's own order, larger is worse.
     """
-    return area_between(sparsification(uncertainty, error, steps), sparsification(error, error, steps))
+    return sparsification_area(sparsification(uncertainty, error, steps), sparsification(error, error, steps))
 
 
-def area_between(curve, oracle):
+def sparsification_area(curve, oracle):
     """AUSE of two curves from `sparsification`."""
     return float(np.mean(curve - oracle))
 
@@ -67,7 +67,7 @@ def _correlation(function, uncertainty, error):
 
 
 # what a map states, by the loss that it comes from: mean absolute error = factor * exp(power * s), where that is least
-MEANINGS = {'ESU': (2.0, 1.0), 'EU': (1.0, 1.0), 'GaussianNLL': (np.sqrt(2 / np.pi), 0.5)}
+ERROR_SCALES = {'ESU': (2.0, 1.0), 'EU': (1.0, 1.0), 'GaussianNLL': (np.sqrt(2 / np.pi), 0.5)}
 
 
 def expected_error(log_var, loss='ESU'):
@@ -78,11 +78,11 @@ def expected_error(log_var, loss='ESU'):
         loss (str): That the map was trained with: `ESU`, `EU` (a Laplace distribution's) or `GaussianNLL`.
 
     Raises:
-        InputError: another loss.
+        UserError: another loss.
     """
-    if loss not in MEANINGS:
-        raise InputError(f"loss: '{loss}' is none that maps are trained with: {', '.join(MEANINGS)}.")
-    factor, power = MEANINGS[loss]
+    if loss not in ERROR_SCALES:
+        raise UserError(f"loss: '{loss}' is none that maps are trained with: {', '.join(ERROR_SCALES)}.")
+    factor, power = ERROR_SCALES[loss]
     return factor * np.exp(power * log_var.astype(np.float64))  # an untrained map may state what float32 cannot hold
 
 

@@ -1,5 +1,5 @@
 """BasicSR models."""
-from udl_plugin.register import register
+from udl_plugin.plugin import register
 
 register()  # see there
 

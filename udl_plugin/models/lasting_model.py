@@ -13,10 +13,11 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 
-from udl_plugin import interrupt, random_states
-from udl_plugin.checkpoints import as_plain_data, fingerprint, write_checkpoint
-from udl_plugin.errors import InputError
-from udl_plugin.files import write_whole
+from udl_plugin.checkpoints.state_dict import fingerprint, save_checkpoint
+from udl_plugin.errors import UserError
+from udl_plugin.training import rng_state, signals
+from udl_plugin.utils.atomic_io import atomic_write
+from udl_plugin.utils.plain import to_builtins
 
 MAX_SKIPS = 10
 
@@ -50,7 +51,7 @@ class LastingModel(SRModel):
 
     def update_learning_rate(self, current_iter, warmup_iter=-1):
         if not self.holds:  # an iteration is done whole, or not at all
-            interrupt.hold()
+            signals.hold()
             self.holds = True
         super().update_learning_rate(current_iter, warmup_iter)
 
@@ -101,7 +102,7 @@ class LastingModel(SRModel):
         batch = io.BytesIO()
         torch.save({'iter': current_iter, 'paths': self.paths, 'lq': self.lq.cpu(), 'gt': self.gt.cpu()}, batch)
         path = osp.join(self.opt['path']['training_states'], f'not_finite_{current_iter}_{self.opt["rank"]}.pth')
-        _try(write_whole, path, batch.getvalue())
+        _try(atomic_write, path, batch.getvalue())
         fp16 = self.amp is torch.float16
         advice = ' Under amp: fp16, values beyond 65504 are not finite; write bf16.' if fp16 else ''
         raise FloatingPointError(
@@ -112,20 +113,20 @@ class LastingModel(SRModel):
     def finish(self, current_iter, told):
         """Ends an iteration: what was reached can be saved from here on, and a signal may end the training."""
         if self.place is not None:
-            self.reached = Reached(current_iter, self.place, random_states.read())
+            self.reached = Reached(current_iter, self.place, rng_state.capture())
         if told:
-            interrupt.pend(told)
+            signals.pend(told)
         # several processes end together, or one would wait for the others forever
         if self.holds and (told or not self.opt['dist']):
             self.holds = False
-            interrupt.release()
-            interrupt.check()
+            signals.release()
+            signals.check()
 
     def save(self, epoch, current_iter):
-        with interrupt.held():
+        with signals.held():
             super().save(epoch, current_iter)
         if not self.network_is_saved and current_iter == -1:
-            raise InputError(f"'{self.opt['path']['models']}': net_g_latest.pth could not be written, see above. When "
+            raise UserError(f"'{self.opt['path']['models']}': net_g_latest.pth could not be written, see above. When "
                              'there is room, --auto_resume goes on from the last state.')
 
     @master_only
@@ -135,7 +136,7 @@ class LastingModel(SRModel):
         iteration = 'latest' if current_iter == -1 else current_iter
         path = osp.join(self.opt['path']['models'], f'{net_label}_{iteration}.pth')
         state_dicts = {key: self.get_bare_model(net).state_dict() for net, key in zip(nets, keys)}
-        self.network_is_saved = _try(write_checkpoint, path, state_dicts, self.opt['network_g'])
+        self.network_is_saved = _try(save_checkpoint, path, state_dicts, self.opt['network_g'])
 
     def save_training_state(self, epoch, current_iter):
         """As upstream's, with all that `resume_training` takes; never torn, nor without the network that belongs to it.
@@ -160,7 +161,7 @@ class LastingModel(SRModel):
         buffer = io.BytesIO()
         torch.save(state, buffer)
         path = osp.join(self.opt['path']['training_states'], f'{current_iter}.state')
-        if _try(write_whole, path, buffer.getvalue()):
+        if _try(atomic_write, path, buffer.getvalue()):
             self.saved, self.saved_epoch = (current_iter, validated), epoch
             self._remove_old(current_iter)
 
@@ -186,7 +187,7 @@ class LastingModel(SRModel):
         """
         if self.reached is None or self.holds:
             return self.saved and self.saved[0]
-        with interrupt.held():
+        with signals.held():
             current_iter, validated = self.reached.iter, self.reached.validated
             if self.saved not in ((current_iter, validated), (current_iter, True)):
                 super().save(self.reached.place.epoch, current_iter)
@@ -202,11 +203,11 @@ class LastingModel(SRModel):
         try:
             super().resume_training(resume_state)
         except (LookupError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as err:
-            raise InputError(f'The training state of iteration {resume_state["iter"]} does not fit this training: '
+            raise UserError(f'The training state of iteration {resume_state["iter"]} does not fit this training: '
                              f'{type(err).__name__}: {err}') from err
         differ = {}
         for group, options in zip(self._groups(), groups):
-            wanted, found = as_plain_data(options), as_plain_data(group)
+            wanted, found = to_builtins(options), to_builtins(group)
             differ.update({key: f'{key} {_shown(value)} (the state has {_shown(found.get(key))})'
                            for key, value in wanted.items() if key != 'initial_lr' and found.get(key) != value})
             group.update(options)
@@ -250,18 +251,18 @@ class LastingModel(SRModel):
             return
         parts = {'params': self.net_g, **({'params_ema': self.net_g_ema} if self.ema_decay > 0 else {})}
         state_dicts = {key: self.get_bare_model(net).state_dict() for key, net in parts.items()}
-        _try(write_checkpoint, osp.join(self.opt['path']['models'], 'net_g_best.pth'), state_dicts,
+        _try(save_checkpoint, osp.join(self.opt['path']['models'], 'net_g_best.pth'), state_dicts,
              self.opt['network_g'])
 
     def note_validation(self, dataset_name, current_iter):
         """After the last set, has the state of this iteration say that its validation is done, and with what result."""
         if dataset_name not in self._validated_sets()[-1:]:
             return
-        random = random_states.read()
+        random = rng_state.capture()
         if self.reached and self.reached.iter == current_iter:
             self.reached.random, self.reached.validated = random, True
         if self.saved == (current_iter, False) and all(self.of_ranks):  # of this run, or of the one that it resumes
-            self.of_ranks[self.opt['rank']]['random'] = random_states.plain(random)
+            self.of_ranks[self.opt['rank']]['random'] = rng_state.to_tensors(random)
             self._write_state(self.saved_epoch, current_iter, validated=True)
 
     def _is_ours(self, current_iter):
@@ -278,12 +279,12 @@ class Reached:
     """What a process goes on with, and no file has, behind an iteration."""
 
     iter: int
-    place: object  # udl_plugin.place.Place
+    place: object  # udl_plugin.training.resumable_loader.Place
     random: tuple  # random_states.read
     validated: bool = False  # where a validation is due
 
     def plain(self):
-        return {'places': self.place.plain(), 'random': random_states.plain(self.random)}
+        return {'places': self.place.plain(), 'random': rng_state.to_tensors(self.random)}
 
 
 def _plain(best_metric_results):

@@ -10,20 +10,20 @@ import numpy as np
 import torch
 from basicsr.utils import get_root_logger
 
-from udl_plugin import interrupt
-from udl_plugin.archs.mixed_precision import keep_images_in_float32
+from udl_plugin.archs.mixed_precision import keep_image_convs_in_fp32
+from udl_plugin.archs.outputs import EXTRA_OUTPUTS, forward_with_outputs, required_outputs_of
+from udl_plugin.archs.padding import pad_to_multiple, required_multiple
 from udl_plugin.archs.two_step import TwoStep
-from udl_plugin.checkpoints import read_fitting
-from udl_plugin.files import write_whole
+from udl_plugin.checkpoints.state_dict import load_matching_state_dict
+from udl_plugin.config.cross_checks import check_map_fingerprint, check_options, metrics_of_maps
+from udl_plugin.inference.visualize import encode_png, uncertainty_picture
 from udl_plugin.models.lasting_model import LastingModel
-from udl_plugin.models.needs import NEEDED, needs_of, run_for
-from udl_plugin.options import check_maker_of_maps, check_options, metrics_of_maps
-from udl_plugin.pictures import encode_png, uncertainty_picture
-from udl_plugin.sections import fill_up, size_multiple
+from udl_plugin.training import signals
+from udl_plugin.utils.atomic_io import atomic_write
 
 USUAL_SCALE = 1024  # of the gradients under fp16: overflows above it are the scaler's way
 LEAST_SCALE = 1e-4  # of the gradients under fp16, halved from 65536 with every overflow
-FLAT = 0.05  # spread of a log-variance that tells nothing: weights of step 2 from 1 to 1.05
+COLLAPSED_SPREAD = 0.05  # spread of a log-variance that tells nothing: weights of step 2 from 1 to 1.05
 DTYPES = {None: None, 'bf16': torch.bfloat16, 'fp16': torch.float16}  # of amp
 
 
@@ -55,7 +55,7 @@ class UDLModel(LastingModel):
         opt (dict): As BasicSR's `parse_options` returns it.
 
     Raises:
-        InputError: options, data or checkpoint do not fit each other; before the first iteration.
+        UserError: options, data or checkpoint do not fit each other; before the first iteration.
     """
 
     def __init__(self, opt):
@@ -77,7 +77,7 @@ class UDLModel(LastingModel):
     def arrange(self, net):
         """Makes a network, in place, one for the precision and memory format of the options."""
         if self.amp or self.val_amp:
-            keep_images_in_float32(net)
+            keep_image_convs_in_fp32(net)
         return net.to(memory_format=torch.channels_last) if self.channels_last else net
 
     def autocast(self, dtype):
@@ -87,7 +87,7 @@ class UDLModel(LastingModel):
         super().init_training_settings()
         net = self.get_bare_model(self.net_g)
         if isinstance(net, TwoStep):
-            check_maker_of_maps(self.opt, net.var_net.state_dict())
+            check_map_fingerprint(self.opt, net.var_net.state_dict())
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp is torch.float16)
         # beside the network itself, which is validated, saved and averaged under its own names
         self.net_of_step = torch.compile(self.net_g) if self.opt['train'].get('compile') else self.net_g
@@ -97,7 +97,7 @@ class UDLModel(LastingModel):
             # upstream may have read `params` into one and `params_ema` into the other; the frozen branch is one
             self.net_g_ema.var_net.load_state_dict(net.var_net.state_dict())
         self.last_log_var = None
-        self.loss_needs = needs_of(self.cri_pix)
+        self.loss_needs = required_outputs_of(self.cri_pix)
 
     def optimize_parameters(self, current_iter):
         self.optimizer_g.zero_grad()
@@ -111,7 +111,7 @@ class UDLModel(LastingModel):
                 self.scaler.scale(sum(losses.values()) / len(parts)).backward()
             for name, loss in losses.items():
                 means[name] = means.get(name, 0) + loss.detach() / len(parts)
-        told, finite = self.agreed(interrupt.pending() or 0, self.is_finite(means))
+        told, finite = self.agreed(signals.pending() or 0, self.is_finite(means))
         if finite:
             scale = self.scaler.get_scale()
             self.scaler.step(self.optimizer_g)
@@ -144,7 +144,7 @@ class UDLModel(LastingModel):
         """
         losses = OrderedDict()
         with self.autocast(self.amp):
-            self.output, maps = run_for(self.net_of_step, lq, self.loss_needs, given)
+            self.output, maps = forward_with_outputs(self.net_of_step, lq, self.loss_needs, given)
         if self.cri_pix:
             if 'log_var' in maps:
                 self.last_log_var = maps['log_var'].detach()
@@ -170,12 +170,12 @@ class UDLModel(LastingModel):
         """As upstream's, but a checkpoint that does not fit is explained, and step 2 takes one of step 1.
 
         Raises:
-            InputError: names the option, the file and the mismatch.
+            UserError: names the option, the file and the mismatch.
         """
         net = self.get_bare_model(net)
         if self.opt['path'].get('param_key_g', 'params') is None:
             param_key = None  # the file is a state dict itself, for EMA too, where upstream asks for `params_ema`
-        state_dict, found_key, mismatch = read_fitting(net, load_path, param_key, strict)
+        state_dict, found_key, mismatch = load_matching_state_dict(net, load_path, param_key, strict)
         logger = get_root_logger()
         if found_key != param_key:
             logger.info(f'Loading: {param_key} does not exist, use {found_key}.')
@@ -188,15 +188,15 @@ class UDLModel(LastingModel):
 
     def feed_data(self, data):
         super().feed_data(data)
-        self.given = {name: data[name].to(self.device) for name in NEEDED if name in data}
+        self.given = {name: data[name].to(self.device) for name in EXTRA_OUTPUTS if name in data}
 
     def test(self):
         """As upstream's, for images of any size: SwinIR's windows, say, are filled up. A signal may end it before."""
         if not self.opt['dist']:  # others would wait for this process
-            interrupt.check()
+            signals.check()
         lq = self.lq
         height, width = (self.opt['scale'] * size for size in lq.shape[2:])
-        self.lq = fill_up(lq, size_multiple(self.opt['network_g']))
+        self.lq = pad_to_multiple(lq, required_multiple(self.opt['network_g']))
         with self.autocast(self.val_amp):
             self.log_var = self._test()
         self._refuse_overflow(self.val_amp, f'{", ".join(self.lq_path or [])}: val', self.output)
@@ -248,8 +248,8 @@ class UDLModel(LastingModel):
         """Of the batch that was trained last, in each validation."""
         if self.last_log_var is None:
             return
-        spread = spread_of(self.last_log_var)
-        if spread < FLAT:
+        spread = map_spread(self.last_log_var)
+        if spread < COLLAPSED_SPREAD:
             get_root_logger().warning(
                 f'The log-variance is nearly one value ({float(self.last_log_var.mean()):.3f} ± {spread / 2:.3f} in an '
                 'image): it tells no pixel from another, and step 2 with it is plain L1. After the first hundreds of '
@@ -265,12 +265,12 @@ class UDLModel(LastingModel):
         stem = osp.join(folder, f'{image_name}_{suffix}')
         raw = io.BytesIO()
         np.save(raw, log_var)
-        write_whole(f'{stem}_log_var.npy', raw.getvalue())
-        write_whole(f'{stem}_uncertainty.png', encode_png(
+        atomic_write(f'{stem}_log_var.npy', raw.getvalue())
+        atomic_write(f'{stem}_uncertainty.png', encode_png(
             uncertainty_picture(log_var, self.opt['val'].get('uncertainty_limits'))))
 
 
-def spread_of(log_var):
+def map_spread(log_var):
     """How far apart the 5th and 95th percentiles of an image in `(N, C, H, W)` are: the most of channels and images."""
     low, high = torch.quantile(log_var[:4].float().flatten(2), torch.tensor([0.05, 0.95], device=log_var.device), dim=2)
     return float((high - low).max())

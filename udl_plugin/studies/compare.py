@@ -7,17 +7,21 @@ import numpy as np
 from basicsr.utils import img2tensor
 from torch.nn import functional as F
 
-from udl_plugin import measure
+from udl_plugin.archs.build import build_network, probe_shapes
+from udl_plugin.archs.padding import required_multiple
 from udl_plugin.archs.two_step import TwoStep
-from udl_plugin.archs.with_variance import WithVariance, build, run_small
-from udl_plugin.checkpoints import read_fitting, write_checkpoint
-from udl_plugin.data.pairs import check_pairs
-from udl_plugin.errors import InputError, did_you_mean, raise_all
+from udl_plugin.archs.with_variance import WithVariance
+from udl_plugin.archs.wrapping import base_config
+from udl_plugin.checkpoints.network_file import load_network_file
+from udl_plugin.checkpoints.state_dict import load_matching_state_dict, save_checkpoint
+from udl_plugin.config.cross_checks import check_options
+from udl_plugin.config.dataset_checks import check_pairs
+from udl_plugin.config.schema import dataset_problems
+from udl_plugin.config.yaml_loader import read_yml
+from udl_plugin.errors import UserError, did_you_mean, raise_errors
+from udl_plugin.inference import cost
 from udl_plugin.metrics import uncertainty_metrics as metrics
-from udl_plugin.model_files import read_model
-from udl_plugin.options import check_options
-from udl_plugin.schema import dataset_problems
-from udl_plugin.sections import plain_section, size_multiple
+from udl_plugin.studies.config import benchmark_section
 from udl_plugin.studies.evaluate import (
     careful_test_set,
     evaluate,
@@ -27,8 +31,6 @@ from udl_plugin.studies.evaluate import (
     scores_of,
     test_options,
 )
-from udl_plugin.studies.matrix import benchmark_section
-from udl_plugin.yml import read_yml
 
 BICUBIC = 'bicubic'
 
@@ -125,7 +127,7 @@ def read_entries(inputs, folder):
         tuple[list[Entry], dict, int | None]: The entries; the data sets that the ymls name, name to section; the scale.
 
     Raises:
-        InputError: names the input.
+        UserError: names the input.
     """
     entries, datasets, scales = [], {}, {}
     for number, text in enumerate(inputs):
@@ -133,17 +135,17 @@ def read_entries(inputs, folder):
         try:
             entry, own_datasets = (_from_yml if Path(path).suffix in ('.yml', '.yaml') else _from_checkpoint)(
                 path, label, Path(folder, f'{number}.pth'))
-        except InputError as err:
-            raise InputError(str(err) if path in str(err) else f"'{path}': {err}") from err
+        except UserError as err:
+            raise UserError(str(err) if path in str(err) else f"'{path}': {err}") from err
         for name, section in own_datasets.items():
             if datasets.setdefault(name, section) != section:
-                raise InputError(f"'{path}': its data set {name} is another than that of a yml before it; name the "
+                raise UserError(f"'{path}': its data set {name} is another than that of a yml before it; name the "
                                  'benchmarks with --sets.')
         scales.setdefault(entry.opt['scale'], path)
         entries.append(entry)
     if len(scales) > 1:
         (one, path), (two, other) = list(scales.items())[:2]
-        raise InputError(f"'{path}' is of scale {one} and '{other}' of scale {two}; compare one scale at a time.")
+        raise UserError(f"'{path}' is of scale {one} and '{other}' of scale {two}; compare one scale at a time.")
     return _with_own_labels(entries), datasets, next(iter(scales), None)
 
 
@@ -151,32 +153,32 @@ def _with_own_labels(entries):
     labels = [entry.label for entry in entries]
     for label in labels:
         if labels.count(label) > 1 or label == BICUBIC:
-            raise InputError(f"the label '{label}' is taken; give others: LABEL=FILE.")
+            raise UserError(f"the label '{label}' is taken; give others: LABEL=FILE.")
     return entries
 
 
 def _from_yml(path, label, _):
     opt = read_yml(path)
     if not isinstance(opt, dict) or 'train' in opt:
-        raise InputError(f"'{path}' is not the yml of a test, such as options/test_udl.yml; of a training, name the "
+        raise UserError(f"'{path}' is not the yml of a test, such as options/test_udl.yml; of a training, name the "
                          'checkpoint.')
     for key, kind in (('name', str), ('scale', int), ('network_g', dict), ('path', dict)):
         if not isinstance(opt.get(key), kind):
-            raise InputError(f"'{path}': {key}: is missing, or not what BasicSR has there.")
+            raise UserError(f"'{path}': {key}: is missing, or not what BasicSR has there.")
     if not isinstance(opt['path'].get('pretrain_network_g'), str):
-        raise InputError(f"'{path}': path: pretrain_network_g: is missing: there is nothing to test.")
+        raise UserError(f"'{path}': path: pretrain_network_g: is missing: there is nothing to test.")
     sections = opt.get('datasets') or {}
     if not isinstance(sections, dict) or not all(isinstance(section, dict) for section in sections.values()):
-        raise InputError(f"'{path}': datasets: holds sections, each with a name.")
-    raise_all(f"'{path}': {problem.message}" for phase, section in sections.items()
+        raise UserError(f"'{path}': datasets: holds sections, each with a name.")
+    raise_errors(f"'{path}': {problem.message}" for phase, section in sections.items()
               for problem in dataset_problems(str(phase), section, is_train=False))
     datasets = {section['name']: section for section in sections.values()}
     opt = {**test_options(opt['name'], opt['network_g'], opt['path'], opt['scale'], []),
            'model_type': opt.get('model_type', 'UDLModel')}
     check_options(opt)
-    net = build(opt['network_g'])
+    net = build_network(opt['network_g'])
     own = opt['path']
-    state_dict, _, mismatch = read_fitting(net, own['pretrain_network_g'], own.get('param_key_g', 'params'),
+    state_dict, _, mismatch = load_matching_state_dict(net, own['pretrain_network_g'], own.get('param_key_g', 'params'),
                                            own.get('strict_load_g', True))
     if not mismatch:
         net.load_state_dict(state_dict)
@@ -184,8 +186,8 @@ def _from_yml(path, label, _):
 
 
 def _from_checkpoint(path, label, copy):
-    model = read_model(path)
-    write_checkpoint(copy, {'params': model.state_dict}, model.network_g)
+    model = load_network_file(path)
+    save_checkpoint(copy, {'params': model.state_dict}, model.network_g)
     file = Path(path).resolve()
     if file.parent.name == 'models' and file.parts[-4:-3] == ('experiments',):  # BasicSR's places
         file = file.parent.parent
@@ -197,7 +199,7 @@ def _from_checkpoint(path, label, copy):
 def _entry(label, opt, net):
     has_map = opt['model_type'] == 'UDLModel' and isinstance(net, (TwoStep, WithVariance))
     net = net.sr_net if isinstance(net, TwoStep) else net.backbone if isinstance(net, WithVariance) else net
-    return Entry(label, opt, net.eval(), plain_section(opt['network_g']), run_small(net)[0][1], has_map)
+    return Entry(label, opt, net.eval(), base_config(opt['network_g']), probe_shapes(net)[0][1], has_map)
 
 
 def find_benchmarks(sets, datasets, scale):
@@ -209,15 +211,15 @@ def find_benchmarks(sets, datasets, scale):
         scale (int): Of the networks.
 
     Raises:
-        InputError: there are none, or they do not fit the scale.
+        UserError: there are none, or they do not fit the scale.
     """
     found = [benchmark_section(Path(root).resolve().name, root, scale) for root in sets] or list(datasets.values())
     names = [section['name'] for section in found]
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f'--sets: two benchmarks are called {name}; rename a folder.')
+            raise UserError(f'--sets: two benchmarks are called {name}; rename a folder.')
     if not found:
-        raise InputError('--sets: is missing: folders that udl-prepare wrote, --sets datasets/Set5 datasets/Set14.')
+        raise UserError('--sets: is missing: folders that udl-prepare wrote, --sets datasets/Set5 datasets/Set14.')
     for section in found:
         check_pairs(for_test(section, scale), ('--sets: ' if sets else '') + section['name'])
     return found
@@ -236,7 +238,7 @@ def find_shown(name, benchmarks, scale):
     """The image that is asked for; without a name, the first of the first benchmark.
 
     Raises:
-        InputError: there is none of that name.
+        UserError: there is none of that name.
     """
     known = {}
     for section in benchmarks:
@@ -245,7 +247,7 @@ def find_shown(name, benchmarks, scale):
         for image, number in sorted(own.items()):
             known.setdefault(image, (section['name'], dataset, number))
     if name is not None and name not in known:
-        raise InputError(f"--image: there is no '{name}' in the benchmarks{did_you_mean(name, known)}.")
+        raise UserError(f"--image: there is no '{name}' in the benchmarks{did_you_mean(name, known)}.")
     name = next(iter(known)) if name is None else name
     benchmark, dataset, number = known[name]
     return Shown(benchmark, name, *dataset[number]['gt'].shape[1:])
@@ -296,11 +298,11 @@ def _measure(results, entries, scale):
     lq = img2tensor(np.atleast_3d(results[0].shown.lq) / 255.).float().unsqueeze(0)
     functions = {BICUBIC: lambda lq: F.interpolate(lq, scale_factor=scale, mode='bicubic', antialias=True)}
     for result, entry in zip(results[1:], entries):
-        functions[result.label] = _padded(entry, size_multiple(entry.network_g))
-        result.cost['params'] = measure.parameters(entry.net)
-        result.cost['madds'] = measure.multiply_adds(entry.net, entry.network_g, entry.channels, scale)
-        result.cost['memory'] = measure.peak_memory(entry.network_g, (1, entry.channels, *lq.shape[2:]))
-    for label, seconds in measure.time_in_turn(functions, lq).items():
+        functions[result.label] = _padded(entry, required_multiple(entry.network_g))
+        result.cost['params'] = cost.parameters(entry.net)
+        result.cost['madds'] = cost.multiply_adds(entry.net, entry.network_g, entry.channels, scale)
+        result.cost['memory'] = cost.peak_memory(entry.network_g, (1, entry.channels, *lq.shape[2:]))
+    for label, seconds in cost.time_in_turn(functions, lq).items():
         next(result for result in results if result.label == label).cost['time'] = seconds
 
 

@@ -4,11 +4,18 @@ import statistics
 import cv2
 import numpy as np
 
+from udl_plugin.inference.visualize import (
+    color_bar,
+    contact_sheet,
+    encode_png,
+    error_picture,
+    luma,
+    uncertainty_picture,
+)
 from udl_plugin.metrics import uncertainty_metrics as metrics
-from udl_plugin.pictures import color_bar, encode_png, error_picture, luma, sheet, uncertainty_picture
-from udl_plugin.report import Heading, Picture, Table, Text, new_figure, png_of, to_csv
 from udl_plugin.studies.evaluate import scores_of
-from udl_plugin.studies.tables import paired, with_interval
+from udl_plugin.studies.report import Heading, Picture, Table, Text, new_figure, png_of, to_csv
+from udl_plugin.studies.significance import paired, with_interval
 
 GRADIENT = 'gradient of the SR image'  # what a map must beat
 ZOOMED = 240  # height of a crop in the picture
@@ -167,7 +174,7 @@ def draw_crops(results, boxes, border):
             row.append((f'{result.label}, {psnr:.2f} dB', cut(_bgr(result.shown.sr))))
         own = [(f'{label}: map', cut(uncertainty_picture(log_var, limits))) for label, log_var in maps.items()]
         rows += _in_rows(row + _with_bar(own, limits))
-    return encode_png(sheet(rows))
+    return encode_png(contact_sheet(rows))
 
 
 def _with_bar(tiles, limits):
@@ -194,7 +201,7 @@ def _to_height(picture, height=ZOOMED):
 
 
 def report_of(results, scale, boxes, sort, machine):
-    """The parts of the report (see udl_plugin/report.py), and its files: name to content."""
+    """The parts of the report (see udl_plugin/studies/report.py), and its files: name to content."""
     shown = results[0].shown
     table = Table(table_of(results, sort))
     parts = [Text(f'x{scale}. PSNR-Y and SSIM-Y through BasicSR\'s test code, {scale} pixels of border cut; bicubic is '

@@ -9,8 +9,8 @@ from basicsr.metrics import calculate_psnr, calculate_ssim
 from basicsr.models import build_model
 from basicsr.utils import tensor2img
 
-from udl_plugin.data.careful import CarefulDataset
-from udl_plugin.data.imresize import imresize
+from udl_plugin.data.checked_dataset import CheckedDataset
+from udl_plugin.utils.imresize import imresize
 
 
 class Scores(NamedTuple):
@@ -55,7 +55,7 @@ def evaluate(opt, on_image, uncertainty=False):
         uncertainty (bool): Whether images come with their map. UDLModel alone gives it.
 
     Raises:
-        InputError: options, data or checkpoint do not fit each other.
+        UserError: options, data or checkpoint do not fit each other.
     """
     model = build_model(opt)
     model.wants_log_var = uncertainty
@@ -95,8 +95,8 @@ def evaluate_bicubic(datasets, scale, on_image):
 
 
 def careful_test_set(section, scale):
-    """The data set of a section; what is bad in it is told by name (see `CarefulDataset`)."""
-    return CarefulDataset(build_dataset(for_test(section, scale)), section['name'])
+    """The data set of a section; what is bad in it is told by name (see `CheckedDataset`)."""
+    return CheckedDataset(build_dataset(for_test(section, scale)), section['name'])
 
 
 def for_test(section, scale):

@@ -10,13 +10,13 @@ import threading
 import torch
 import yaml
 
-from udl_plugin.archs.with_variance import build, run_small
-from udl_plugin.data.pairs import check_pairs
-from udl_plugin.errors import InputError, raise_all
-from udl_plugin.files import alone, write_whole
-from udl_plugin.options import check_options
-from udl_plugin.schema import yml_problems
-from udl_plugin.studies.matrix import PATHS
+from udl_plugin.archs.build import build_network, probe_shapes
+from udl_plugin.config.cross_checks import check_options
+from udl_plugin.config.dataset_checks import check_pairs
+from udl_plugin.config.schema import validate_file
+from udl_plugin.errors import UserError, raise_errors
+from udl_plugin.studies.config import PATHS
+from udl_plugin.utils.atomic_io import atomic_write, exclusive_lock
 
 
 def run_study(study, jobs=1, tell=print):
@@ -31,16 +31,16 @@ def run_study(study, jobs=1, tell=print):
         dict[str, str]: Each run that failed, with the end of what it said. What goes on from it was not begun.
 
     Raises:
-        InputError: a network, loss, option or data set is wrong, the folder holds runs of other options, or another
+        UserError: a network, loss, option or data set is wrong, the folder holds runs of other options, or another
             process is at work there.
     """
     _check(study)
     study.folder.mkdir(parents=True, exist_ok=True)
-    with alone(study.folder) as lock:
+    with exclusive_lock(study.folder) as lock:
         refuse_others(study)
         for path, text in _options(study).items():
             if not path.exists():
-                write_whole(path, text.encode())
+                atomic_write(path, text.encode())
         return _Queue(study, jobs, tell, lock).work()
 
 
@@ -52,17 +52,17 @@ def _check(study):
             continue
         checked.add((run.network, run.scale, run.losses))
         try:
-            raise_all(problem.message for problem in yml_problems(run.opt, is_train=True))
+            raise_errors(problem.message for problem in validate_file(run.opt, is_train=True))
             batch = {'batch_size_per_gpu': run.opt['datasets']['train'].get('batch_size_per_gpu', 0)}
             check_options({**run.opt, 'datasets': {'train': batch}, 'is_train': True})  # the data itself: below
             if run.parent is None:
                 _check_data(study, run)
-                channels = run_small(build(run.opt['network_g']))[0][1]
+                channels = probe_shapes(build_network(run.opt['network_g']))[0][1]
                 if (channels == 1) != (run.opt['datasets']['train'].get('color') == 'y'):
-                    raise InputError(f'the network takes images of {channels} channels: write color: y in datasets: '
+                    raise UserError(f'the network takes images of {channels} channels: write color: y in datasets: '
                                      'train: for those of one, and for no other.')
-        except InputError as err:
-            raise InputError(f'{run.network}, x{run.scale}, {" then ".join(run.losses)}: {err}') from err
+        except UserError as err:
+            raise UserError(f'{run.network}, x{run.scale}, {" then ".join(run.losses)}: {err}') from err
 
 
 def _check_data(study, run):
@@ -95,13 +95,13 @@ def refuse_others(study):
     """Refuses a folder with runs of other options under the same names: their results would be taken for these.
 
     Raises:
-        InputError: names the file and what is different.
+        UserError: names the file and what is different.
     """
     for path, text in _options(study).items():
         before = path.read_text() if path.exists() else text
         if before != text:
             changed = sorted(set(text.splitlines()) ^ set(before.splitlines()))[0].strip()
-            raise InputError(f"'{path}' is of a study with other options ({changed}). Give another --out, or remove "
+            raise UserError(f"'{path}' is of a study with other options ({changed}). Give another --out, or remove "
                              'that folder.')
 
 

@@ -3,11 +3,8 @@ import json
 import statistics
 from typing import NamedTuple
 
-from scipy.stats import ttest_rel
-
-from udl_plugin.report import Heading, Picture, Table, Text, markdown_table, new_figure, png_of, to_csv
-
-LEVEL = 0.95
+from udl_plugin.studies.report import Heading, Picture, Table, Text, markdown_table, new_figure, png_of, to_csv
+from udl_plugin.studies.significance import paired, with_deviation, with_interval
 
 
 class Row(NamedTuple):
@@ -82,37 +79,6 @@ def _row(study, finished, network, scale, variant, benchmark):
                interval, len(pairs))
 
 
-def paired(ours, theirs):
-    """The mean difference, and the interval in which it lies with a confidence of 95 % by a paired t-test (Student's
-    distribution), or None of one pair.
-    """
-    difference = statistics.fmean(ours) - statistics.fmean(theirs)
-    if len(ours) < 2:
-        return difference, None
-    return difference, tuple(map(float, ttest_rel(ours, theirs).confidence_interval(LEVEL)))
-
-
-def with_deviation(values, digits):
-    """`35.98 ± 0.02`; of one value no deviation."""
-    text = f'{statistics.fmean(values):.{digits}f}'
-    return text if len(values) < 2 else f'{text} ± {statistics.stdev(values):.{digits}f}'
-
-
-def with_interval(difference, interval):
-    """`+0.100 [+0.061, +0.139]`"""
-    if difference is None:
-        return '-'
-    text = f'{difference:+.3f}'
-    return text if interval is None else f'{text} [{interval[0]:+.3f}, {interval[1]:+.3f}]'
-
-
-def _unlike(row):
-    """What of an unfinished study is not as the text says."""
-    if row.difference is None or row.pairs == len(row.seeds):
-        return ''
-    return f' ({row.pairs} seed{"s" * (row.pairs > 1)}{", over images" * (row.pairs == 1)})'
-
-
 def table_of(rows):
     """Cells of the table of one network and scale: the benchmarks side by side."""
     benchmarks = list(dict.fromkeys(row.benchmark for row in rows))
@@ -162,7 +128,7 @@ def table_csv(rows):
 
 
 def report_of(study):
-    """The parts of the study's report (see udl_plugin/report.py), and its files: name to content."""
+    """The parts of the study's report (see udl_plugin/studies/report.py), and its files: name to content."""
     finished = read_scores(study)
     rows = rows_of(study, finished)
     several = len(study.section['seeds']) > 1
@@ -255,3 +221,10 @@ def _curve(study, finished, variant, network, scale, seed):
         curve.update({start + int(at): value for at, value in finished[name]['curve'].items() if int(at) <= total})
         start += total
     return curve
+
+
+def _unlike(row):
+    """What of an unfinished study is not as the text says."""
+    if row.difference is None or row.pairs == len(row.seeds):
+        return ''
+    return f' ({row.pairs} seed{"s" * (row.pairs > 1)}{", over images" * (row.pairs == 1)})'

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import yaml
 
-from udl_plugin import entry
-from udl_plugin.errors import InputError
-from udl_plugin.files import write_whole
-from udl_plugin.measure import machine
+from udl_plugin.errors import UserError
+from udl_plugin.inference.cost import machine
+from udl_plugin.training import run
+from udl_plugin.utils.atomic_io import atomic_write
 
 
 def main():
@@ -30,12 +30,12 @@ def main():
             for folder in (experiment, Path('tb_logger', name)):  # upstream would rename it and begin beside it
                 shutil.rmtree(folder, ignore_errors=True)
         sys.argv = ['udl-train', '-opt', str(yml), '--auto_resume']
-        status = write_maps(name) or entry.run('basicsr.train', 'train_pipeline')
+        status = write_maps(name) or run.run('basicsr.train', 'train_pipeline')
         if status:
             return status
     opt = yaml.safe_load(yml.read_text())
     scores = score(opt, json.loads(Path('options', f'{name}.benchmarks.json').read_text()))
-    write_whole(Path('scores', f'{name}.json'), json.dumps({
+    atomic_write(Path('scores', f'{name}.json'), json.dumps({
         **history(experiment), 'machine': machine(), 'scores': scores,
         'curve': curve(Path('tb_logger', name), opt['datasets']['val']['name'], opt['train']['total_iter'])},
         indent=1).encode())
@@ -51,12 +51,12 @@ def write_maps(name):
     path = Path('options', f'{name}.maps.json')
     if not path.exists():
         return 0
-    from udl_plugin.training_maps import prepare_uncertainty
+    from udl_plugin.prepare.uncertainty_maps import prepare_uncertainty
     maps = json.loads(path.read_text())
     if not Path(maps['out']).exists():
         try:
             prepare_uncertainty(**maps, force=True)  # a kill may have left some that are moved first
-        except InputError as err:
+        except UserError as err:
             print(err, file=sys.stderr)
             return 2
     return 0

@@ -1,0 +1,106 @@
+"""The command itself; what it writes is tested in tests/test_model_files.py and tests/test_authors.py."""
+import os
+import re
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, TINY
+
+from udl_plugin.archs.build import build_network
+from udl_plugin.checkpoints.state_dict import save_checkpoint
+from udl_plugin.cli.convert import ABOUT, main, parse
+
+SECTION = {'type': 'EDSRTwo', **TINY, 'res_scale': 0.1, 'rgb_mean': [0, 0, 0]}
+pytestmark = pytest.mark.usefixtures('seed')
+
+
+@pytest.fixture
+def step2(tmp_path):
+    save_checkpoint(tmp_path / 'step2.pth', {'params': build_network(SECTION).state_dict()}, SECTION)
+    return tmp_path / 'step2.pth'
+
+
+def run(*arguments):
+    return main([*map(str, arguments)])
+
+
+@pytest.mark.parametrize(('name', 'layout', 'network'), [
+    ('plain.pth', 'plain', 'EDSR'), ('plain.safetensors', 'plain', 'EDSR'), ('all.pth', 'udl', 'EDSRTwo'),
+    ('all.pt', 'authors', 'EDSRTwo')])
+def test_what_is_printed(step2, tmp_path, capsys, name, layout, network):
+    assert run(step2, tmp_path / 'out' / name, '--layout', layout) == 0
+    out, err = capsys.readouterr()
+    assert (tmp_path / 'out' / name).exists()
+    section = yaml.safe_load(out[out.index('In a yml:\n') + len('In a yml:\n'):])['network_g']
+    assert section == {**SECTION, 'type': network}
+    assert ('the plain network' if layout == 'plain' else 'both networks of step 2') in out
+    assert err == ''
+    assert run(step2, tmp_path / 'out' / name, '--layout', layout, '--force', '--quiet') == 0
+    assert capsys.readouterr() == ('', '')
+
+
+def test_onnx_is_checked(step2, tmp_path, capsys):
+    assert run(step2, tmp_path / 'plain.onnx') == 0
+    told = r'In onnxruntime, on images of 40 x 17 and 16 x 33, it differs by up to \S+ from'
+    assert re.search(told, capsys.readouterr().out)
+
+
+def test_nothing_is_lost(step2, tmp_path, capsys):
+    (tmp_path / 'there.pth').write_bytes(b'precious')
+    assert run(step2, tmp_path / 'there.pth') == 2
+    assert 'there.pth\' exists already; choose another name or give --force' in capsys.readouterr().err
+    assert run(step2, step2) == 2
+    assert run(step2, tmp_path / 'new' / '..' / 'there.pth') == 2
+    (tmp_path / 'dangling.pth').symlink_to(tmp_path / 'x.pth')
+    assert run(step2, tmp_path / 'dangling.pth') == 2
+    (tmp_path / 'dangling.pth').unlink()
+    for arguments in ((tmp_path / 'nowhere.pth',), (step2, '--param-key', 'x'), (step2, '--opt', tmp_path / 'no.yml')):
+        assert run(arguments[0], tmp_path / 'there.pth', *arguments[1:], '--force') == 2
+    assert (tmp_path / 'there.pth').read_bytes() == b'precious'
+    assert sorted(os.listdir(tmp_path)) == ['step2.pth', 'there.pth']
+
+
+def test_opt(tmp_path, capsys):
+    """The yml of its training says what an old checkpoint does not."""
+    torch.save({'params': build_network(SECTION).state_dict()}, tmp_path / 'old.pth')
+    assert run(tmp_path / 'old.pth', tmp_path / 'a.pth') == 0
+    assert 'Note: it does not say res_scale, img_range, rgb_mean' in capsys.readouterr().err
+    (tmp_path / 'x.yml').write_text(yaml.safe_dump({'name': 'x', 'network_g': SECTION}))
+    assert run(tmp_path / 'old.pth', tmp_path / 'b.pth', '--opt', tmp_path / 'x.yml') == 0
+    assert capsys.readouterr().err == ''
+    assert torch.load(tmp_path / 'b.pth')['network_g'] == {**SECTION, 'type': 'EDSR'}
+    for text, message in (('a: [', 'x.yml'), ('- 1', 'no section network_g'), ('network_g: 3', 'no section network_g')):
+        (tmp_path / 'x.yml').write_text(text)
+        assert run(tmp_path / 'old.pth', tmp_path / 'c.pth', '--opt', tmp_path / 'x.yml') == 2
+        err = capsys.readouterr().err
+        assert err.startswith('udl-convert: --opt:')
+        assert message in err
+
+
+def test_file_of_a_stranger(tmp_path, capsys):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / 'executed'),)
+
+    torch.save({'params': Evil()}, tmp_path / 'evil.pth')
+    assert run(tmp_path / 'evil.pth', tmp_path / 'out.pth') == 2
+    err = capsys.readouterr().err
+    assert err.startswith('udl-convert: ')
+    assert 'cannot be read as a checkpoint of tensors' in err
+    assert err.count('\n') == 1
+    assert os.listdir(tmp_path) == ['evil.pth']
+
+
+def test_names_that_cannot_be(step2, capsys):
+    for arguments in ((step2, ''), (step2, 'a\0b.pth'), ('', 'x.pth')):
+        with pytest.raises(SystemExit):
+            run(*arguments)
+
+
+def test_examples_parse():
+    for text in (ABOUT, (ROOT / 'README.md').read_text()):
+        lines = re.findall(r'^ +udl-convert (.*?)(?: +#.*)?$', text, re.MULTILINE)
+        assert lines
+        for line in lines:
+            assert parse(line.split()).output

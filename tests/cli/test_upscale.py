@@ -1,0 +1,222 @@
+"""The command itself; what it computes is tested in tests/test_upscale.py."""
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, random_images, write_images
+
+from udl_plugin.archs.build import build_network
+from udl_plugin.checkpoints.network_file import load_network_file
+from udl_plugin.checkpoints.state_dict import save_checkpoint
+from udl_plugin.cli.upscale import ABOUT, main, parse
+from udl_plugin.inference.upscaler import Upscaler
+
+SECTION = {'type': 'EDSRTwo', **TINY}
+pytestmark = pytest.mark.usefixtures('seed')
+
+
+@pytest.fixture
+def model(tmp_path):
+    save_checkpoint(tmp_path / 'model.pth', {'params': build_network(SECTION).state_dict()}, SECTION)
+    return tmp_path / 'model.pth'
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return write_images(tmp_path / 'photos', random_images(3, 12, 20))
+
+
+def run(source, target, model, *more):
+    return main([str(source), str(target), '--model', str(model), '--device', 'cpu', *map(str, more)])
+
+
+def read(path):
+    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+
+
+def test_one_image(tmp_path, photos, model, capsys):
+    expected = Upscaler(load_network_file(model))(read(photos / 'image_0.png')).image
+    assert run(photos / 'image_0.png', tmp_path / 'new' / 'sr.png', model) == 0
+    assert np.array_equal(read(tmp_path / 'new' / 'sr.png'), expected)
+    out, err = capsys.readouterr()
+    assert 'Upscaling: 100%' in err
+    assert out == f'EDSRTwo x2, step 2: 1 image, {tmp_path}/new/sr.png\n'
+    assert run(photos / 'image_0.png', tmp_path / 'folder', model, '--quiet') == 0
+    assert np.array_equal(read(tmp_path / 'folder' / 'image_0.png'), expected)
+    assert capsys.readouterr() == ('', '')
+
+
+def test_folder_with_maps(tmp_path, photos, model, capsys):
+    assert run(photos, tmp_path / 'out', model, '--uncertainty', '--tile', 64) == 0
+    names = [f'image_{number}{end}' for number in range(3) for end in ('.png', '_log_var.npy', '_uncertainty.png')]
+    assert sorted(os.listdir(tmp_path / 'out')) == sorted(names)
+    log_var = np.load(tmp_path / 'out' / 'image_1_log_var.npy')
+    assert log_var.shape == (3, 24, 40)
+    assert log_var.dtype == np.float32
+    assert read(tmp_path / 'out' / 'image_1_uncertainty.png').shape == (24, 40, 3)
+    assert '3/3' in capsys.readouterr().err
+
+
+def test_depth_grey_and_alpha(tmp_path, model):
+    images = {'deep': random_images(1, 8)['image_0'].astype(np.uint16) * 257, 'grey': np.full((8, 8), 90, np.uint8),
+              'deep_grey': np.full((8, 8), 9000, np.uint16), 'alpha': np.full((8, 8, 4), 50, np.uint8)}
+    (tmp_path / 'in').mkdir()
+    for name, img in images.items():
+        cv2.imwrite(str(tmp_path / 'in' / f'{name}.png'), img)
+    assert run(tmp_path / 'in', tmp_path / 'out', model) == 0
+    for name, img in images.items():
+        found = read(tmp_path / 'out' / f'{name}.png')
+        assert found.dtype == img.dtype
+        assert found.shape == (16, 16, *img.shape[2:])
+    assert (read(tmp_path / 'out' / 'alpha.png')[:, :, 3] == 50).all()
+
+
+def test_folder_goes_on_past_a_broken_file(tmp_path, photos, model, capsys):
+    (photos / 'image_1.png').write_bytes((photos / 'image_1.png').read_bytes()[:99])
+    cv2.imwrite(str(photos / 'float.tiff'), np.zeros((8, 8, 3), np.float32))
+    assert run(photos, tmp_path / 'out', model) == 1
+    assert sorted(os.listdir(tmp_path / 'out')) == ['image_0.png', 'image_2.png']
+    err = capsys.readouterr().err
+    assert 'udl-upscale: images left out: 2 of 4' in err
+    assert re.search(r"^  '.*image_1\.png' cannot be read", err, re.MULTILINE)
+    assert re.search(r"^  '.*float\.tiff'", err, re.MULTILINE)
+
+
+def test_folder_goes_on_past_what_cannot_be_written(tmp_path, photos, model, capsys):
+    (tmp_path / 'out' / 'image_1.png').mkdir(parents=True)
+    (photos / 'image_2.png').rename(photos / f'{"n" * 246}.png')
+    assert run(photos, tmp_path / 'out', model, '--uncertainty', '--force') == 1
+    err = capsys.readouterr().err
+    assert re.search(r"^  .*image_1\.png'", err, re.MULTILINE)
+    assert re.search(r"^  .*n_log_var\.npy'", err, re.MULTILINE)
+    assert '.tmp' not in err
+    assert sorted(os.listdir(tmp_path / 'out')) == \
+        ['image_0.png', 'image_0_log_var.npy', 'image_0_uncertainty.png', 'image_1.png', 'image_1_log_var.npy',
+         'image_1_uncertainty.png']
+
+
+def test_full_disk_ends_the_folder(tmp_path, photos, model, capsys, monkeypatch):
+    written = []
+
+    def full(path, data):
+        if written:
+            raise OSError(28, 'No space left on device', str(path))
+        written.append(path.name)
+
+    monkeypatch.setattr('udl_plugin.cli.upscale.atomic_write', full)
+    assert run(photos, tmp_path / 'out', model, '--uncertainty') == 2
+    assert written == ['image_0_log_var.npy']  # the image comes last: where it is, the map is
+    assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_images_that_memory_does_not_hold(tmp_path, photos, model, capsys, monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(Upscaler, '__call__', full)
+    assert run(photos, tmp_path / 'out', model) == 1
+    assert "image_0.png': not enough memory" in capsys.readouterr().err
+
+
+def test_result_never_replaces_a_source_through_a_link(tmp_path, photos, model, capsys):
+    before = {path: path.read_bytes() for path in photos.iterdir()}
+    (tmp_path / 'link').symlink_to(photos)
+    refused(capsys, 'is one of the images to be upscaled', photos, tmp_path / 'link', model, '--force')
+    refused(capsys, 'is one of the images to be upscaled', photos, tmp_path / 'new' / '..' / 'photos', model, '--force')
+    (tmp_path / 'dangling.png').symlink_to(tmp_path / 'nowhere.png')
+    refused(capsys, r"dangling\.png' exists already", photos / 'image_0.png', tmp_path / 'dangling.png', model)
+    assert {path: path.read_bytes() for path in photos.iterdir()} == before
+
+
+def refused(capsys, message, *arguments):
+    assert run(*arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith('udl-upscale: ')
+    assert err.count('\n') == 1
+    assert re.search(message, err), err
+
+
+def test_nothing_is_lost(tmp_path, photos, model, capsys):
+    image = photos / 'image_0.png'
+    before = {path: path.read_bytes() for path in photos.iterdir()}
+    refused(capsys, 'is one of the images to be upscaled', photos, photos, model, '--force')
+    refused(capsys, 'is one of the images to be upscaled', image, image, model, '--force')
+    assert {path: path.read_bytes() for path in photos.iterdir()} == before
+    (tmp_path / 'sr_log_var.npy').write_bytes(b'precious')
+    refused(capsys, r"sr_log_var\.npy' exists already", image, tmp_path / 'sr.png', model, '--uncertainty')
+    assert not (tmp_path / 'sr.png').exists()
+    assert run(image, tmp_path / 'sr.png', model, '--quiet') == 0
+    refused(capsys, r"sr\.png' exists already; choose another OUTPUT or give --force", image, tmp_path / 'sr.png',
+            model)
+    assert run(image, tmp_path / 'sr.png', model, '--uncertainty', '--force', '--quiet') == 0
+    assert (tmp_path / 'sr_log_var.npy').read_bytes() != b'precious'
+    (photos / 'image_0_uncertainty.png').write_bytes(image.read_bytes())
+    refused(capsys, 'two results would be', photos, tmp_path / 'out', model, '--uncertainty')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_bad_input(tmp_path, photos, model, capsys):
+    image = photos / 'image_0.png'
+    refused(capsys, r"there is no '.*nowhere'", tmp_path / 'nowhere', tmp_path / 'out', model)
+    refused(capsys, r"there is no file '.*nowhere\.pth'", image, tmp_path / 'out', tmp_path / 'nowhere.pth')
+    refused(capsys, 'results are .png files', image, tmp_path / 'out.jpg', model)
+    refused(capsys, 'is a file; a folder is needed', photos, model, model)
+    refused(capsys, r"new\.png' is a file; a folder is needed", photos, tmp_path / 'new.png', model)
+    refused(capsys, '--tile 8 is too small', image, tmp_path / 'out', model, '--tile', 8)
+    refused(capsys, '--device nonsense', image, tmp_path / 'out', model, '--device', 'nonsense')
+    plain = build_network({'type': 'EDSR', **TINY})
+    save_checkpoint(tmp_path / 'plain.pth', {'params': plain.state_dict()}, {'type': 'EDSR', **TINY})
+    refused(capsys, r"plain\.pth': it holds a plain network", image, tmp_path / 'out', tmp_path / 'plain.pth',
+            '--uncertainty')
+    image.write_bytes(b'no image')
+    refused(capsys, r"image_0\.png' cannot be read: it is no image", image, tmp_path / 'out', model)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_notes(tmp_path, photos, model, capsys):
+    """Of what was assumed, and of tiles that are seen."""
+    image = photos / 'image_0.png'
+    section = {'type': 'EDSR', **TINY, 'num_block': 12}
+    torch.save({'params': build_network(section).state_dict()}, tmp_path / 'old.pth')
+    assert run(image, tmp_path / 'a', tmp_path / 'old.pth', '--tile', 64) == 0
+    err = capsys.readouterr().err
+    assert 'Note: it does not say res_scale' in err
+    assert 'Note: tiles overlap by 16 pixels on each side, and how far the network sees is 28' in err
+    assert '--tile 128 gives the same' in err
+    assert run(image, tmp_path / 'b', tmp_path / 'old.pth', '--tile', 128) == 0
+    assert 'tiles overlap' not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='sends a signal')
+def test_interrupt(tmp_path, model):
+    write_images(tmp_path / 'many', random_images(400, 64))
+    command = [sys.executable, '-m', 'udl_plugin.cli.upscale', tmp_path / 'many', tmp_path / 'out', '--model', model,
+               '--device', 'cpu', '--self-ensemble']
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # not as a shell has it
+    for _ in range(2400):  # on a busy machine the imports take long
+        if (tmp_path / 'out').exists() and len(os.listdir(tmp_path / 'out')) > 3:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == 'udl-upscale: interrupted; what was written is whole'
+    assert 3 < len(os.listdir(tmp_path / 'out')) < 400
+    assert all(name.endswith('.png') and read(tmp_path / 'out' / name).shape == (128, 128, 3)
+               for name in os.listdir(tmp_path / 'out'))
+
+
+def test_examples_parse():
+    for text in (ABOUT, (ROOT / 'README.md').read_text()):
+        lines = re.findall(r'^ +udl-upscale (.*?)(?: +#.*)?$', text, re.MULTILINE)
+        assert lines
+        for line in lines:
+            assert parse(line.split()).model

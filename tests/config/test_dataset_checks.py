@@ -1,0 +1,197 @@
+import pytest
+from conftest import random_images, write_images
+
+from udl_plugin.config.dataset_checks import check_maps, check_pairs
+from udl_plugin.data.map_format import ABOUT, make_metadata
+from udl_plugin.errors import UserError
+from udl_plugin.utils.atomic_io import atomic_write
+
+
+def options(folder, kind, gt, lq, phase='train', scale=2, gt_size=8):
+    """Writes the images `{key: (height, width)}` and returns the options of their data set."""
+    roots = {side: write_images(folder / (f'{side}.lmdb' if kind == 'lmdb' else side),
+                                {key: random_images(1, *size)['image_0'] for key, size in sizes.items()})
+             for side, sizes in (('gt', gt), ('lq', lq))}
+    return {'type': 'PairedImageDataset', 'phase': phase, 'scale': scale, 'gt_size': gt_size,
+            'io_backend': {'type': kind}, 'dataroot_gt': str(roots['gt']), 'dataroot_lq': str(roots['lq'])}
+
+
+def refused(opt, *parts):
+    with pytest.raises(UserError) as caught:
+        check_pairs(opt, 'datasets: train')
+    message = str(caught.value)
+    assert '\n' not in message
+    for part in ('datasets: train', *parts):
+        assert str(part) in message
+
+
+kinds = pytest.mark.parametrize('kind', ['lmdb', 'disk'])
+
+
+@kinds
+@pytest.mark.parametrize('phase', ['train', 'val'])
+def test_good_data_passes(tmp_path, kind, phase):
+    sizes = {'a': (16, 20), 'b': (24, 16)}
+    opt = options(tmp_path, kind, sizes, {key: (h // 2, w // 2) for key, (h, w) in sizes.items()}, phase)
+    check_pairs(opt, 'datasets: train')
+    assert opt['io_backend'] == {'type': kind}  # upstream pops from it; we must not
+
+
+@kinds
+def test_validation_gt_may_exceed_a_multiple(tmp_path, kind):
+    check_pairs(options(tmp_path, kind, {'a': (17, 21)}, {'a': (8, 10)}, 'val'), 'datasets: val')
+
+
+@kinds
+@pytest.mark.parametrize('phase', ['train', 'val'])
+def test_other_scale(tmp_path, kind, phase):
+    opt = options(tmp_path, kind, {'good': (16, 16), 'odd': (16, 16)}, {'good': (8, 8), 'odd': (4, 4)}, phase)
+    refused(opt, 'odd', 'GT is 16 x 16 and LQ 4 x 4', 'scale of 2', opt['dataroot_lq'])
+    opt = {**opt, 'scale': 4}
+    refused(opt, 'good', 'scale of 4')
+
+
+@kinds
+def test_image_smaller_than_patch(tmp_path, kind):
+    refused(options(tmp_path, kind, {'a': (16, 12)}, {'a': (8, 6)}, gt_size=16), 'a', 'gt_size: 16')
+
+
+@kinds
+@pytest.mark.parametrize('gt_size', [9, 0, None, '8'])
+def test_bad_patch_size(tmp_path, kind, gt_size):
+    refused(options(tmp_path, kind, {'a': (16, 16)}, {'a': (8, 8)}, gt_size=gt_size), f'gt_size: {gt_size}', 'scale, 2')
+
+
+def test_names_that_differ(tmp_path):
+    opt = options(tmp_path, 'disk', {'a': (16, 16)}, {'ax2': (8, 8)})
+    check_pairs({**opt, 'filename_tmpl': '{}x2'}, 'datasets: train')
+    refused(opt, 'a.png is not in lq_paths')
+    (tmp_path / 'lq' / 'bx2.png').touch()  # not in the list: not looked at
+    (tmp_path / 'list.txt').write_text('a.png (16,16,3)\n')
+    check_pairs({**opt, 'filename_tmpl': '{}x2', 'meta_info_file': str(tmp_path / 'list.txt')}, 'datasets: train')
+
+
+def test_missing_backend(tmp_path):
+    opt = options(tmp_path, 'disk', {'a': (16, 16)}, {'a': (8, 8)})
+    del opt['io_backend']
+    refused(opt, 'io_backend: is missing')
+
+
+@pytest.mark.parametrize('template', ['{', '{1}', '{x}', '{0.nope}', '{:>3000000000}', 'x', '{}{}', 5])
+def test_template_that_is_no_name(tmp_path, template):
+    opt = options(tmp_path, 'disk', {'a': (16, 16)}, {'a': (8, 8)})
+    refused({**opt, 'filename_tmpl': template}, 'filename_tmpl: ', 'a name with one {}')
+
+
+@pytest.mark.parametrize('listed', ['/dev/zero', 'nowhere.txt', 'a\0b'])
+def test_list_that_is_no_file(tmp_path, listed):
+    opt = options(tmp_path, 'disk', {'a': (16, 16)}, {'a': (8, 8)})
+    refused({**opt, 'meta_info_file': listed}, 'meta_info_file: there is no file')
+
+
+def test_list_that_leads_elsewhere(tmp_path):
+    opt = options(tmp_path, 'disk', {'a': (16, 16)}, {'a': (8, 8)})
+    for folder in ('gt', 'lq'):
+        (tmp_path / folder / 'a.png').rename(tmp_path / f'{folder}_a.png')
+    (tmp_path / 'list.txt').write_text('../gt_a.png (16,16,3)\n')
+    refused({**opt, 'meta_info_file': str(tmp_path / 'list.txt')}, 'meta_info_file: ', 'is not in')
+
+
+@kinds
+@pytest.mark.parametrize('side', ['dataroot_gt', 'dataroot_lq'])
+def test_missing_root(tmp_path, kind, side):
+    opt = options(tmp_path, kind, {'a': (16, 16)}, {'a': (8, 8)})
+    refused({**opt, side: '/nowhere/data.lmdb'}, side, '/nowhere/data.lmdb', 'no folder')
+    refused({**opt, side: None}, side, 'is missing')
+
+
+@kinds
+def test_empty(tmp_path, kind):
+    refused(options(tmp_path, kind, {}, {}), 'gt', 'empty' if kind == 'lmdb' else 'holds no image')
+
+
+@kinds
+def test_unpaired(tmp_path, kind):
+    refused(options(tmp_path, kind, {'a': (16, 16), 'b': (16, 16)}, {'a': (8, 8), 'c': (8, 8)}),
+            *(("1 only in GT ['b']", "1 only in LQ ['c']") if kind == 'lmdb' else ('b.png is not in lq', tmp_path)))
+
+
+def test_incomplete_lmdb(tmp_path):
+    opt = options(tmp_path, 'lmdb', {'a': (16, 16)}, {'a': (8, 8)})
+    (tmp_path / 'lq.lmdb' / 'data.mdb').unlink()
+    refused(opt, 'dataroot_lq', 'data.mdb', 'lq.lmdb')
+
+
+def test_bad_meta_info(tmp_path):
+    opt = options(tmp_path, 'lmdb', {'a': (16, 16)}, {'a': (8, 8)})
+    (tmp_path / 'gt.lmdb' / 'meta_info.txt').write_text('a.png (16,16,3) 1\nb\n')
+    refused(opt, 'gt.lmdb/meta_info.txt', 'line 2')
+
+
+def test_broken_image(tmp_path):
+    opt = options(tmp_path, 'disk', {'a': (16, 16)}, {'a': (8, 8)}, 'val')
+    (tmp_path / 'lq' / 'a.png').write_bytes(b'no picture')
+    refused(opt, 'a.png')
+
+
+def test_missing_scale(tmp_path):
+    refused(options(tmp_path, 'disk', {'a': (16, 16)}, {'a': (8, 8)}, scale=None), 'scale')
+
+
+def test_truncated_lmdb(tmp_path):
+    """Upstream's workers would die of a bus error."""
+    opt = options(tmp_path, 'lmdb', {'a': (64, 64)}, {'a': (32, 32)})
+    data = tmp_path / 'gt.lmdb' / 'data.mdb'
+    data.write_bytes(data.read_bytes()[:-4096])
+    refused(opt, 'dataroot_gt', data, 'is truncated')
+
+
+def test_lmdb_as_folder(tmp_path):
+    opt = options(tmp_path, 'lmdb', {'a': (8, 8)}, {'a': (4, 4)})
+    with pytest.raises(UserError) as caught:
+        check_pairs({**opt, 'io_backend': {'type': 'disk'}}, 'datasets: train')
+    for side, message in zip(('dataroot_gt', 'dataroot_lq'), caught.value.messages):  # both at once
+        assert message.startswith(f'datasets: train: {side}: ')
+        assert 'is an LMDB; write type: lmdb' in message
+
+
+def maps(folder, sizes, scale=2, without=()):
+    """Writes maps of those sizes and returns the options of a data set with them."""
+    opt = options(folder, 'lmdb', {'a': (16, 20), 'b': (24, 16)}, {'a': (8, 10), 'b': (12, 8)})
+    path = write_images(folder / 'maps.lmdb', {key: random_images(1, *size)['image_0'] for key, size in sizes.items()})
+    limits = {key: (0.0, 1.0) for key in sizes if key not in without}
+    atomic_write(path / ABOUT, make_metadata('m', 'params', 'f', {}, scale, limits))
+    return {**opt, 'dataroot_uncertainty': str(path)}
+
+
+GOOD = {'a': (16, 20), 'b': (24, 16)}
+
+
+def test_good_maps_pass(tmp_path):
+    check_maps(maps(tmp_path, {**GOOD, 'another': (4, 4)}), 'datasets: train')
+
+
+@pytest.mark.parametrize(('sizes', 'kwargs', 'changes', 'message'), [
+    (GOOD, {}, {'phase': 'val'}, 'is for training from LMDBs; write PairedImageDataset'),
+    (GOOD, {}, {'io_backend': {'type': 'disk'}}, 'is for training from LMDBs'),
+    (GOOD, {}, {'dataroot_uncertainty': None}, 'dataroot_uncertainty: is missing; udl-prepare uncertainty writes it'),
+    (GOOD, {}, {'dataroot_uncertainty': 'nowhere.lmdb'}, "dataroot_uncertainty: there is no LMDB 'nowhere.lmdb'"),
+    (GOOD, {}, {'mean': [0.5, 0.5, 0.5]}, 'mean: maps are made of images as they are'),
+    (GOOD, {}, {'color': 'y'}, "'a': its map is 20 x 16 pixels of 3 channels and not 20 x 16 of 1"),
+    (GOOD, {'scale': 4}, {}, "maps.lmdb' are of scale 4, and not of scale: 2"),
+    ({'a': (16, 20)}, {}, {}, "there is no map of 'b'. Have udl-prepare uncertainty write"),
+    (GOOD, {'without': ['a']}, {}, "there is no map of 'a'"),
+    ({**GOOD, 'b': (16, 24)}, {}, {}, "'b': its map is 24 x 16 pixels of 3 channels and not 16 x 24 of 3"),
+])
+def test_bad_maps(tmp_path, sizes, kwargs, changes, message):
+    opt = {**maps(tmp_path, sizes, **kwargs), **changes}
+    with pytest.raises(UserError) as caught:
+        check_maps(opt, 'datasets: train')
+    assert message in str(caught.value)
+    assert str(caught.value).startswith('datasets: train')
+
+
+def test_maps_that_are_images(tmp_path):
+    opt = {**maps(tmp_path, GOOD), 'dataroot_uncertainty': str(tmp_path / 'gt.lmdb')}
+    with pytest.raises(UserError, match=r"datasets: train: dataroot_uncertainty: '.*gt.lmdb' has no uncertainty.json"):
+        check_maps(opt, 'datasets: train')

@@ -1,0 +1,51 @@
+import base64
+import html.parser
+
+import numpy as np
+
+from udl_plugin.inference.visualize import encode_png
+from udl_plugin.studies.report import Heading, Picture, Table, Text, markdown_table, to_csv, to_html
+
+PNG = encode_png(np.zeros((2, 3), np.uint8))
+PARTS = [Text('a < b & "c"'), Heading('One <h>'), Table([['', 'PSNR'], ['L1 <x>', '1 | 2']]),
+         Picture('curve.png', PNG, 'over <time>')]
+
+
+class Reader(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.text = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ('meta', 'img'):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_html_is_whole_and_needs_nothing_else():
+    page = to_html('Title <t>', PARTS)
+    reader = Reader()
+    reader.feed(page)
+    assert not reader.open
+    text = ''.join(reader.text)
+    for part in ('Title <t>', 'a < b & "c"', 'One <h>', 'L1 <x>', '1 | 2', 'over <time>'):
+        assert part in text
+    images = [attributes for tag, attributes in reader.tags if tag == 'img']
+    assert base64.b64decode(images[0]['src'].split(',')[1]) == PNG
+    assert not any('src' in attributes and not attributes['src'].startswith('data:') for _, attributes in reader.tags)
+    assert not any(tag in ('link', 'script') for tag, _ in reader.tags)
+    assert 'http' not in page
+
+
+def test_markdown():
+    assert markdown_table(PARTS[2].rows) == '|  | PSNR |\n|---|---|\n| L1 <x> | 1 \\| 2 |'
+
+
+def test_csv_quotes():
+    assert to_csv([('a', 'b,c'), (1, None)]) == 'a,"b,c"\n1,\n'

@@ -1,0 +1,1 @@
+"""Checkpoints: safe reading, matching with a network, and export."""

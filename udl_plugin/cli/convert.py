@@ -1,0 +1,68 @@
+"""The command `udl-convert`: a network's file in another form. See udl_plugin/checkpoints/network_file.py."""
+import argparse
+import os
+import sys
+
+import yaml
+
+from udl_plugin.cli.common import add_reading_options, path_arg, read, run_command, show
+from udl_plugin.errors import UserError
+
+ABOUT = """\
+Writes the network in one file to another. The suffix of OUTPUT says the form:
+
+  udl-convert experiments/train_udl_step2/models/net_g_latest.pth edsr_s.pth
+  udl-convert experiments/train_udl_step2/models/net_g_latest.pth edsr_s.safetensors
+  udl-convert experiments/train_udl_step2/models/net_g_latest.pth edsr_s.onnx
+
+Each holds the plain SR network of a checkpoint of any step; the first is what BasicSR's EDSR loads, strictly. Files
+that the method's authors released are recognised by themselves. To start step 2 from one, and back:
+
+  udl-convert edsr_s_x4_step1.pt step1.pth --layout udl
+  udl-convert step1.pth edsr_s_x4_step1.pt --layout authors
+
+What is written says which network it holds; so it is printed, as network_g of a yml.
+"""
+
+
+def main(argv=None):
+    """Runs the command. Returns the exit status: 0, 2 for bad input, 130 after Ctrl-C."""
+    args = parse(argv)
+    return run_command('udl-convert', args, run, 'nothing was changed')
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(prog='udl-convert', description=ABOUT, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add('input', type=path_arg, metavar='INPUT', help='.pth, .pt or .safetensors')
+    add('output', type=path_arg, metavar='OUTPUT', help='.pth, .pt, .safetensors or .onnx')
+    add('--layout', choices=('plain', 'udl', 'authors'), default='plain', help='in a .pth or .pt: the SR network '
+        "alone, or all that INPUT has, under our names or the authors' (%(default)s)")
+    add_reading_options(parser)
+    add('--force', action='store_true', help='replace OUTPUT if it exists')
+    add('--quiet', action='store_true', help='show warnings and errors only')
+    return parser.parse_args(argv)
+
+
+def run(args):
+    from udl_plugin.checkpoints.export import export_network
+    output = os.path.normpath(args.output)
+    if os.path.lexists(output) and not args.force:
+        raise UserError(f"'{output}' exists already; choose another name or give --force.")
+    model = read(args.input, args)
+    checked = export_network(output, model, args.layout)
+    if not args.quiet:
+        written = model.plain() if args.layout == 'plain' else model
+        kind = {'plain': 'the plain network', 'step 1': 'the network of step 1, with its variance head',
+                'step 2': 'both networks of step 2'}[written.kind]
+        print(f'{output}: {kind}, {sum(tensor.numel() for tensor in written.state_dict.values()):,} values')
+        section = yaml.safe_dump({'network_g': written.network_g}, sort_keys=False, default_flow_style=False)
+        show('In a yml:', section.rstrip().splitlines())
+        for line in checked:
+            print(line)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

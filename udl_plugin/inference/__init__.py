@@ -1,0 +1,1 @@
+"""Trained networks at work: upscaling, pictures of uncertainty maps, and what a network costs."""

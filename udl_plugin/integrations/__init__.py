@@ -1,0 +1,1 @@
+"""Other frameworks: mmengine and spandrel. They never import each other."""

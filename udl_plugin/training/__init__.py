@@ -1,0 +1,1 @@
+"""The training and test commands: loop, resume, data-loader state, signals."""

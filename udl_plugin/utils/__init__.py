@@ -1,0 +1,1 @@
+"""What every folder may use: atomic writes, parallel maps, MATLAB's imresize."""
