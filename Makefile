@@ -4,7 +4,7 @@
 # make soak   50 faults over trainings that are resumed each time; 10 minutes on 2 cores
 # make fuzz   2,000 spoilt ymls, and more checkpoints and images; 8 minutes on 2 cores
 # make test   the test suite
-# make lint   ruff
+# make lint   ruff and mypy
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -35,6 +35,7 @@ test: $(INSTALLED)
 
 lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
 
 # opencv-python needs libGL and glib, which a desktop has; without them, its twin without windows takes its place
 $(INSTALLED): pyproject.toml setup.py

@@ -1,104 +1,111 @@
-"""Errors that a user can mend: a wrong option, a missing or unfit file. Entry points print them as one line."""
+"""Errors a user can fix: a wrong option, a missing or unsuitable file. Commands print them as one line each."""
+from __future__ import annotations
+
 import difflib
 import functools
 import inspect
 import reprlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar('T', bound=type)
 
 
 class UserError(ValueError):
-    """Something the user gave is wrong. The message names the file or the key and says what to do.
-
-    Attributes:
-        messages (list[str]): One for each thing that is wrong.
-    """
+    """Something the user gave is wrong. The message names the file or the key and says what to do."""
 
     @property
-    def messages(self):
+    def messages(self) -> list[str]:
+        """One message for each thing that is wrong."""
         return [str(self)]
 
 
 class UserErrors(UserError):
-    """One or several of these, a line each."""
+    """Several errors, one line each.
 
-    def __init__(self, messages):
-        messages = messages.split('\n') if isinstance(messages, str) else list(messages)  # mmengine makes it anew
-        super().__init__('\n'.join(messages))
-        self._messages = messages
+    Args:
+        messages: Anything that `str` turns into a message, such as `udl_plugin.config.problems.OptionError`; or one
+            text with a message per line.
+    """
+
+    def __init__(self, messages: str | Iterable[Any]):
+        self.errors = messages.split('\n') if isinstance(messages, str) else list(messages)  # mmengine rebuilds it
+        super().__init__('\n'.join(map(str, self.errors)))
 
     @property
-    def messages(self):
-        return self._messages
+    def messages(self) -> list[str]:
+        return list(map(str, self.errors))
 
 
-def raise_errors(messages):
-    """Raises one `UserErrors` with these messages, if there are any."""
-    messages = list(messages)
-    if messages:
-        raise UserErrors(messages)
+def raise_errors(errors: Iterable[Any]) -> None:
+    """Raises one `UserErrors` with these errors, if there are any."""
+    errors = list(errors)
+    if errors:
+        raise UserErrors(errors)
 
 
-def truncate_repr(value, most=80):
-    """A value of any size as a text for a message."""
-    if isinstance(value, int) and value.bit_length() > 4 * most:
+def truncate_repr(value: Any, limit: int = 80) -> str:
+    """A value of any size as text of at most `limit` characters, for a message."""
+    if isinstance(value, int) and value.bit_length() > 4 * limit:
         return f'a number of {value.bit_length()} bits'
     text = value if isinstance(value, str) else reprlib.repr(value) if isinstance(value, (list, dict)) else str(value)
-    return text if len(text) < most else f'{text[:most - 3]}...'
+    return text if len(text) < limit else f'{text[:limit - 3]}...'
 
 
-def did_you_mean(name, known):
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
     """Returns ` (did you mean 'x'?)` for the nearest of `known`, or an empty string where none is near."""
     near = difflib.get_close_matches(str(name), list(known), n=1)
     return f" (did you mean '{near[0]}'?)" if near else ''
 
 
-def lookup_class(registry, name, where=''):
-    """The class that a registry of BasicSR has under `name`.
+def lookup_class(registry: Any, name: Any, where: str = '') -> Any:
+    """The class or function registered as `name` in one of BasicSR's registries.
 
     Args:
-        registry (Registry): One of `basicsr.utils.registry`.
-        name (str): As a yml has it under `type`.
-        where (str): Where it stands, such as `network_g: type: `.
+        registry: One of `basicsr.utils.registry`.
+        name: As a yml names it under `type`.
+        where: Its key, for the message, such as `network_g.type: `.
 
     Raises:
-        UserError: none; says what may have been meant.
+        UserError: not registered; suggests the nearest name.
     """
-    for registered in (str(name), f'{name}_basicsr'):  # the registry's own second try
+    for registered in (str(name), f'{name}_basicsr'):  # as the registry's own `get` does
         if registered in registry:
             return registry.get(registered)
     raise UserError(f"{where}there is no '{name}'{did_you_mean(name, registry.keys())}.")
 
 
-def check_kwargs(cls, names, where='', given=()):
-    """Refuses names that `cls` does not take as keyword arguments. BasicSR hands it a yml section that way.
+def check_kwargs(cls: Callable, names: Iterable[str], where: str = '', given: Iterable[str] = ()) -> None:
+    """Checks that `cls` accepts these keyword arguments. BasicSR passes a section of the yml that way.
 
     Args:
-        cls (type): Its signature tells the options; with `**kwargs` it takes all that are not near to one of them.
-        names (Iterable[str]): Keys of the section.
-        where (str): Where they stand, such as `network_g: `.
-        given (Iterable[str]): Arguments that BasicSR gives itself, and that are no options.
+        cls: With `**kwargs` in its signature, it accepts every name that is not close to one of its own.
+        names: Keys of the section.
+        where: Their section, for the message, such as `network_g: `.
+        given: Arguments that BasicSR passes itself, which are no options.
 
     Raises:
-        UserError: an unknown name; says which and what may have been meant.
+        UserError: an unknown name; suggests the nearest option.
     """
-    parameters = inspect.signature(cls).parameters
+    parameters: Mapping[str, inspect.Parameter] = inspect.signature(cls).parameters
     named = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
-    takes_all = len(named) < len(parameters)
+    accepts_any = len(named) < len(parameters)
     named = [name for name in named if name not in given]
     for name in names:
-        if name not in named and not (takes_all and name not in given and not did_you_mean(name, named)):
-            raise UserError(f"{where}'{name}' is not an option of type: {cls.__name__}"
-                             f"{did_you_mean(name, named)}. Its options are: {', '.join(named)}.")
+        if name not in named and not (accepts_any and name not in given and not did_you_mean(name, named)):
+            raise UserError(f"{where}'{name}' is not an option of type: {cls.__name__}{did_you_mean(name, named)}. "
+                            f'Its options are: {", ".join(named)}.')
 
 
-def reject_unknown_kwargs(cls):
-    """Class decorator: `check_option_names` whenever an instance is made, whoever makes it.
+def reject_unknown_kwargs(cls: T) -> T:
+    """Class decorator: runs `check_kwargs` whenever an instance is made.
 
-    Python's own TypeError for a misspelt option names neither the section's `type` in full nor what was meant.
+    Python's own TypeError for a misspelt option names neither the `type` in the yml nor the nearest option.
     """
     init = cls.__init__
 
     @functools.wraps(init)
-    def checked_init(self, *args, **kwargs):
+    def checked_init(self: Any, *args: Any, **kwargs: Any) -> None:
         check_kwargs(cls, kwargs)
         init(self, *args, **kwargs)
 

@@ -170,13 +170,13 @@ def test_step_2_also_gives_what_the_frozen_network_makes():
     net = EDSRTwo(**TINY).eval()
     x = torch.rand(1, 3, 8, 9)
     with torch.no_grad():
-        sr, var_sr = net.sr_net(x), net.var_net(x)
+        sr, frozen_sr = net.sr_net(x), net.var_net(x)
         log_var = net.var_net.log_var(x)
-        for asked, expected in (({'return_var_sr': True}, (sr, var_sr)),
-                                ({'return_log_var': True, 'return_var_sr': True}, (sr, log_var, var_sr))):
+        for asked, expected in (({'return_frozen_sr': True}, (sr, frozen_sr)),
+                                ({'return_log_var': True, 'return_frozen_sr': True}, (sr, log_var, frozen_sr))):
             found = net(x, **asked)
             assert len(found) == len(expected)
             for one, other in zip(found, expected):
                 torch.testing.assert_close(one, other)
-    assert not torch.equal(sr, var_sr)
-    assert not net(x, return_var_sr=True)[1].requires_grad
+    assert not torch.equal(sr, frozen_sr)
+    assert not net(x, return_frozen_sr=True)[1].requires_grad

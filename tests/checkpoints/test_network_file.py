@@ -64,7 +64,7 @@ def test_plain_network_of_any(tmp_path, section, suffix):
     net, path = saved(tmp_path, section)
     export_network(tmp_path / f'plain{suffix}', load_network_file(path))
     model = load_network_file(tmp_path / f'plain{suffix}')
-    assert model.kind == 'plain'
+    assert model.stage == 'plain'
     assert model.notes == []
     assert model.network_g == base_config(section)
     assert torch.equal(images(model), images(net))
@@ -336,7 +336,7 @@ def test_any_registered_network(tmp_path, kind):
     section = wrapped_config(kind, {'type': 'UsersNetwork', 'num_feat': 6, 'norm_path': None})
     net, path = saved(tmp_path, section)
     model = load_network_file(path)
-    assert (model.kind, model.network_g) == (kind, section)
+    assert (model.stage, model.network_g) == (kind, section)
     assert all(torch.equal(value, model.state_dict[name]) for name, value in net.state_dict().items())
 
 

@@ -202,7 +202,7 @@ TWO = {'type': 'EDSRTwo', 'num_in_ch': 3, 'num_out_ch': 3, 'upscale': 2}
 
 
 @pytest.mark.parametrize(('loss', 'network', 'message'), [
-    ({'source': 'error'}, 'EDSRVar', 'UDL needs var_sr, and network_g: EDSRVar gives none; EDSRTwo, DPDNNTwo'),
+    ({'source': 'error'}, 'EDSRVar', 'UDL needs frozen_sr, and network_g: EDSRVar gives none; EDSRTwo, DPDNNTwo'),
     ({'source': 'log_var'}, 'EDSR', 'UDL needs log_var, and network_g: EDSR gives none'),
     ({'source': 'nothing'}, 'EDSRTwo', "train: pixel_opt: type: UDL: source is 'nothing'"),
     ({'scaling': 'exp', 'source': 'error'}, 'EDSRTwo', 'train: pixel_opt: type: UDL: scaling: exp is for'),

@@ -14,8 +14,8 @@ FORMULAS = {'linear': lambda u, top: u, 'log': lambda u, top: math.log(1 + u), '
 
 def inputs():
     generator = torch.Generator().manual_seed(1)
-    pred, target, var_sr = (torch.rand(SHAPE, generator=generator, dtype=torch.float64) for _ in range(3))
-    return pred, target, torch.randn(SHAPE, generator=generator, dtype=torch.float64), var_sr
+    pred, target, frozen_sr = (torch.rand(SHAPE, generator=generator, dtype=torch.float64) for _ in range(3))
+    return pred, target, torch.randn(SHAPE, generator=generator, dtype=torch.float64), frozen_sr
 
 
 def test_tables_have_what_is_tested():
@@ -42,10 +42,10 @@ def test_constant_map_weighs_all_alike(scaling):
 
 
 def test_error_weighs_in_8_bit_levels():
-    pred, target, _, var_sr = inputs()
-    error = 255 * (target - var_sr).abs()
+    pred, target, _, frozen_sr = inputs()
+    error = 255 * (target - frozen_sr).abs()
     expected = (error - error.amin((2, 3), keepdim=True) + 1) * 255 * (target - pred).abs()
-    torch.testing.assert_close(UDL(source='error', reduction='none')(pred, target, var_sr=var_sr), expected)
+    torch.testing.assert_close(UDL(source='error', reduction='none')(pred, target, frozen_sr=frozen_sr), expected)
 
 
 def test_gradient_of_a_ramp_and_an_edge():
@@ -55,17 +55,17 @@ def test_gradient_of_a_ramp_and_an_edge():
     expected = torch.tensor([0, 0, 0, 5, 5, 0, 0, 0], dtype=torch.float64).expand(4, 8)  # central differences
     torch.testing.assert_close(weight[0, 0], expected)
     ramp = torch.arange(4.).view(1, 1, 4, 1).expand(1, 1, 4, 4) * 3 + torch.arange(4.).view(1, 1, 1, 4) * 4
-    torch.testing.assert_close(SOURCES['gradient'].weigh(ramp, None, None), torch.full((1, 1, 4, 4), 5.))
+    torch.testing.assert_close(SOURCES['gradient'].weight_map(ramp, None, None), torch.full((1, 1, 4, 4), 5.))
 
 
-@pytest.mark.parametrize(('source', 'needs'), [('log_var', ('log_var',)), ('error', ('var_sr',)), ('gradient', ())])
-def test_loss_says_what_it_needs(source, needs):
+@pytest.mark.parametrize(('source', 'required_outputs'), [('log_var', ('log_var',)), ('error', ('frozen_sr',)), ('gradient', ())])
+def test_loss_declares_its_required_outputs(source, required_outputs):
     loss = UDL(source=source)
-    pred, target, log_var, var_sr = inputs()
-    assert loss.needs == needs
-    given = {name: {'log_var': log_var, 'var_sr': var_sr}[name] for name in needs}
+    pred, target, log_var, frozen_sr = inputs()
+    assert loss.required_outputs == required_outputs
+    given = {name: {'log_var': log_var, 'frozen_sr': frozen_sr}[name] for name in required_outputs}
     assert loss(pred, target, **given).isfinite()
-    if needs:
+    if required_outputs:
         with pytest.raises(ValueError, match=f'UDL needs {needs[0]}.*return_{needs[0]}=True'):
             loss(pred, target)
         with pytest.raises(ValueError, match='one shape'):
@@ -75,13 +75,13 @@ def test_loss_says_what_it_needs(source, needs):
 @pytest.mark.parametrize('source', ['log_var', 'error', 'gradient'])
 @pytest.mark.parametrize('scaling', ['linear', 'log', 'sqrt', 'minmax'])
 def test_weight_lets_no_gradient_through(source, scaling):
-    pred, target, log_var, var_sr = inputs()
-    for tensor in (log_var, var_sr):
+    pred, target, log_var, frozen_sr = inputs()
+    for tensor in (log_var, frozen_sr):
         tensor.requires_grad_()
-    UDL(source=source, scaling=scaling)(pred.requires_grad_(), target, log_var, var_sr).backward()
+    UDL(source=source, scaling=scaling)(pred.requires_grad_(), target, log_var, frozen_sr).backward()
     assert pred.grad.isfinite().all()
     assert log_var.grad is None
-    assert var_sr.grad is None
+    assert frozen_sr.grad is None
 
 
 def test_bad_choice():

@@ -298,8 +298,8 @@ def test_step_2_weighs_by_the_error_of_the_frozen_network(tmp_path):
     model.feed_data({'lq': torch.rand(2, 3, 8, 8), 'gt': torch.rand(2, 3, 16, 16)})
     loss = model.compute_losses(model.lq, model.gt)['l_pix'].item()
     with torch.no_grad():
-        sr, var_sr = model.net_g.sr_net(model.lq), model.net_g.var_net(model.lq)
-    error = 255 * (model.gt - var_sr).abs()
+        sr, frozen_sr = model.net_g.sr_net(model.lq), model.net_g.var_net(model.lq)
+    error = 255 * (model.gt - frozen_sr).abs()
     expected = ((error - error.amin((2, 3), keepdim=True) + 1) * 255 * (model.gt - sr).abs()).mean()
     assert loss == pytest.approx(float(expected), rel=1e-5)
 

@@ -116,7 +116,7 @@ def test_lmdb_that_crashes_a_worker(tmp_path):
             file.truncate(8192)
         return iterable
 
-    found = check_images(path, workers=1, track=cut)
+    found = check_images(path, workers=1, progress=cut)
     assert found.shapes == {}
     (problem,) = found.problems
     assert problem.startswith('cannot be read to the end: ')
@@ -140,13 +140,13 @@ def test_strange_meta_info(tmp_path):
 def test_progress(tmp_path):
     calls = []
 
-    def track(iterable, total, what):
+    def progress(iterable, total, what):
         calls.append((total, what))
         for item in iterable:
             calls.append(item)
             yield item
 
-    check_images(write_images(tmp_path / 'x.lmdb', IMAGES), track=track)
+    check_images(write_images(tmp_path / 'x.lmdb', IMAGES), progress=progress)
     assert calls[0] == (40, 'checking x.lmdb')
     assert len(calls) == 41
 

@@ -3,12 +3,12 @@
 
 
 
-EXTRA_OUTPUTS = ('log_var', 'var_sr')  # what networks return beside the SR image, in their order
+EXTRA_OUTPUTS = ('log_var', 'frozen_sr')  # what networks return beside the SR image, in their order
 
 
 def required_outputs_of(loss):
-    """Those of `NEEDED` that a loss declares as its `needs`; none of upstream's does."""
-    return [name for name in EXTRA_OUTPUTS if name in getattr(loss, 'needs', ())]
+    """Those of `NEEDED` that a loss declares as its `required_outputs`; none of upstream's does."""
+    return [name for name in EXTRA_OUTPUTS if name in getattr(loss, 'required_outputs', ())]
 
 
 def forward_with_outputs(net, lq, needs, given):

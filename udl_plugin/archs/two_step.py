@@ -37,31 +37,31 @@ class TwoStep(nn.Module):
         self.var_net.eval()
         return self
 
-    def forward(self, x, return_log_var=False, return_var_sr=False):
+    def forward(self, x, return_log_var=False, return_frozen_sr=False):
         """
         Args:
             x (Tensor): LR image `(N, C, H, W)` in [0, 1].
             return_log_var (bool): Also run `var_net`, up to its variance head.
-            return_var_sr (bool): Also run `var_net` to its SR image.
+            return_frozen_sr (bool): Also run `var_net` to its SR image.
 
         Returns:
             Tensor | tuple[Tensor]: The SR image `(N, C, upscale * H, upscale * W)`; with others asked for, the tuple of
             it, the log-variance and the SR image of `var_net`, as far as asked for, of its shape, without gradient.
         """
         maps = ()
-        if return_log_var or return_var_sr:
+        if return_log_var or return_frozen_sr:
             with torch.no_grad():  # first: what it needs in memory is free again when `sr_net` fills it
-                maps = self._maps(x, return_log_var, return_var_sr)
+                maps = self._maps(x, return_log_var, return_frozen_sr)
         sr = self.sr_net(x)
         return (sr, *maps) if maps else sr
 
-    def _maps(self, x, return_log_var, return_var_sr):
-        if not return_var_sr:
+    def _maps(self, x, return_log_var, return_frozen_sr):
+        if not return_frozen_sr:
             return (self.var_net.log_var(x),)
         if not return_log_var:
             return (self.var_net(x),)
-        var_sr, log_var = self.var_net(x, return_log_var=True)
-        return log_var, var_sr
+        frozen_sr, log_var = self.var_net(x, return_log_var=True)
+        return log_var, frozen_sr
 
     def load_state_dict(self, state_dict, *args, **kwargs):
         """Takes a state dict of this network, or one of step 1, which then goes into both branches."""

@@ -45,7 +45,7 @@ class NetworkFile:
     notes: list = field(default_factory=list)
 
     @property
-    def kind(self):
+    def stage(self):
         """`plain`, `step 1` or `step 2`."""
         return network_stage(self.state_dict)
 

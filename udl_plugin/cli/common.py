@@ -9,7 +9,7 @@ from udl_plugin.utils.parallel import INTERRUPTS
 
 
 def run_command(name, args, function, interrupted):
-    """Calls `function(args)` as the command `name`, with `args.track` to show progress, unless `args.quiet`.
+    """Calls `function(args)` as the command `name`, with `args.progress` to show progress, unless `args.quiet`.
 
     `interrupted` is what to say after Ctrl-C of what was done until then.
 
@@ -21,7 +21,7 @@ def run_command(name, args, function, interrupted):
     for number in INTERRUPTS:  # all end as with Ctrl-C, cleanly; but not what nohup has ignored
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)
-    args.track = Progress(args.quiet)
+    args.progress = Progress(args.quiet)
     try:
         return function(args)
     except UserError as err:
@@ -32,7 +32,7 @@ def run_command(name, args, function, interrupted):
         for number in INTERRUPTS:
             signal.signal(number, signal.SIG_IGN)  # once is enough
         message, status = f'interrupted; {interrupted}', 130
-    args.track.close()
+    args.progress.close()
     print(f'{name}: {message}', file=sys.stderr)
     return status
 

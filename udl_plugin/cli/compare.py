@@ -78,7 +78,7 @@ def run(args):
                                  f'{shown.height}.')
         results = compare.compare(
             entries, benchmarks, scale, shown, args.uncertainty, losses,
-            lambda pairs, number: args.track(pairs, number, 'Testing', 'networks'))
+            lambda pairs, number: args.progress(pairs, number, 'Testing', 'networks'))
     boxes = boxes or compare_report.find_boxes(results, args.box_size)
     parts, files = compare_report.report_of(results, scale, boxes, args.sort, machine())
     table = markdown_table(compare_report.table_of(results, args.sort))

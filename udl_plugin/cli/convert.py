@@ -55,7 +55,7 @@ def run(args):
     if not args.quiet:
         written = model.plain() if args.layout == 'plain' else model
         kind = {'plain': 'the plain network', 'step 1': 'the network of step 1, with its variance head',
-                'step 2': 'both networks of step 2'}[written.kind]
+                'step 2': 'both networks of step 2'}[written.stage]
         print(f'{output}: {kind}, {sum(tensor.numel() for tensor in written.state_dict.values()):,} values')
         section = yaml.safe_dump({'network_g': written.network_g}, sort_keys=False, default_flow_style=False)
         show('In a yml:', section.rstrip().splitlines())

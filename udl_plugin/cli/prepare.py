@@ -173,7 +173,7 @@ def run_uncertainty(args):
     from udl_plugin.prepare.uncertainty_maps import prepare_uncertainty
     network_g = read_network_g(args.opt) if args.opt else None
     made = prepare_uncertainty(args.model, *args.data, args.out, args.param_key, network_g, args.batch,
-                               args.compress, args.force, args.workers, args.track)
+                               args.compress, args.force, args.workers, args.progress)
     if not args.quiet:
         print(f'{args.out}: {made.images} maps, {made.size / 1e6:.1f} MB, {made.size / made.pixels:.2f} '
               'MB a megapixel.')
@@ -204,7 +204,7 @@ def run_check(args):
 
 def check_path(path, args):
     try:
-        return check_images(path, args.workers, args.track)
+        return check_images(path, args.workers, args.progress)
     except UserError as err:
         if not Path(path).exists():
             raise

@@ -73,12 +73,12 @@ def run(args):
         raise UserError(f'--device {device}: {str(err).splitlines()[0]}') from err
     warn_about_tile_seams(upscaler)
     failed = []
-    pairs = images.items() if len(images) == 1 else args.track(images.items(), len(images), 'Upscaling')
+    pairs = images.items() if len(images) == 1 else args.progress(images.items(), len(images), 'Upscaling')
     for source, target in pairs:
         try:
-            track = None if len(images) > 1 else \
-                lambda pieces, number: args.track(pieces, number, 'Upscaling', 'pieces')
-            write(target, upscaler(read_full_image(source), track), args.uncertainty_limits)
+            progress = None if len(images) > 1 else \
+                lambda pieces, number: args.progress(pieces, number, 'Upscaling', 'pieces')
+            write(target, upscaler(read_full_image(source), progress), args.uncertainty_limits)
         except (UserError, MemoryError, OSError) as err:
             if len(images) == 1 or getattr(err, 'errno', None) in FULL:
                 raise UserError(describe(source, err)) from err
@@ -88,7 +88,7 @@ def run(args):
     if not args.quiet:
         what = model.network_g.get('backbone', model.network_g)['type']
         number = len(images) - len(failed)
-        print(f'{what} x{upscaler.upscale}, {model.kind}: {number} image{"s" * (number != 1)}, {args.output}')
+        print(f'{what} x{upscaler.upscale}, {model.stage}: {number} image{"s" * (number != 1)}, {args.output}')
     return 1 if failed else 0
 
 

@@ -26,7 +26,7 @@ from udl_plugin.errors import UserError, check_kwargs, did_you_mean, lookup_clas
 
 
 def build_loss(section, where):
-    """The loss that a section of a yml describes: an instance of one of ours, which knows what it `needs`; the class of
+    """The loss that a section of a yml describes: an instance of one of ours, which knows its `required_outputs`; the class of
     one of BasicSR's, which needs nothing.
 
     Raises:
@@ -34,7 +34,7 @@ def build_loss(section, where):
     """
     from basicsr.utils.registry import LOSS_REGISTRY
     cls = resolve_class(LOSS_REGISTRY, section, where)
-    if not hasattr(cls, 'needs'):
+    if not hasattr(cls, 'required_outputs'):
         return cls
     try:
         return cls(**{key: value for key, value in section.items() if key != 'type'})

@@ -23,7 +23,7 @@ from udl_plugin.errors import UserError, raise_errors
 LARGEST = 100_000, 500_000_000  # parameters and their values, of a network that a yml may ask for
 GIVES = {
     'log_var': 'EDSRVar, DPDNNVar and WithVariance do in step 1, EDSRTwo, DPDNNTwo and TwoStep in step 2',
-    'var_sr': 'EDSRTwo, DPDNNTwo and TwoStep do, the networks of step 2',
+    'frozen_sr': 'EDSRTwo, DPDNNTwo and TwoStep do, the networks of step 2',
 }
 _unchecked = False
 
@@ -76,7 +76,7 @@ def collect_errors(opt, known=()):
         if network is not None:
             has_maps = get_section(get_section(opt, 'datasets'), 'train').get('type') == WITH_MAPS
             report.check(_maps_saved, opt, network)
-            report.check(needs_problems, network, loss, ('log_var',) * has_maps)
+            report.check(check_required_outputs, network, loss, ('log_var',) * has_maps)
             report.check(_start, opt, network, reads=('path', 'path: resume_state'))
             report.check(_metrics, opt, network)
     if network is not None:
@@ -149,15 +149,15 @@ def _loss_of(opt, report):
 
 
 def _fed_by_srmodel(loss):
-    if getattr(loss, 'needs', ()):
-        yield (f'model_type: SRModel gives losses no {" and ".join(loss.needs)}, and train: pixel_opt: '
+    if getattr(loss, 'required_outputs', ()):
+        yield (f'model_type: SRModel gives losses no {" and ".join(loss.required_outputs)}, and train: pixel_opt: '
                f'{type(loss).__name__} needs it; write model_type: UDLModel.')
 
 
 def maps_problems(opt, loss):
     """Cached maps that the loss does not read."""
     has_maps = get_section(get_section(opt, 'datasets'), 'train').get('type') == WITH_MAPS
-    if has_maps and not ('log_var' in getattr(loss, 'needs', ()) and loss.trains_log_var is False):
+    if has_maps and not ('log_var' in getattr(loss, 'required_outputs', ()) and loss.trains_log_var is False):
         yield (f'datasets: train: type: {WITH_MAPS}: no loss weighs by its maps, as train: pixel_opt: type: UDL does. '
                f'Write type: {PAIRS}.')
 
@@ -342,7 +342,7 @@ def _maps_saved(opt, network):
         yield f'val: save_uncertainty: network_g: {network.__name__} gives no log_var; {GIVES["log_var"]}.'
 
 
-def needs_problems(network, loss, given=(), names=('train: pixel_opt', 'network_g')):
+def check_required_outputs(network, loss, given=(), names=('train: pixel_opt', 'network_g')):
     """Maps that the loss needs and the network does not give, or gives for the other step.
 
     Args:
@@ -355,7 +355,7 @@ def needs_problems(network, loss, given=(), names=('train: pixel_opt', 'network_
         str: A message each.
     """
     where, what = names
-    needs = getattr(loss, 'needs', ())
+    needs = getattr(loss, 'required_outputs', ())
     for name in needs:
         if name not in given and not _gives(network, name):
             yield (f'{where}: {type(loss).__name__} needs {name}, and {what}: {network.__name__} gives none; '

@@ -49,7 +49,7 @@ class Upscaler:
     def __init__(self, model, device='cpu', tile=None, self_ensemble=False, uncertainty=False):
         if tile is not None and tile < LEAST_TILE:
             raise UserError(f'--tile {tile} is too small; take {LEAST_TILE} or more.')
-        if uncertainty and model.kind == 'plain':
+        if uncertainty and model.stage == 'plain':
             raise UserError('it holds a plain network, without a variance head: there is no map to be had. Take the '
                              'checkpoint of step 1 or step 2 itself.')
         section = model.plain().network_g

@@ -48,7 +48,7 @@ class _UncertaintyLoss(nn.Module):
         UserError: an unknown option or `reduction`.
     """
 
-    needs = ('log_var',)  # the model asks the network for it: return_log_var=True
+    required_outputs = ('log_var',)  # the model asks the network for it: return_log_var=True
     trains_log_var = True  # gradients reach the variance head: a loss of step 1
 
     def __init__(self, loss_weight=1.0, reduction='mean', img_range=255.0):
@@ -59,33 +59,33 @@ class _UncertaintyLoss(nn.Module):
         self.reduction = reduction
         self.img_range = img_range
 
-    def term(self, error, gt, log_var, var_error):
+    def term(self, error, gt, log_var, frozen_error):
         """The loss of every pixel; errors, of the network and of the frozen one, and ground truth times img_range."""
         raise NotImplementedError
 
-    def forward(self, pred, target, log_var=None, var_sr=None):
+    def forward(self, pred, target, log_var=None, frozen_sr=None):
         """
         Args:
             pred (Tensor): SR image `(N, C, H, W)` in [0, 1].
             target (Tensor): Ground truth, same shape and range.
             log_var (Tensor): Log of the error's scale in 8-bit levels, same shape.
-            var_sr (Tensor): SR image of the frozen network of step 1, same shape and range. Only `UDL` may need it.
+            frozen_sr (Tensor): SR image of the frozen network of step 1, same shape and range. Only `UDL` may need it.
 
         Raises:
             ValueError: one that is needed is missing, or the shapes differ.
             FloatingPointError: the loss is not finite; says which input is to blame.
         """
-        name, given = type(self).__name__, {'log_var': log_var, 'var_sr': var_sr}
-        inputs = {'pred': pred, 'target': target, **{need: given[need] for need in self.needs}}
-        for need in self.needs:
+        name, given = type(self).__name__, {'log_var': log_var, 'frozen_sr': frozen_sr}
+        inputs = {'pred': pred, 'target': target, **{need: given[need] for need in self.required_outputs}}
+        for need in self.required_outputs:
             if given[need] is None:
                 raise ValueError(f'{name} needs {need}: call the network with return_{need}=True (model_type: UDLModel '
                                  'does), and use one that has it, such as EDSRTwo.')
         if len({tensor.shape for tensor in inputs.values()}) > 1:
             raise ValueError(f'{name} needs tensors of one shape, not '
                              + ', '.join(f'{key} {tuple(tensor.shape)}' for key, tensor in inputs.items()) + '.')
-        var_error = None if var_sr is None else (target - var_sr) * self.img_range
-        loss = self.term((target - pred) * self.img_range, target * self.img_range, log_var, var_error)
+        frozen_error = None if frozen_sr is None else (target - frozen_sr) * self.img_range
+        loss = self.term((target - pred) * self.img_range, target * self.img_range, log_var, frozen_error)
         if self.reduction != 'none':
             loss = loss.mean() if self.reduction == 'mean' else loss.sum()
         if not torch.isfinite(loss).all():
@@ -103,7 +103,7 @@ def _blame(**inputs):
 class GaussianNLL(_UncertaintyLoss):
     __doc__ = f'{gaussian_nll.__doc__}\n\n{_UncertaintyLoss.__doc__}'
 
-    def term(self, error, gt, log_var, var_error):
+    def term(self, error, gt, log_var, frozen_error):
         return gaussian_nll(error, log_var)
 
 
@@ -111,7 +111,7 @@ class GaussianNLL(_UncertaintyLoss):
 class EU(_UncertaintyLoss):
     __doc__ = f'{eu.__doc__}\n\n{_UncertaintyLoss.__doc__}'
 
-    def term(self, error, gt, log_var, var_error):
+    def term(self, error, gt, log_var, frozen_error):
         return eu(error, log_var)
 
 
@@ -119,7 +119,7 @@ class EU(_UncertaintyLoss):
 class ESU(_UncertaintyLoss):
     __doc__ = f'{esu.__doc__}\n\n{_UncertaintyLoss.__doc__}'
 
-    def term(self, error, gt, log_var, var_error):
+    def term(self, error, gt, log_var, frozen_error):
         return esu(error, log_var)
 
 
@@ -154,8 +154,8 @@ class UDL(_UncertaintyLoss):
             raise UserError(f'type: UDL: scaling: exp is for source: log_var; of source: {source}, which goes up to '
                              '255, it overflows. Write another one.')
         self.offset, self.source, self.scaling = offset, source, scaling
-        self.needs = SOURCES[source].needs
+        self.required_outputs = SOURCES[source].needs
 
-    def term(self, error, gt, log_var, var_error):
-        source_map = SOURCES[self.source].weigh(gt, log_var, var_error)
+    def term(self, error, gt, log_var, frozen_error):
+        source_map = SOURCES[self.source].weight_map(gt, log_var, frozen_error)
         return udl(error, source_map, self.offset, self.scaling)

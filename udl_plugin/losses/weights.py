@@ -13,32 +13,32 @@ import torch
 # in 8-bit levels, to a map of that shape
 
 
-def log_var(gt, log_var, var_error):
+def log_var(gt, log_var, frozen_error):
     """The log-variance of the frozen network of step 1: of ESU or of EU, as that was trained."""
     return log_var
 
 
-def error(gt, log_var, var_error):
+def error(gt, log_var, frozen_error):
     """The absolute error of the frozen network's own SR image, in 8-bit levels."""
-    return var_error.abs()
+    return frozen_error.abs()
 
 
-def gradient(gt, log_var, var_error):
+def gradient(gt, log_var, frozen_error):
     """The gradient's magnitude of the ground truth, in 8-bit levels a pixel (central differences, channel by channel).
     """
     return torch.hypot(*torch.gradient(gt, dim=(-2, -1)))
 
 
 class Source(NamedTuple):
-    weigh: Callable
-    needs: tuple  # what the network must return beside the SR image
+    weight_map: Callable
+    required_outputs: tuple  # what the network must return beside the SR image
     is_log: bool = False  # of a few units; the others go up to 255 and beyond
 
 
 SOURCES = {
-    'log_var': Source(log_var, needs=('log_var',), is_log=True),
-    'error': Source(error, needs=('var_sr',)),
-    'gradient': Source(gradient, needs=()),
+    'log_var': Source(log_var, required_outputs=('log_var',), is_log=True),
+    'error': Source(error, required_outputs=('frozen_sr',)),
+    'gradient': Source(gradient, required_outputs=()),
 }
 
 # ---- how it is scaled: u is the map less its minimum, so 0 or more, the minimum per image and per channel

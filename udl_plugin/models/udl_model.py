@@ -47,7 +47,7 @@ class UDLModel(LastingModel):
 
     Metrics of maps (`udl_plugin/metrics/`) go under `val: metrics` as BasicSR's own do.
 
-    A loss that has `needs`, names such as `log_var`, is called as `loss(sr, gt, log_var=...)`, with what is in the
+    A loss that has `required_outputs`, names such as `log_var`, is called as `loss(sr, gt, log_var=...)`, with what is in the
     batch under that name (see `PairedImageUncertaintyDataset`), or else with what the network gives under
     `return_log_var=True`; any other as `loss(sr, gt)`.
 
@@ -97,7 +97,7 @@ class UDLModel(LastingModel):
             # upstream may have read `params` into one and `params_ema` into the other; the frozen branch is one
             self.net_g_ema.var_net.load_state_dict(net.var_net.state_dict())
         self.last_log_var = None
-        self.loss_needs = required_outputs_of(self.cri_pix)
+        self.loss_outputs = required_outputs_of(self.cri_pix)
 
     def optimize_parameters(self, current_iter):
         self.optimizer_g.zero_grad()
@@ -144,7 +144,7 @@ class UDLModel(LastingModel):
         """
         losses = OrderedDict()
         with self.autocast(self.amp):
-            self.output, maps = forward_with_outputs(self.net_of_step, lq, self.loss_needs, given)
+            self.output, maps = forward_with_outputs(self.net_of_step, lq, self.loss_outputs, given)
         if self.cri_pix:
             if 'log_var' in maps:
                 self.last_log_var = maps['log_var'].detach()

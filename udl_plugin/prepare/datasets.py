@@ -67,7 +67,7 @@ def prepare_train(hr, scales, out, lr=None, name=None, crop=480, step=240, compr
         step (int): Their distance, in HR pixels. The last ones of a row or column end at the border, so that no pixel
             is left out, and may be nearer.
         compress (bool): As PNG files; otherwise BMP, which takes more room and less time in training.
-        options: Those of `prepare_benchmark`: `keep_grey`, `border`, `skip_bad`, `force`, `workers`, `track`.
+        options: Those of `prepare_benchmark`: `keep_grey`, `border`, `skip_bad`, `force`, `workers`, `progress`.
 
     Returns:
         Prepared
@@ -108,7 +108,7 @@ def prepare_benchmark(hr, scales, out, name, as_lmdb=False, **options):
         skip_bad (bool): Whether an image that cannot be used is left out, in HR and LR, instead of ending it all.
         force (bool): Whether what exists is replaced.
         workers (int): Processes; with 0, this one does the work.
-        track (Callable): `track(iterable, total, what)` gives the items of `iterable`, and may show how many went by.
+        progress (Callable): `progress(iterable, total, what)` gives the items of `iterable`, and may show how many went by.
 
     Returns:
         Prepared
@@ -171,7 +171,7 @@ def _named(paths, most=10):
 
 
 def _prepare(make, sources, parent, pairs, *, kept=(), compress=True, keep_grey=False, border='clamp', skip_bad=False,
-             force=False, workers=0, track=no_progress):
+             force=False, workers=0, progress=no_progress):
     """Makes all sources, checks what was written, and moves it to its place.
 
     Args:
@@ -199,7 +199,7 @@ def _prepare(make, sources, parent, pairs, *, kept=(), compress=True, keep_grey=
             writers = {target: stack.enter_context(LmdbVerifier(parent / target) if target in kept else
                                                    writer(unfinished / target)) for target in targets}
             results = stack.enter_context(parallel_map(make, sources, workers))
-            for made, source in zip(track(results, len(sources), 'preparing'), sources):
+            for made, source in zip(progress(results, len(sources), 'preparing'), sources):
                 if made.problem and not skip_bad:
                     raise UserError(f'{made.problem} (--skip-bad, in Python skip_bad=True, leaves such images out.)')
                 for target, *record in made.records:
@@ -209,14 +209,14 @@ def _prepare(make, sources, parent, pairs, *, kept=(), compress=True, keep_grey=
                 skipped += [made.problem] * bool(made.problem)
         if len(skipped) == len(sources):
             raise UserError(f'no image is left, {len(skipped)} were bad. The first: {skipped[0]}')
-        counts = _verify(unfinished, written, pairs, workers, track)
+        counts = _verify(unfinished, written, pairs, workers, progress)
     return PrepareResult({parent / target: count for target, count in counts.items()}, len(sources) - len(skipped), alpha,
                     small, skipped)
 
 
-def _verify(unfinished, targets, pairs, workers, track):
+def _verify(unfinished, targets, pairs, workers, progress):
     """Checks the written folders as `udl-prepare check` does; returns how many images each holds."""
-    checked = {target: check_images(unfinished / target, workers, track) for target in targets}
+    checked = {target: check_images(unfinished / target, workers, progress) for target in targets}
     problems = [f'{target}: {problem}' for target in targets for problem in checked[target].problems]
     for hr, lr, scale in pairs:
         if hr in checked:

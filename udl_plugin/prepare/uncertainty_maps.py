@@ -34,7 +34,7 @@ class MapStats(NamedTuple):
 
 
 def prepare_uncertainty(model, hr, lr, out, param_key='params', network_g=None, batch=None, compress=True, force=False,
-                        workers=0, track=no_progress):
+                        workers=0, progress=no_progress):
     """Writes the log-variance of all LR images of a training set as an LMDB, for `dataroot_uncertainty`.
 
     Args:
@@ -46,7 +46,7 @@ def prepare_uncertainty(model, hr, lr, out, param_key='params', network_g=None, 
         compress (bool): As PNG files; otherwise BMP, which takes more room and less time in training.
         force (bool): Whether what exists is replaced.
         workers (int): Processes that read back what was written.
-        track (Callable): `track(iterable, total, what)` gives the items of `iterable`, and may show how many went by.
+        progress (Callable): `progress(iterable, total, what)` gives the items of `iterable`, and may show how many went by.
 
     Returns:
         Mapped
@@ -62,7 +62,7 @@ def prepare_uncertainty(model, hr, lr, out, param_key='params', network_g=None, 
     if out.resolve() in (Path(hr).resolve(), Path(lr).resolve()):
         raise UserError(f"'{out}' is to be written and to be read; choose another place.")
     read = load_network_file(model, param_key, network_g)
-    if read.kind == 'plain':
+    if read.stage == 'plain':
         raise UserError(f"'{model}' holds a plain network, without a variance head; name a checkpoint of step 1.")
     (channels, scale), net = read.channels_and_scale, read.build()
     shapes = read_meta_info(lr)
@@ -76,13 +76,13 @@ def prepare_uncertainty(model, hr, lr, out, param_key='params', network_g=None, 
     with atomic_folders(out.parent, [out.name], force) as unfinished:
         limits, pixels = {}, 0
         with writer(unfinished / out.name) as maps, open_lmdb(lr) as env, ThreadPoolExecutor(available_cores()) as pool:
-            for key, png, shape, limit in track(_packed(env, shapes, batch, run, pool, compress), len(shapes), 'maps'):
+            for key, png, shape, limit in progress(_packed(env, shapes, batch, run, pool, compress), len(shapes), 'maps'):
                 maps.put(key, png, shape, key=key)
                 limits[key] = limit
                 pixels += shape[0] * shape[1]
         atomic_write(unfinished / out.name / ABOUT, make_metadata(
             model, param_key, fingerprint(run.net.state_dict()), to_builtins(read.network_g), scale, limits))
-        problems = check_images(unfinished / out.name, workers, track).problems
+        problems = check_images(unfinished / out.name, workers, progress).problems
         if problems:
             raise UserError(f'what was written does not read back: {problems[0]}. Disk or memory may be damaged; '
                              'nothing was kept.')

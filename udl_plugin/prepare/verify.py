@@ -28,13 +28,13 @@ def no_progress(iterable, total, what):
     return iterable
 
 
-def check_images(path, workers=0, track=no_progress):
+def check_images(path, workers=0, progress=no_progress):
     """Decodes every image of an LMDB of BasicSR's kind, or of a folder.
 
     Args:
         path (str | Path): LMDB (ends in `.lmdb`) or folder.
         workers (int): Processes; with 0, this one does the work, and a damaged LMDB may crash it.
-        track (Callable): `track(iterable, total, what)` gives the items of `iterable`, and may show how many went by.
+        progress (Callable): `progress(iterable, total, what)` gives the items of `iterable`, and may show how many went by.
 
     Returns:
         Checked: Problems are records that are missing, unlisted, cannot be decoded, are not 8-bit, or differ from the
@@ -54,7 +54,7 @@ def check_images(path, workers=0, track=no_progress):
     try:
         with parallel_map(_call, tasks, workers) as results:
             records = itertools.chain.from_iterable(results)
-            for name, shape, problem in track(records, len(items), f'checking {Path(path).name}'):
+            for name, shape, problem in progress(records, len(items), f'checking {Path(path).name}'):
                 if problem:
                     found.problems.append(f'{name}: {problem}')
                 else:

@@ -255,7 +255,7 @@ def find_shown(name, benchmarks, scale):
 
 # ---- comparing
 
-def compare(entries, benchmarks, scale, shown, uncertainty=False, losses=None, track=None):
+def compare(entries, benchmarks, scale, shown, uncertainty=False, losses=None, progress=None):
     """Tests the entries and bicubic on the benchmarks and measures what they cost.
 
     Args:
@@ -265,7 +265,7 @@ def compare(entries, benchmarks, scale, shown, uncertainty=False, losses=None, t
         shown (Shown): The image of which crops are wanted.
         uncertainty (bool): Whether maps are rated.
         losses (dict): Label to the loss that its map was trained with, where it is not ESU.
-        track (Callable): Called as `track(entries, number)`, to be iterated over in their place: a progress bar.
+        progress (Callable): Called as `progress(entries, number)`, to be iterated over in their place: a progress bar.
 
     Returns:
         list[Result]: Bicubic first.
@@ -285,7 +285,7 @@ def compare(entries, benchmarks, scale, shown, uncertainty=False, losses=None, t
 
     evaluate_bicubic(benchmarks, scale, recorder(results[0]))
     pairs = list(zip(results[1:], entries))
-    for result, entry in track(pairs, len(pairs)) if track else pairs:
+    for result, entry in progress(pairs, len(pairs)) if progress else pairs:
         color = {'color': 'y'} if entry.channels == 1 else {}
         datasets = {f'test_{number}': for_test({**section, **color}, scale)
                     for number, section in enumerate(benchmarks)}

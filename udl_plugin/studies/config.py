@@ -216,7 +216,7 @@ def _short(step):
 def _kind(loss, before, where):
     """Of which kind the network is that is trained with `loss`, when that of the step before is of kind `before`."""
     built = build_loss(loss, f'{where}: ')
-    kind = 'plain' if not getattr(built, 'needs', ()) else 'step 1' if built.trains_log_var else 'step 2'
+    kind = 'plain' if not getattr(built, 'required_outputs', ()) else 'step 1' if built.trains_log_var else 'step 2'
     if kind == 'step 2' and before in (None, 'plain'):
         raise UserError(f'{where}: {loss["type"]} weighs by a network of step 1, and there is none before it.')
     if before == 'step 2' and kind != 'step 2':

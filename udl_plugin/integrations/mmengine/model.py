@@ -13,7 +13,7 @@ from udl_plugin.archs.padding import pad_to_multiple, required_multiple
 from udl_plugin.checkpoints.safe_load import load_checkpoint
 from udl_plugin.checkpoints.state_dict import match_state_dict
 from udl_plugin.config.class_options import build_loss, check_class_options
-from udl_plugin.config.cross_checks import needs_problems
+from udl_plugin.config.cross_checks import check_required_outputs
 from udl_plugin.errors import UserError, raise_errors
 from udl_plugin.utils.plain import to_builtins
 
@@ -58,8 +58,8 @@ class UDLRestorer(BaseModel):
         self.gives_log_var = 'return_log_var' in inspect.signature(self.generator.forward).parameters
         keep_image_convs_in_fp32(self.generator)  # where an optimizer wrapper makes it autocast
         self.pixel_loss = pixel_loss and _build_loss(to_builtins(pixel_loss))
-        self.loss_needs = required_outputs_of(self.pixel_loss)
-        raise_errors(needs_problems(type(self.generator), self.pixel_loss, names=('pixel_loss', 'generator')))
+        self.loss_outputs = required_outputs_of(self.pixel_loss)
+        raise_errors(check_required_outputs(type(self.generator), self.pixel_loss, names=('pixel_loss', 'generator')))
 
     @property
     def begins_with_checkpoint(self):
@@ -94,7 +94,7 @@ class UDLRestorer(BaseModel):
             return self.generator(inputs)
         if mode == 'loss':
             given = {name: data_samples[name] for name in EXTRA_OUTPUTS if name in data_samples}
-            sr, maps = forward_with_outputs(self.generator, inputs, self.loss_needs, given)
+            sr, maps = forward_with_outputs(self.generator, inputs, self.loss_outputs, given)
             return {'loss_pix': self.pixel_loss(sr, data_samples['gt'], **maps)}
         if mode == 'predict':
             return self._predict(inputs, data_samples or {})
