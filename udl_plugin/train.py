@@ -1,26 +1,15 @@
-"""Trains, through BasicSR's train_pipeline: `udl-train -opt options/train_udl_step1.yml`.
-
-The arguments are BasicSR's: -opt, --launcher, --auto_resume, --debug. Results go below the current folder.
-And these:
-
-    --force_yml train:ema_decay=0.999 name=trial
-        Options in place of those in the yml: keys with `:` between them, `=`, and a value as YAML reads it, though 1e-4
-        is a number and none is ~. The last key may be new. Nothing in it is run, unlike with BasicSR.
-    --no-check
-        Lets all options pass, as BasicSR does; without it, whatever is wrong with the yml, the data and the checkpoint
-        is told at once, before anything is made. The yml is read safely even so.
-"""
+"""Trains: `udl-train -opt options/train_udl_step1.yml`. See --help."""
 import sys
 from os import path as osp
 
-if not __package__:  # run as a file: import the package that the file is in, and not its modules as top-level ones
+if not __package__:  # run as a file: import the package that it is in, not its modules as top-level ones
     sys.path[0] = osp.dirname(osp.dirname(osp.abspath(__file__)))
 
-from udl_plugin.training.run import run
+from udl_plugin.training.run import main as run
 
 
-def main():
-    return run('basicsr.train', 'train_pipeline')
+def main() -> int:
+    return run(is_train=True)
 
 
 if __name__ == '__main__':

@@ -319,7 +319,8 @@ def test_training_state_is_whole_and_has_its_network(tmp_path, monkeypatch, capl
         model.save(0, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == files
     with monkeypatch.context() as context:
-        context.setattr(model, 'save_network', lambda *_, **__: setattr(model, 'network_is_saved', False))
+        context.setattr(model.checkpoints, 'save_network',
+                        lambda *_, **__: setattr(model.checkpoints, 'network_is_saved', False))
         model.save(0, 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == files
     model.save(0, 4)

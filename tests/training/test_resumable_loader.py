@@ -1,23 +1,23 @@
-"""A resumed epoch gives the very batches that would have come."""
-import functools
+"""A resumed epoch returns exactly the batches of the uninterrupted one."""
 import io
 import os
 import random
 import signal
+import time
 import types
 from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
 import torch
-from basicsr.data import build_dataloader
 from basicsr.data.data_sampler import EnlargedSampler
 from torch.utils.data import Dataset
 
 from udl_plugin.data.checked_dataset import CheckedDataset
 from udl_plugin.errors import UserError
-from udl_plugin.training import rng_state, signals
-from udl_plugin.training.resumable_loader import ResumableDataLoader
+from udl_plugin.training import resumable_loader, rng_state
+from udl_plugin.training.resumable_loader import DataError, ResumableDataLoader
+from udl_plugin.training.signals import StoppableLoader, Stopped, StopSignal
 
 
 class Draws(Dataset):
@@ -35,12 +35,10 @@ class Draws(Dataset):
         return {'lq': torch.tensor([index, *drawn[:3], drawn[-1]], dtype=torch.float64)}
 
 
-def loader_of(num_workers, batch_size=2, **options):
+def build_loader(num_workers, batch_size=2, data=None, **options):
     dataset_opt = {'phase': 'train', 'batch_size_per_gpu': batch_size, 'num_worker_per_gpu': num_workers, **options}
-    build = functools.partial(build_dataloader, dataset_opt=dataset_opt, num_gpu=0, seed=7)
-    dataset = CheckedDataset(Draws(), 'datasets: train')
-    sampler = EnlargedSampler(dataset, 1, 0, 1)
-    return ResumableDataLoader(lambda dataset, sampler: build(dataset, sampler=sampler), dataset, sampler), sampler
+    dataset = CheckedDataset(data or Draws(), 'datasets.train')
+    return ResumableDataLoader(dataset, EnlargedSampler(dataset, 1, 0, 1), dataset_opt, seed=7)
 
 
 def through_a_file(content):
@@ -49,117 +47,147 @@ def through_a_file(content):
     return torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
 
 
-def train(loader, sampler, epochs, start=0):
-    """As upstream's loop: batches, and with each what a checkpoint behind it holds."""
-    batches = iter(loader)  # of CPUPrefetcher's beginning, which is dropped
+def train(loader, total, done=0):
+    """Batches, what a network may draw with each, and what a checkpoint behind it holds."""
     seen = []
-    for epoch in range(start, epochs):
-        sampler.set_epoch(epoch)
-        batches = iter(loader)
-        for batch in batches:
-            used = torch.rand(1)  # as a network may
-            seen.append((batch['lq'], used, batch['note'].place, rng_state.capture()))
+    for _, batch in loader.iterations(done, total):
+        used = torch.rand(1)
+        rng = rng_state.to_tensors(rng_state.capture())
+        seen.append((batch['lq'], used, through_a_file([loader.state_dict(), rng])))
     return seen
 
 
-def plain(entry):
-    return through_a_file([entry[2].plain(), rng_state.to_tensors(entry[3])])
+def indices(seen):
+    return [int(index) for lq, *_ in seen for index in lq[:, 0]]
 
 
 @pytest.mark.filterwarnings('ignore:This DataLoader will create')
 @pytest.mark.parametrize(('num_workers', 'options'), [
     (0, {}), (1, {}), (2, {}), (3, {}), (2, {'persistent_workers': True}), (2, {'prefetch_mode': 'cpu'}),
     (3, {'prefetch_mode': 'cpu', 'num_prefetch_queue': 4})], ids=str)
-def test_resumed_anywhere(num_workers, options):
+def test_resume_anywhere(num_workers, options):
     torch.manual_seed(1)
     random.seed(1)
     np.random.seed(1)
-    whole = train(*loader_of(num_workers, **options), epochs=3)
-    assert len(whole) == 33
-    assert not torch.equal(whole[0][0], whole[11][0])
-    # persistent processes have drawn for upstream's first iterator, which is dropped, and tell it with a batch
-    for place in (0, 1, 4, 10, 11, 15, 21, 24, 31)['persistent_workers' in options:]:
-        torch.manual_seed(place + 99)  # a new process has drawn whatever
-        random.seed(place)
-        loader, sampler = loader_of(num_workers, **options)
-        assert loader.go_on(*plain(whole[place])) == ''
-        rest = train(loader, sampler, epochs=3, start=whole[place][2].epoch)
-        assert len(rest) == len(whole) - place - 1
-        for (found, used, *_), (wanted, wanted_use, *_) in zip(rest, whole[place + 1:]):
-            assert torch.equal(found, wanted)
-            assert used == wanted_use or options, 'the thread of prefetch_mode: cpu draws when it likes'
+    complete = train(build_loader(num_workers, **options), 33)
+    assert len(complete) == 33
+    assert not torch.equal(complete[0][0], complete[11][0])
+    # persistent workers drew for BasicSR's first iterator, which is dropped; only a batch carries that state
+    for number in (0, 1, 4, 10, 11, 15, 21, 24, 31)['persistent_workers' in options:]:
+        torch.manual_seed(number + 99)  # a new process has drawn anything
+        random.seed(number)
+        loader = build_loader(num_workers, **options)
+        assert loader.load_state_dict(*complete[number][2]) == ''
+        rest = train(loader, 33, number + 1)
+        assert len(rest) == len(complete) - number - 1
+        for (found, used, _), (expected, expected_use, _) in zip(rest, complete[number + 1:]):
+            assert torch.equal(found, expected)
+            assert used == expected_use or options, 'the thread of prefetch_mode: cpu draws at any time'
 
 
 @pytest.mark.filterwarnings('ignore:This DataLoader will create')
-def test_resumed_twice():
-    """The second time, before every loading process has made a batch again."""
+def test_resume_twice():
+    """The second time before every worker has produced a batch again."""
     torch.manual_seed(1)
-    whole = train(*loader_of(3), epochs=2)
-    loader, sampler = loader_of(3)
-    loader.go_on(*plain(whole[4]))
-    once = train(loader, sampler, epochs=2)
-    loader, sampler = loader_of(3)
-    loader.go_on(*plain(once[0]))
-    twice = train(loader, sampler, epochs=2)
-    assert len(twice) == len(whole) - 6
-    assert all(torch.equal(found[0], wanted[0]) for found, wanted in zip(twice, whole[6:]))
+    complete = train(build_loader(3), 22)
+    loader = build_loader(3)
+    loader.load_state_dict(*complete[4][2])
+    once = train(loader, 22, 5)
+    loader = build_loader(3)
+    loader.load_state_dict(*once[0][2])
+    twice = train(loader, 22, 6)
+    assert len(twice) == len(complete) - 6
+    assert all(torch.equal(found[0], expected[0]) for found, expected in zip(twice, complete[6:]))
 
 
-def test_no_shared_memory_is_set_up_while_processes_are_forked(monkeypatch):
-    loader, _ = loader_of(2)
-    loader.go_on(*plain(train(*loader_of(2), 1)[3]))
+def test_state_is_that_of_the_last_batch():
+    loader = build_loader(0)
+    for iteration, _ in loader.iterations(0, 13):
+        state = loader.state_dict()
+        assert (state['epoch'], state['seen']) == ((iteration - 1) // 11, 2 * ((iteration - 1) % 11 + 1))
+    assert (state['images'], state['batch_size'], loader.epoch) == (23, 2, 1)
+
+
+@pytest.mark.parametrize('batch_size', [12, 5, 2])
+def test_epochs_last_until_the_last_iteration(batch_size):
+    """BasicSR counts the incomplete batch of an epoch, which it drops: it would end early."""
+    iterations = [iteration for iteration, _ in build_loader(0, batch_size).iterations(3, 30)]
+    assert iterations == list(range(4, 31))
+
+
+def test_no_shared_memory_is_set_up_while_workers_are_forked(monkeypatch):
+    loader = build_loader(2)
+    loader.load_state_dict(*train(build_loader(2), 4)[3][2])
     monkeypatch.setattr('multiprocessing.reduction.DupFd', lambda fd: pytest.fail('a tensor'))
     with pytest.raises(pytest.fail.Exception, match='a tensor'):
         ForkingPickler.dumps(torch.rand(1))
     assert len([ForkingPickler.dumps(index) for index in loader.sampler]) == 2 * 2 + 23 - 8
 
 
-def test_batches_are_upstreams():
-    """Who never resumes sees what BasicSR's own command shows."""
-    random.seed(3)
-    found = [batch['lq'] for batch in loader_of(2)[0]]
-    options = {'phase': 'train', 'batch_size_per_gpu': 2, 'num_worker_per_gpu': 2}
-    upstream = list(build_dataloader(Draws(), options, num_gpu=0, sampler=EnlargedSampler(Draws(), 1, 0, 1), seed=7))
-    for batch, lq in zip(upstream, found):
-        assert torch.equal(batch['lq'][:, :3], lq[:, :3])  # not PyTorch's, which upstream seeds anew each time
-    assert len(upstream) == len(found) == 11
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({'num_workers': 1}, 'batch size or num_worker_per_gpu changed: same image order, different crops'),
+    ({'num_workers': 2, 'batch_size': 5}, 'batch size or num_worker_per_gpu changed: same image order')])
+def test_other_workers_or_batches(changes, message):
+    """No image comes twice in an epoch."""
+    complete = train(build_loader(2), 11)
+    loader = build_loader(**changes)
+    assert message in loader.load_state_dict(*complete[4][2])
+    assert indices(train(loader, 2))[:4] == indices(complete)[10:14]
 
 
-@pytest.mark.parametrize(('other', 'note', 'first'), [
-    ({'num_workers': 1}, 'num_worker_per_gpu, is another one', 10),
-    ({'num_workers': 2, 'batch_size': 5}, 'the size of a batch, or num_worker_per_gpu, is another one', 10)])
-def test_place_is_kept_as_far_as_it_can_be(other, note, first):
-    """With other workers, or batches: no image comes twice in an epoch."""
-    whole = train(*loader_of(2), epochs=1)
-    loader, sampler = loader_of(**other)
-    assert note in loader.go_on(*plain(whole[4]))
-    order = [int(index) for entry in whole for index in entry[0][:, 0]]
-    rest = [int(index) for entry in train(loader, sampler, epochs=1) for index in entry[0][:, 0]]
-    assert rest[:10] == order[first:first + 10]
-
-
-def test_other_data_begins_anew():
-    whole = train(*loader_of(0), epochs=1)
-    loader, sampler = loader_of(0)
-    place, main = plain(whole[4])
-    assert 'the training set, or the number of GPUs, is another one' in loader.go_on({**place, 'images': 24}, main)
-    assert len(train(loader, sampler, epochs=1)) == 11
+def test_other_data_restarts_the_epoch():
+    complete = train(build_loader(0), 11)
+    loader, (state, rng) = build_loader(0), complete[4][2]
+    message = loader.load_state_dict({**state, 'images': 24}, rng)
+    assert message == 'the number of training images or GPUs changed: restarting the epoch'
+    assert indices(train(loader, 11)) == indices(complete)
 
 
 def test_too_few_images_for_a_batch():
-    """Upstream would train nothing, and say that it is done."""
-    with pytest.raises(UserError, match='datasets: train: 23 images .* do not fill one batch of 24'):
-        loader_of(0, batch_size=24)
+    """BasicSR would train nothing without a word."""
+    with pytest.raises(UserError, match='23 images .* do not fill one batch of 24'):
+        build_loader(0, batch_size=24)
 
 
-def test_no_signal_while_data_is_loaded():
-    """What it raised in a queue would leave a lock behind, for which the end of the epoch would wait forever."""
-    loader, sampler = loader_of(1)
-    sampler.set_epoch(0)
-    with pytest.raises(signals.Interrupted), signals.raised():
-        batches = iter(loader)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert len(list(batches)) == 23 // 2
-        iter(loader)  # of the next epoch; held no more than once
-        signals.check()
-        pytest.fail('nothing was raised')
+def test_validation_stops_between_two_images():
+    done = []
+    with StopSignal() as stop, pytest.raises(Stopped):
+        for number in StoppableLoader(range(5), stop):
+            done.append(number)
+            if number == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+    assert done == [0, 1, 2]
+
+
+class Lost(Dataset):
+    """Its worker ends or hangs at the second image."""
+
+    opt = types.MappingProxyType({'name': 'lost'})
+
+    def __init__(self, end):
+        self.end = end
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return {'lq': torch.rand(1)} if index == 0 else self.end()
+
+
+@pytest.mark.parametrize(('end', 'message'), [
+    (lambda: os._exit(1), r'DataLoader worker \(pid.*? \d+\) exited unexpectedly[a-z 1]*: a worker was lost'),
+    (lambda: time.sleep(60), 'DataLoader timed out after 2 seconds: a worker was lost')])
+def test_lost_worker_is_explained(end, message, monkeypatch):
+    monkeypatch.setattr(resumable_loader, 'TIMEOUT', 2)
+    with pytest.raises(DataError, match=f'datasets.train: {message}. It may have run out of memory'):
+        list(build_loader(1, 1, Lost(end)).iterations(0, 4))
+
+
+def test_other_errors_of_loading_are_not_explained(monkeypatch):
+    loader = build_loader(0)
+
+    def fail(*_):
+        raise RuntimeError('CUDA out of memory')
+
+    with pytest.raises(RuntimeError, match='CUDA out of memory'):
+        loader._next(map(fail, [0]))

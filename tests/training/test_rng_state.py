@@ -2,6 +2,7 @@ import io
 import random
 
 import numpy as np
+import pytest
 import torch
 
 from udl_plugin.training import rng_state
@@ -18,24 +19,44 @@ def through_a_file(states):
     return torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
 
 
-def test_what_was_read_is_drawn_again():
+def test_same_numbers_after_a_restore():
     for seed in range(3):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
         draw()  # both normal distributions keep a second number for the next call
         states = through_a_file(rng_state.to_tensors(rng_state.capture()))
-        wanted = [draw() for _ in range(3)]
+        expected = [draw() for _ in range(3)]
         rng_state.restore(states)
-        assert [draw() for _ in range(3)] == wanted
+        assert [draw() for _ in range(3)] == expected
 
 
-def test_pytorch_can_be_left_as_it_is():
+def test_pytorch_can_be_left_alone():
     states = rng_state.to_tensors(rng_state.capture())
-    wanted = draw()
+    expected = draw()
     torch.manual_seed(12)
     rng_state.restore(states, pytorch=False)
     found = draw()
-    assert found[:4] == wanted[:4]
+    assert found[:4] == expected[:4]
     torch.manual_seed(12)
-    assert found[4] == float(torch.rand(1)) != wanted[4]
+    assert found[4] == float(torch.rand(1)) != expected[4]
+
+
+def test_position_out_of_bounds():
+    """NumPy would read past its state."""
+    states = rng_state.to_tensors(rng_state.capture())
+    states['numpy'][2] = 1e8
+    with pytest.raises(ValueError, match='no position'):
+        rng_state.restore(states)
+
+
+def test_check_leaves_the_generators_alone():
+    other = rng_state.to_tensors(rng_state.capture())
+    draw()
+    current = rng_state.to_tensors(rng_state.capture())
+    expected = draw()
+    rng_state.restore(current)
+    rng_state.check(other)
+    assert draw() == expected
+    with pytest.raises(KeyError):
+        rng_state.check({})

@@ -7,124 +7,71 @@ import time
 import pytest
 
 from udl_plugin.training import signals
+from udl_plugin.training.signals import SIGNALS, StopSignal
 
 
-@pytest.mark.parametrize('number', signals.SIGNALS)
-def test_signal_is_raised(number):
+@pytest.mark.parametrize('number', SIGNALS)
+def test_signal_is_recorded(number):
     before = signal.getsignal(number)
-    with pytest.raises(signals.Interrupted, match=number.name) as caught, signals.raised():
+    with StopSignal() as stop:
+        assert not stop.requested()
         os.kill(os.getpid(), number)
-        time.sleep(5)
-        pytest.fail('nothing was raised')
-    assert caught.value.signal == number
+        assert stop.requested()
+    assert (stop.number, stop.name, stop.exit_status) == (number, number.name, 128 + number)
     assert signal.getsignal(number) is before
 
 
 @pytest.mark.skipif(not hasattr(signal, 'SIGHUP'), reason='this system has no SIGHUP')
-def test_what_is_ignored_stays_so():
+def test_ignored_sighup_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with signals.raised():
+        with StopSignal() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
-            assert signals.pending() is None
+            assert not stop.requested()
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_signal_waits_for_the_end_of_what_is_held():
-    done = []
-    with pytest.raises(signals.Interrupted), signals.raised():
-        with signals.held():
-            with signals.held():
-                os.kill(os.getpid(), signal.SIGTERM)
-                done.append('inner')
-            assert signals.pending() == signal.SIGTERM
-            done.append('outer')
-        done.append('behind')
-    assert done == ['inner', 'outer']
-    assert signals.pending() is None
-
-
-def test_second_ctrl_c_is_as_ever(monkeypatch):
-    """But what comes at once is the first one, told twice."""
-    with pytest.raises(KeyboardInterrupt), signals.raised(), signals.held():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
-        monkeypatch.setattr(signals, 'AGAIN', 0)
-        os.kill(os.getpid(), signal.SIGINT)
-        pytest.fail('nothing was raised')
-
-
-class Leaving:
-    """Python drops what is raised here, with a word on stderr."""
-
-    def __del__(self):
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def test_what_python_drops_is_raised_again(monkeypatch):
-    dropped = []
-    monkeypatch.setattr(sys, 'unraisablehook', lambda one: dropped.append(one.exc_type))
-    with pytest.raises(signals.Interrupted), signals.raised():
-        leaving = Leaving()
-        del leaving
-        assert dropped == [signals.Interrupted]
-        with signals.held():
-            assert signals.pending() == signal.SIGTERM
-        pytest.fail('nothing was raised')
-
-
-def test_places_to_end_at():
-    """Within the outermost block alone."""
-    with pytest.raises(signals.Interrupted), signals.raised(), signals.held():
-        signals.check()
-        with signals.held():
-            os.kill(os.getpid(), signal.SIGTERM)
-            signals.check()
-        signals.check()
-        pytest.fail('nothing was raised')
-
-
-def test_saving_is_not_interrupted():
-    with signals.raised():
-        with pytest.raises(signals.Interrupted):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(5)
-        signals.settle()
-        os.kill(os.getpid(), signal.SIGTERM)
-        with signals.held():
+def test_ignored_sigint_is_overridden():
+    """Shells start background jobs so."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
             os.kill(os.getpid(), signal.SIGINT)
+            assert stop.requested()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
-def test_next_block_begins_afresh():
-    """Whatever ended the one before."""
-    with pytest.raises(ZeroDivisionError), signals.raised():
-        signals.hold()
-        signals.pend(signal.SIGTERM)
-        _ = 1 / 0
-    with pytest.raises(signals.Interrupted), signals.raised():
-        assert signals.pending() is None
+def test_second_signal_acts_as_usual(monkeypatch):
+    """But one that comes at once repeats the first."""
+    with pytest.raises(KeyboardInterrupt), StopSignal() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.number == signal.SIGTERM
+        monkeypatch.setattr(signals, 'REPEAT_WITHIN', 0)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail('nothing was raised')
 
 
-CHILD = """
-import os, signal, sys, time
-from udl_plugin import interrupt
-interrupt.let_the_parent_decide()
+WORKER = """
+import time
+from udl_plugin.training.signals import ignore_signals_in_worker
+ignore_signals_in_worker()
 print('ready', flush=True)
 time.sleep(30)
 """
 
 
-@pytest.mark.skipif(not hasattr(signal, 'sigwaitinfo'), reason='this system does not tell whose a signal is')
-def test_loading_process_obeys_its_parent_alone():
-    with subprocess.Popen([sys.executable, '-c', CHILD], stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout.readline() == 'ready\n'
-        child.send_signal(signal.SIGINT)
-        child.send_signal(signal.SIGHUP)
-        subprocess.run(['/bin/sh', '-c', f'kill -TERM {child.pid}'], check=True)  # of another process
+@pytest.mark.skipif(not hasattr(signal, 'sigwaitinfo'), reason='this system does not tell who sent a signal')
+def test_worker_obeys_its_parent_only():
+    with subprocess.Popen([sys.executable, '-c', WORKER], stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout.readline() == 'ready\n'
+        worker.send_signal(signal.SIGINT)
+        worker.send_signal(signal.SIGHUP)
+        subprocess.run(['/bin/sh', '-c', f'kill -TERM {worker.pid}'], check=True)  # sent by another process
         time.sleep(0.5)
-        assert child.poll() is None
-        child.terminate()
-        assert child.wait(5) == 0
+        assert worker.poll() is None
+        worker.terminate()
+        assert worker.wait(5) == 0

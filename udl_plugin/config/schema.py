@@ -84,6 +84,7 @@ class TrainOptions(Section):
     channels_last: Annotated[Optional[Flag], UDLOnly()] = None
     compile: Annotated[Optional[Flag], UDLOnly()] = None
     accumulate: Annotated[Optional[Count], UDLOnly((None, 1))] = None
+    grad_clip: Annotated[Optional[Positive], UDLOnly()] = None
     max_skips: Annotated[Optional[Count], UDLOnly()] = None
 
 

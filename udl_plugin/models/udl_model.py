@@ -1,180 +1,227 @@
-"""BasicSR's SRModel for both steps: hands the loss the log-variance that it asks for, saves maps in validation, and
-trains faster or in less memory where it is asked to."""
-import contextlib
-import io
+"""BasicSR's SRModel for both steps of uncertainty-driven training, with faster training and checkpoints that last."""
+from __future__ import annotations
+
 import math
 from collections import OrderedDict
-from os import path as osp
+from typing import Any
 
-import numpy as np
 import torch
+from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
+from basicsr.utils.dist_util import master_only
+from torch import Tensor, nn
 
 from udl_plugin.archs.mixed_precision import keep_image_convs_in_fp32
 from udl_plugin.archs.outputs import EXTRA_OUTPUTS, forward_with_outputs, required_outputs_of
 from udl_plugin.archs.padding import pad_to_multiple, required_multiple
 from udl_plugin.archs.two_step import TwoStep
-from udl_plugin.checkpoints.state_dict import load_matching_state_dict
-from udl_plugin.config.cross_checks import check_map_fingerprint, check_options, metrics_of_maps
-from udl_plugin.inference.visualize import encode_png, uncertainty_picture
-from udl_plugin.models.lasting_model import LastingModel
-from udl_plugin.training import signals
-from udl_plugin.utils.atomic_io import atomic_write
+from udl_plugin.checkpoints.state_dict import fingerprint, load_matching_state_dict
+from udl_plugin.config.cross_checks import check_map_fingerprint, check_options
+from udl_plugin.errors import UserError
+from udl_plugin.models.checkpoint_manager import CheckpointManager, ScheduleFromOptions, StateDicts
+from udl_plugin.models.nonfinite_guard import NonFiniteGuard
+from udl_plugin.models.train_step import TrainStep
+from udl_plugin.models.validation import COLLAPSED_SPREAD, map_spread, takes_log_var, validate
+from udl_plugin.utils.distributed import gather_over_ranks, max_over_ranks
 
-USUAL_SCALE = 1024  # of the gradients under fp16: overflows above it are the scaler's way
-LEAST_SCALE = 1e-4  # of the gradients under fp16, halved from 65536 with every overflow
-COLLAPSED_SPREAD = 0.05  # spread of a log-variance that tells nothing: weights of step 2 from 1 to 1.05
-DTYPES = {None: None, 'bf16': torch.bfloat16, 'fp16': torch.float16}  # of amp
+MIN_GRAD_SCALE = 1e-4  # under fp16; it starts at 65536 and is halved by every overflow
+DTYPES = {None: None, 'bf16': torch.bfloat16, 'fp16': torch.float16}  # of `amp`
 
 
-class UDLModel(LastingModel):
+class UDLModel(SRModel):
     """Step 1 (`EDSRVar`, ESU), step 2 (`EDSRTwo`, UDL), and their test. All options of SRModel, and these:
 
         train:
           amp: bf16                    # or fp16: autocast; images, losses, weights and checkpoints stay float32
           channels_last: true          # memory format of weights and features
-          compile: true                # torch.compile, of the training alone
-          accumulate: 4                # each batch goes through in so many parts; as one batch, in less memory
-          max_skips: 10                # ends after so many iterations in a row whose loss or gradients are not finite
+          compile: true                # torch.compile, for training only
+          accumulate: 4                # each batch passes through in so many parts: same result, less memory
+          grad_clip: 10                # upper limit of the gradients' norm, logged as grad_norm
+          max_skips: 10                # end after so many iterations in a row whose loss or gradients are not finite
         logger:
-          save_keep: 3                 # checkpoints and states that are kept; without it, all
+          save_keep: 3                 # how many checkpoints and states to keep; default: all
         val:
           save_best: psnr              # net_g_best.pth: best by this metric, on the first set; or SET/METRIC
           amp: bf16                    # or fp16, as in training
-          save_uncertainty: true       # beside each SR image: IMAGE_uncertainty.png, the map as a picture, and
+          save_uncertainty: true       # next to each SR image: IMAGE_uncertainty.png, the map as a picture, and
                                        # IMAGE_log_var.npy, float32 (C, H, W): log of the error's scale in 8-bit levels
-          uncertainty_limits: [-1, 4]  # of all pictures, from blue to red; without it, each map's own
+          uncertainty_limits: [-1, 4]  # of all pictures, from blue to red; default: each map's own
 
-    Metrics of maps (`udl_plugin/metrics/`) go under `val: metrics` as BasicSR's own do.
+    Metrics of uncertainty maps (`udl_plugin/metrics/`) go under `val: metrics` like BasicSR's own.
 
-    A loss that has `required_outputs`, names such as `log_var`, is called as `loss(sr, gt, log_var=...)`, with what is in the
-    batch under that name (see `PairedImageUncertaintyDataset`), or else with what the network gives under
-    `return_log_var=True`; any other as `loss(sr, gt)`.
+    A loss with `required_outputs`, such as `log_var`, is called as `loss(sr, gt, log_var=...)`, with the batch's tensor
+    of that name (see `PairedImageUncertaintyDataset`), or else the network's output under `return_log_var=True`; any
+    other loss as `loss(sr, gt)`.
 
     Args:
-        opt (dict): As BasicSR's `parse_options` returns it.
+        opt: As BasicSR's `parse_options` returns it.
 
     Raises:
-        UserError: options, data or checkpoint do not fit each other; before the first iteration.
+        UserError: options, data and checkpoint do not fit each other; before the first iteration.
     """
 
-    def __init__(self, opt):
+    def __init__(self, opt: dict[str, Any]):
         check_options(opt)
-        self.save_uncertainty = (opt.get('val') or {}).get('save_uncertainty', False)
-        self.map_metrics = metrics_of_maps(opt)
-        self.wants_log_var = self.save_uncertainty or bool(self.map_metrics)  # of the network, in validation
-        self.log_var = None  # of the last image that was tested
-        self.validating = None  # the data set's name and the iteration, during validation
-        train_opt = opt.get('train') or {}
-        self.amp, self.val_amp = (DTYPES[(opt.get(section) or {}).get('amp')] for section in ('train', 'val'))
+        train_opt, val_opt = opt.get('train') or {}, opt.get('val') or {}
+        self.amp, self.val_amp = (DTYPES[section.get('amp')] for section in (train_opt, val_opt))
         self.channels_last = train_opt.get('channels_last', False)
-        self.accumulate = train_opt.get('accumulate') or 1
+        self.save_uncertainty = val_opt.get('save_uncertainty', False)
+        self.validates_maps = self.save_uncertainty or any(map(takes_log_var, (val_opt.get('metrics') or {}).values()))
+        self.log_var: Tensor | None = None  # of the last image tested
+        self.last_log_var: Tensor | None = None  # of the last batch trained with
+        self.paths: list[str] = []  # of the current batch's LR images
+        self._pretrained: tuple[str, Any] | None = None  # path and content of the checkpoint, until all networks have it
         super().__init__(opt)
+        self._pretrained = None
 
-    def model_to_device(self, net):
-        return super().model_to_device(self.arrange(net))
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        return super().model_to_device(self._convert(net))
 
-    def arrange(self, net):
-        """Makes a network, in place, one for the precision and memory format of the options."""
+    def _convert(self, net: nn.Module) -> nn.Module:
+        """Prepares a network, in place, for the precision and memory format of the options."""
         if self.amp or self.val_amp:
             keep_image_convs_in_fp32(net)
         return net.to(memory_format=torch.channels_last) if self.channels_last else net
 
-    def autocast(self, dtype):
+    def _autocast(self, dtype: torch.dtype | None) -> torch.autocast:
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
-    def init_training_settings(self):
+    # ---- training
+
+    def init_training_settings(self) -> None:
         super().init_training_settings()
-        net = self.get_bare_model(self.net_g)
+        net, train_opt = self.get_bare_model(self.net_g), self.opt['train']
         if isinstance(net, TwoStep):
             check_map_fingerprint(self.opt, net.var_net.state_dict())
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp is torch.float16)
-        # beside the network itself, which is validated, saved and averaged under its own names
-        self.net_of_step = torch.compile(self.net_g) if self.opt['train'].get('compile') else self.net_g
         if self.ema_decay > 0:
-            self.arrange(self.net_g_ema)
-        if isinstance(net, TwoStep) and self.ema_decay > 0:
-            # upstream may have read `params` into one and `params_ema` into the other; the frozen branch is one
-            self.net_g_ema.var_net.load_state_dict(net.var_net.state_dict())
-        self.last_log_var = None
+            self._convert(self.net_g_ema)
+            if isinstance(net, TwoStep):
+                # BasicSR may have read `params` into one and `params_ema` into the other; both share the frozen net
+                self.net_g_ema.var_net.load_state_dict(net.var_net.state_dict())
+        # next to the network itself, which is validated, saved and averaged under its own names
+        self.trained_net = torch.compile(self.net_g) if train_opt.get('compile') else self.net_g
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp is torch.float16)
+        self.guard = NonFiniteGuard(self.opt)
+        self.train_step = TrainStep(
+            self.net_g, lambda **part: self.compute_losses(**part), self.optimizer_g, self.scaler,
+            (lambda: self.model_ema(decay=self.ema_decay)) if self.ema_decay > 0 else None, self._all_agree,
+            train_opt.get('accumulate') or 1, train_opt.get('grad_clip'))
         self.loss_outputs = required_outputs_of(self.cri_pix)
+        self.best_metric_results: dict[str, dict[str, dict]] = {}
+        paths = self.opt['path']
+        self.checkpoints = CheckpointManager(paths['models'], paths['training_states'], self.opt['network_g'],
+                                             (self.opt.get('logger') or {}).get('save_keep'))
+        # the last training state that is on disk: its iteration, epoch, what the ranks put into it, and whether it
+        # knows the result of its validation
+        self.saved_iter: int | None = None
+        self._saved_epoch, self._saved_positions, self._saved_validated = 0, [], False
 
-    def optimize_parameters(self, current_iter):
-        self.optimizer_g.zero_grad()
-        parts, means = self._parts(), {}
-        before = [(buffer, buffer.clone()) for buffer in self.running_statistics()]
-        for number, part in enumerate(parts, 1):
-            last = number == len(parts)
-            # under DistributedDataParallel, gradients travel once
-            with contextlib.nullcontext() if last or not self.opt['dist'] else self.net_g.no_sync():
-                losses = self.compute_losses(**part)
-                self.scaler.scale(sum(losses.values()) / len(parts)).backward()
-            for name, loss in losses.items():
-                means[name] = means.get(name, 0) + loss.detach() / len(parts)
-        told, finite = self.agreed(signals.pending() or 0, self.is_finite(means))
-        if finite:
-            scale = self.scaler.get_scale()
-            self.scaler.step(self.optimizer_g)
-            self.scaler.update()
-            overflowed = self.scaler.get_scale() < scale  # then the scaler has left the weights as they are
-            if self.ema_decay > 0 and not overflowed:
-                self.model_ema(decay=self.ema_decay)
-            # the scaler begins high, and finds its place; below it, gradients are not finite by themselves
-            self.own_finite = finite = not (overflowed and self.scaler.get_scale() < USUAL_SCALE)
-        if not finite:
-            for buffer, value in before:
-                buffer.copy_(value)
-        self.log_dict = self.reduce_loss_dict(means)
-        self.count_skips(current_iter, finite)
-        if self.scaler.is_enabled() and self.scaler.get_scale() < LEAST_SCALE:
-            raise FloatingPointError('train: amp: fp16: the gradients overflow in every iteration; write bf16.')
-        self.finish(current_iter, told)
+    def _all_agree(self, condition: bool) -> bool:
+        return not max_over_ranks(int(not condition), self.device if self.opt['dist'] else None)
 
-    def _parts(self):
-        """The batch in hand in as many parts as `accumulate` says: each what `compute_losses` takes."""
-        batch = {'lq': self.lq, 'gt': self.gt, **self.given}
-        return [dict(zip(batch, part)) for part in zip(*(tensor.chunk(self.accumulate) for tensor in batch.values()))]
+    def feed_data(self, data: dict[str, Any]) -> None:
+        super().feed_data(data)
+        self.paths = data.get('lq_path') or []
+        self.given = {name: data[name].to(self.device) for name in EXTRA_OUTPUTS if name in data}
 
-    def compute_losses(self, lq, gt, **given):
-        """Runs the network on a batch and returns upstream's losses by upstream's names, weighted.
+    def optimize_parameters(self, current_iter: int) -> None:
+        batch = {'lq': self.lq, 'gt': self.gt}
+        result = self.train_step({**batch, **self.given})
+        self.log_dict = self.reduce_loss_dict(result.losses)
+        if result.grad_norm is not None:
+            self.log_dict['grad_norm'] = float(result.grad_norm)
+        self.guard.record_step(current_iter, result.finite, result.finite_here, dict(self.log_dict), batch, self.paths)
+        if self.scaler.is_enabled() and self.scaler.get_scale() < MIN_GRAD_SCALE:
+            raise FloatingPointError('train.amp: fp16: the gradients overflow in every iteration; write bf16.')
+
+    def compute_losses(self, lq: Tensor, gt: Tensor, **given: Tensor) -> dict[str, Tensor]:
+        """Runs the network on a batch and returns BasicSR's losses under their names, weighted.
 
         Args:
-            lq, gt (Tensor): `(N, C, H, W)`, `(N, C, upscale * H, upscale * W)`.
-            given (Tensor): What the loss needs, as far as it is there already.
+            lq: `(N, C, H, W)` in [0, 1].
+            gt: `(N, C, scale * H, scale * W)` in [0, 1].
+            given: Outputs that the loss requires and the data set provides.
         """
-        losses = OrderedDict()
-        with self.autocast(self.amp):
-            self.output, maps = forward_with_outputs(self.net_of_step, lq, self.loss_outputs, given)
+        losses: dict[str, Tensor] = OrderedDict()
+        with self._autocast(self.amp):
+            self.output, outputs = forward_with_outputs(self.trained_net, lq, self.loss_outputs, given)
         if self.cri_pix:
-            if 'log_var' in maps:
-                self.last_log_var = maps['log_var'].detach()
+            if 'log_var' in outputs:
+                self.last_log_var = outputs['log_var'].detach()
             try:
-                losses['l_pix'] = self.cri_pix(self.output, gt, **maps)
-            except FloatingPointError as err:  # our losses say what is to blame; others are just not finite
-                self.blamed = f' {err}'
-                losses['l_pix'] = math.nan * sum(part.sum() for part in (self.output, *maps.values()))
+                losses['l_pix'] = self.cri_pix(self.output, gt, **outputs)
+            except FloatingPointError as err:  # ours say which tensor is to blame; others return a NaN
+                self.guard.cause = f' {err}'
+                losses['l_pix'] = math.nan * sum(part.sum() for part in (self.output, *outputs.values()))
         if self.cri_perceptual:
             perceptual, style = self.cri_perceptual(self.output, gt)
             losses.update({name: loss for name, loss in (('l_percep', perceptual), ('l_style', style))
                            if loss is not None})
         return losses
 
-    @staticmethod
-    def _refuse_overflow(amp, section, *tensors):
-        """Where upstream's losses and images would go on with what is no number."""
-        if amp is torch.float16 and not all(torch.isfinite(tensor).all() for tensor in tensors):
-            raise FloatingPointError(f'{section}: amp: fp16: the network gives values beyond 65504, where fp16 ends; '
-                                     'write bf16.')
+    # ---- validation
 
-    def load_network(self, net, load_path, strict=True, param_key='params'):
-        """As upstream's, but a checkpoint that does not fit is explained, and step 2 takes one of step 1.
+    def test(self) -> None:
+        """Sets `output` and, if validation needs it, `log_var`, for an image of any size."""
+        lq, net = self.lq, self.get_bare_model(getattr(self, 'net_g_ema', self.net_g))
+        height, width = (self.opt['scale'] * size for size in lq.shape[2:])
+        self.lq = pad_to_multiple(lq, required_multiple(self.opt['network_g']))
+        with self._autocast(self.val_amp):
+            if self.validates_maps:
+                # not through DataParallel, which cannot split a batch of one with keyword arguments
+                net.eval()
+                with torch.no_grad():
+                    self.output, self.log_var = net(self.lq, return_log_var=True)
+                if self.is_train:
+                    self.net_g.train()
+            else:
+                super().test()
+        if self.val_amp is torch.float16 and not self.output.isfinite().all():
+            raise FloatingPointError(f'{", ".join(self.paths)}: val.amp: fp16: the network returns values beyond 65504, '
+                                     'the limit of fp16; write bf16.')
+        self.lq, self.output = lq, self.output[:, :, :height, :width].float()
+        if self.log_var is not None:
+            self.log_var = self.log_var[:, :, :height, :width].float().cpu()
+
+    def get_current_visuals(self) -> dict[str, Tensor]:
+        """BasicSR's, and `log_var` if validation needs it."""
+        visuals = super().get_current_visuals()
+        if self.log_var is not None:
+            visuals['log_var'] = self.log_var
+        return visuals
+
+    def nondist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
+        if self.is_train:
+            current_iter = min(current_iter, int(self.opt['train']['total_iter']))  # BasicSR's count ends too high
+            self._warn_if_collapsed()
+        validate(self, dataloader, current_iter, tb_logger, save_img)
+        if self.is_train:
+            self._save_best(dataloader.dataset.opt['name'], current_iter)
+
+    def _warn_if_collapsed(self) -> None:
+        if self.last_log_var is None:
+            return
+        spread = map_spread(self.last_log_var)
+        if spread < COLLAPSED_SPREAD:
+            get_root_logger().warning(
+                f'The uncertainty map has collapsed: log_var is {float(self.last_log_var.mean()):.3f} ± '
+                f'{spread / 2:.3f} within an image. It does not tell pixels apart, and step 2 with it is plain L1. '
+                'After the first few hundred iterations this means a dead or saturated variance head: train step 1 with '
+                'img_range: 255 in pixel_opt, and images that vary.')
+
+    # ---- checkpoints
+
+    def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = 'params') -> None:
+        """Like BasicSR's, but explains a checkpoint that does not fit, and step 2 accepts one of step 1.
 
         Raises:
             UserError: names the option, the file and the mismatch.
         """
         net = self.get_bare_model(net)
         if self.opt['path'].get('param_key_g', 'params') is None:
-            param_key = None  # the file is a state dict itself, for EMA too, where upstream asks for `params_ema`
+            param_key = None  # the file is a state dict itself, for EMA too, where BasicSR asks for `params_ema`
+        if self._pretrained is None or self._pretrained[0] != load_path:
+            self._pretrained = load_path, None
         state_dict, found_key, mismatch = load_matching_state_dict(net, load_path, param_key, strict)
         logger = get_root_logger()
         if found_key != param_key:
@@ -182,108 +229,111 @@ class UDLModel(LastingModel):
         logger.info(f'Loading {type(net).__name__} model from {load_path}, with param key: [{found_key}].')
         if mismatch:
             self._print_different_keys_loading(net, state_dict, strict)  # also drops what has another shape
-            # the moving average starts where the network does, with what the file does not have too
+            # the EMA starts where the network does, also for what the file does not have
             state_dict = {**self.get_bare_model(self.net_g).state_dict(), **state_dict}
         net.load_state_dict(state_dict, strict=strict)
 
-    def feed_data(self, data):
-        super().feed_data(data)
-        self.given = {name: data[name].to(self.device) for name in EXTRA_OUTPUTS if name in data}
+    def save(self, epoch: int, current_iter: int, position: dict[str, Any] | None = None) -> None:
+        """Writes network and training state.
 
-    def test(self):
-        """As upstream's, for images of any size: SwinIR's windows, say, are filled up. A signal may end it before."""
-        if not self.opt['dist']:  # others would wait for this process
-            signals.check()
-        lq = self.lq
-        height, width = (self.opt['scale'] * size for size in lq.shape[2:])
-        self.lq = pad_to_multiple(lq, required_multiple(self.opt['network_g']))
-        with self.autocast(self.val_amp):
-            self.log_var = self._test()
-        self._refuse_overflow(self.val_amp, f'{", ".join(self.lq_path or [])}: val', self.output)
-        self.lq, self.output = lq, self.output[:, :, :height, :width].float()
-        if self.log_var is not None:
-            self.log_var = self.log_var[:, :, :height, :width].float().cpu()
-            for metric in self.map_metrics:
-                metric['log_var'] = self.log_var[0].numpy()  # upstream hands metrics the images and their options
-            if self.save_uncertainty and self.validating:
-                self._write_uncertainty(self.log_var[0].numpy())
+        Args:
+            epoch, current_iter: As in BasicSR; -1 writes net_g_latest.pth only.
+            position: What this rank adds to the state so that it can be resumed exactly: `places`, the data loader's
+                `state_dict`, and `random`, RNG states.
 
-    def _test(self):
-        """Sets `self.output`; returns the log-variance where it is wanted."""
-        if not self.wants_log_var:
-            super().test()
-            return None
-        # not through DataParallel: with keyword arguments it cannot split a batch of one
-        net = self.get_bare_model(getattr(self, 'net_g_ema', self.net_g))
-        net.eval()
-        with torch.no_grad():
-            self.output, log_var = net(self.lq, return_log_var=True)
-        if self.is_train:
-            self.net_g.train()
-        return log_var
+        Raises:
+            UserError: net_g_latest.pth could not be written.
+        """
+        self._positions = gather_over_ranks(position, self.opt) if current_iter != -1 else []
+        super().save(epoch, current_iter)
+        if current_iter == -1 and not self.checkpoints.network_is_saved:
+            raise UserError(f"'{self.opt['path']['models']}': net_g_latest.pth could not be written, see above. Free "
+                            'some disk space; --auto_resume continues from the last state.')
 
-    def get_current_visuals(self):
-        """As upstream's, and `log_var` where validation asked for it."""
-        visuals = super().get_current_visuals()
-        if self.log_var is not None:
-            visuals['log_var'] = self.log_var
-        return visuals
+    @master_only
+    def save_network(self, net: Any, net_label: str, current_iter: int, param_key: Any = 'params') -> None:
+        """Like BasicSR's, but atomic, and the file says which network it holds; see `save_checkpoint`."""
+        nets, keys = (value if isinstance(value, list) else [value] for value in (net, param_key))
+        self.checkpoints.save_network(net_label, 'latest' if current_iter == -1 else current_iter, {
+            key: self.get_bare_model(net).state_dict() for net, key in zip(nets, keys)})
 
-    def nondist_validation(self, dataloader, current_iter, tb_logger, save_img):
-        name = dataloader.dataset.opt['name']
-        if self.is_train:
-            current_iter = min(current_iter, int(self.opt['train']['total_iter']))  # upstream counts on, in the end
-            self._warn_of_flat_map()
-        self.validating = (name, current_iter)
-        with _emptied_once():
-            super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
-        self.validating = None
-        for metric in self.map_metrics:
-            metric.pop('log_var', None)
-        if self.is_train:
-            self.keep_best(name, current_iter)
-            self.note_validation(name, current_iter)
+    @master_only
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        """Like BasicSR's, but atomic, never without its network, and with all that `resume_training` restores."""
+        if current_iter != -1 and self._write_state(epoch, current_iter, self._positions, validated=False):
+            if not self.guard.skips_in_row:  # otherwise the older weights may be the last good ones
+                self.checkpoints.remove_old(current_iter)
 
-    def _warn_of_flat_map(self):
-        """Of the batch that was trained last, in each validation."""
-        if self.last_log_var is None:
+    def _write_state(self, epoch: int, iteration: int, positions: list, validated: bool) -> bool:
+        state = {'epoch': epoch, 'iter': iteration, 'optimizers': [part.state_dict() for part in self.optimizers],
+                 'schedulers': [part.state_dict() for part in self.schedulers], 'scaler': self.scaler.state_dict(),
+                 'best_metric_results': _without_numpy(self.best_metric_results), 'skips': self.guard.skips,
+                 'skips_in_row': self.guard.skips_in_row, 'validated': validated,
+                 'network': fingerprint(self.get_bare_model(self.net_g).state_dict())}
+        if all(positions):
+            state.update({key: [rank[key] for rank in positions] for key in ('places', 'random')})
+        if not self.checkpoints.save_state(iteration, state):
+            return False
+        self.saved_iter, self._saved_epoch, self._saved_positions = iteration, epoch, positions
+        self._saved_validated = validated
+        return True
+
+    @master_only
+    def mark_validated(self, iteration: int, random: dict[str, Any]) -> None:
+        """Rewrites the state of an iteration whose validation is done, with its results.
+
+        Args:
+            iteration: Whose state is the last one saved, or the one that was resumed; otherwise nothing is written.
+            random: RNG states of this process behind the validation.
+        """
+        if self.saved_iter == iteration and not self._saved_validated and all(self._saved_positions):
+            self._saved_positions[self.opt['rank']]['random'] = random
+            self._write_state(self._saved_epoch, iteration, self._saved_positions, validated=True)
+
+    def _save_best(self, dataset_name: str, iteration: int) -> None:
+        """Writes net_g_best.pth if this validation is the best by the metric of `save_best`."""
+        metric = self.opt['val'].get('save_best')
+        if not metric:
             return
-        spread = map_spread(self.last_log_var)
-        if spread < COLLAPSED_SPREAD:
-            get_root_logger().warning(
-                f'The log-variance is nearly one value ({float(self.last_log_var.mean()):.3f} ± {spread / 2:.3f} in an '
-                'image): it tells no pixel from another, and step 2 with it is plain L1. After the first hundreds of '
-                'iterations that means a variance head that is dead or saturated: train step 1 with img_range: 255 in '
-                'pixel_opt, and images that vary.')
+        sets = [part['name'] for phase, part in self.opt['datasets'].items() if phase.split('_')[0] == 'val']
+        wanted, metric = metric.rsplit('/', 1) if '/' in metric else (sets[0], metric)
+        if dataset_name == wanted and self.best_metric_results[wanted][metric]['iter'] == iteration:
+            nets = {'params': self.net_g, **({'params_ema': self.net_g_ema} if self.ema_decay > 0 else {})}
+            state_dicts: StateDicts = {key: self.get_bare_model(net).state_dict() for key, net in nets.items()}
+            is_saved = self.checkpoints.network_is_saved
+            self.checkpoints.save_network('net_g', 'best', state_dicts)
+            self.checkpoints.network_is_saved = is_saved  # it is about the network of a state
 
-    def _write_uncertainty(self, log_var):
-        """Writes the map beside where upstream puts the SR image of `self.lq_path`."""
-        dataset_name, current_iter = self.validating
-        image_name = osp.splitext(osp.basename(self.lq_path[0]))[0]
-        folder = osp.join(self.opt['path']['visualization'], image_name if self.is_train else dataset_name)
-        suffix = current_iter if self.is_train else self.opt['val'].get('suffix') or self.opt['name']
-        stem = osp.join(folder, f'{image_name}_{suffix}')
-        raw = io.BytesIO()
-        np.save(raw, log_var)
-        atomic_write(f'{stem}_log_var.npy', raw.getvalue())
-        atomic_write(f'{stem}_uncertainty.png', encode_png(
-            uncertainty_picture(log_var, self.opt['val'].get('uncertainty_limits'))))
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        """Like BasicSR's, plus best results, fp16's scale and skipped iterations. Learning rate, schedule and optimizer
+        options are those of the yml at that iteration, where BasicSR takes the state's. The data loader's position and
+        the RNG states are for the training loop to restore.
+
+        Raises:
+            UserError: the state does not fit this training.
+        """
+        iteration, schedule = resume_state['iter'], ScheduleFromOptions(self, resume_state['iter'])
+        try:
+            super().resume_training(resume_state)
+        except (LookupError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as err:
+            raise UserError(f'The training state of iteration {iteration} does not fit this training: '
+                            f'{type(err).__name__}: {err}') from err
+        schedule.apply()
+        if resume_state.get('scaler') and self.scaler.is_enabled():  # not in BasicSR's states, nor in those of bf16
+            self.scaler.load_state_dict(resume_state['scaler'])
+        self.guard.skips = resume_state.get('skips', 0)
+        self.guard.skips_in_row = resume_state.get('skips_in_row', 0)
+        positions = [{'places': place, 'random': random} for place, random in
+                     zip(resume_state.get('places', ()), resume_state.get('random', ()))]
+        if len(positions) == self.opt['world_size'] and self.checkpoints.has(iteration):
+            self.saved_iter, self._saved_epoch, self._saved_positions = iteration, resume_state['epoch'], positions
+            self._saved_validated = resume_state['validated']
+        metrics = ((self.opt.get('val') or {}).get('metrics') or {}).keys()
+        self.best_metric_results = {name: record for name, record in resume_state.get('best_metric_results', {}).items()
+                                    if record.keys() == metrics}
 
 
-def map_spread(log_var):
-    """How far apart the 5th and 95th percentiles of an image in `(N, C, H, W)` are: the most of channels and images."""
-    low, high = torch.quantile(log_var[:4].float().flatten(2), torch.tensor([0.05, 0.95], device=log_var.device), dim=2)
-    return float((high - low).max())
-
-
-@contextlib.contextmanager
-def _emptied_once():
-    """Upstream gives the GPU's memory back after each image, and has to ask for it again for the next one. PyTorch
-    gives it back by itself where it runs short; here, at the end of the block."""
-    empty_cache = torch.cuda.empty_cache
-    torch.cuda.empty_cache = lambda: None
-    try:
-        yield
-    finally:
-        torch.cuda.empty_cache = empty_cache
-        empty_cache()
+def _without_numpy(best_metric_results: dict) -> dict:
+    """With builtin floats: a checkpoint that `weights_only` reads holds no NumPy scalars."""
+    return {name: {metric: {**best, 'val': float(best['val'])} for metric, best in record.items()}
+            for name, record in best_metric_results.items()}

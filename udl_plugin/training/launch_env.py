@@ -1,26 +1,30 @@
-"""What starts the processes of a distributed run, and what it has set in each of them before anything else runs."""
+"""Launchers of distributed training, and the environment variables they set in every process."""
+from __future__ import annotations
+
 import os
 
 from udl_plugin.errors import UserError
 
-# what it is called: its command, the number of the process, and what else upstream and mmengine ask for
-LAUNCHERS = {'none': ('', '', ()),
-             'pytorch': ('torchrun', 'RANK', ('WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')),
-             'slurm': ('srun', 'SLURM_PROCID', ('SLURM_NTASKS', 'SLURM_NODELIST'))}
+# BasicSR's name: command, variable with the process's number, and what else BasicSR and mmengine read
+LAUNCHERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    'none': ('', '', ()),
+    'pytorch': ('torchrun', 'RANK', ('WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')),
+    'slurm': ('srun', 'SLURM_PROCID', ('SLURM_NTASKS', 'SLURM_NODELIST')),
+}
 
 
-def check_launcher(launcher):
+def check_launcher(launcher: str) -> None:
     """
     Raises:
         UserError: this process was not started by that launcher.
     """
-    command, number, others = LAUNCHERS[launcher]
-    missing = [name for name in (number, *others) if name and name not in os.environ]
+    command, rank, others = LAUNCHERS[launcher]
+    missing = [name for name in (rank, *others) if name and name not in os.environ]
     if missing:
-        raise UserError(f'--launcher {launcher}: {", ".join(missing)} is not set: start the processes with {command}, '
-                         'as docs/scaling.md has it.')
+        raise UserError(f'--launcher {launcher}: {", ".join(missing)} is not set. Start the processes with {command} '
+                        '(docs/scaling.md).')
 
 
-def is_rank_zero(launcher):
-    """Whether this process is the one that speaks, in a distributed run that may not have begun."""
+def is_rank_zero(launcher: str) -> bool:
+    """Whether this process reports for all of them; also before the process group is initialized."""
     return int(os.environ.get(LAUNCHERS[launcher][1], 0)) == 0

@@ -1,256 +1,266 @@
-"""Where in an epoch a training is, kept so exactly that it goes on there with the very crops that would have come.
+"""Exact mid-epoch resume of BasicSR's training DataLoader, behind the interface of torchdata's StatefulDataLoader.
 
-Upstream's DataLoader begins an epoch anew after a resume. Here each batch brings the random states of the process that
-made it, as they were behind it. The first that a resumed epoch hands to each such process are these states, in place
-of indices; then come the indices that are left.
+Every batch carries the RNG state of the worker that produced it. When an epoch is resumed, the sampler first sends each
+worker its saved RNG state, then the remaining indices: the crops are those of the uninterrupted training.
 """
-import dataclasses
-import os
+from __future__ import annotations
+
+import itertools
 import pickle
 import queue
+import re
 import threading
+from collections.abc import Iterator
+from typing import Any
 
 import torch
+from basicsr.data import build_dataloader
+from basicsr.data.data_sampler import EnlargedSampler
+from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher
 from basicsr.utils import get_root_logger
-from torch.utils.data import Sampler, default_collate
+from torch.utils.data import Dataset, Sampler, default_collate
 
 from udl_plugin.config.dataset_checks import too_few_images_message
+from udl_plugin.data.checked_dataset import CheckedDataset
 from udl_plugin.errors import UserError
-from udl_plugin.training import rng_state, signals
+from udl_plugin.training import rng_state
+from udl_plugin.training.signals import ignore_signals_in_worker
 
-NOTE = 'note'  # a batch's key for what is not of its images
-TIMEOUT = 600  # seconds without a batch from a loading process: it hangs, as on a file system that is gone
-
-
-@dataclasses.dataclass
-class LoaderState:
-    """A place behind a batch, in one process of a training.
-
-    Attributes:
-        epoch (int): Counted from 0, as upstream does.
-        seen (int): Images of this epoch that came in batches up to here.
-        images (int): Of the epoch.
-        batch_size (int): In this process.
-        begun: `random_states.read` of before the epoch, of which PyTorch makes the seeds of the loading processes.
-        loaders (tuple): For each loading process `random_states.read` behind its last batch, pickled, or made plain by
-            an earlier run; None before its first batch.
-    """
-
-    epoch: int
-    seen: int
-    images: int
-    batch_size: int
-    begun: tuple
-    loaders: tuple
-
-    def plain(self):
-        """As a checkpoint holds it."""
-        loaders = [rng_state.to_tensors(pickle.loads(states)) if isinstance(states, bytes) else states
-                   for states in self.loaders]  # pickled by our own processes
-        return {**vars(self), 'begun': rng_state.to_tensors(self.begun), 'loaders': loaders}
+INFO = 'batch_info'  # key of a batch's `BatchInfo`
+TIMEOUT = 600  # seconds without a batch after which a worker counts as hung, for example on a lost network drive
+STATE_KEYS = {'epoch', 'seen', 'images', 'batch_size', 'begun', 'loaders'}  # of `ResumableDataLoader.state_dict`
 
 
 class DataError(UserError):
-    """What is wrong with the data of this process."""
+    """The data of this process is unusable; other ranks may not know."""
 
 
 class _RestoreRng:
-    """Stands where an index does: the random states that a loading process is to go on with, or None for its own.
+    """Takes the place of an index: the RNG states a worker continues with, or None to keep its own.
 
-    Pickled here: tensors would travel in shared memory, which a thread of this process sets up, and a loading process
-    that was forked in that moment would hang, with a lock that the thread held (of `tempfile`).
+    Pickled at once: tensors would travel in shared memory, which a thread of this process sets up, and a worker forked
+    at that moment would inherit a taken lock (of `tempfile`) and hang.
     """
 
-    def __init__(self, states):
+    def __init__(self, states: dict | None):
         self.states = states and pickle.dumps(states)
 
 
 class BatchInfo:
-    """What comes with a batch; a class of its own, so that `pin_memory` leaves it as it is."""
+    """Metadata of a batch; not a container, so that `pin_memory` leaves it alone.
 
-    def __init__(self, states=None, passed_over=(), error=None):
-        self.states, self.passed_over, self.error = states, passed_over, error
-        self.place = None
+    Attributes:
+        states: The worker's RNG states behind the batch, pickled, as a uint8 tensor.
+        skipped: One line for each corrupted sample that was skipped.
+        error: What ended the loading of this batch.
+    """
 
-
-class _ResumeSampler(Sampler):
-    """A sampler that begins one epoch at a place in it, and every other one at its beginning."""
-
-    def __init__(self, sampler):
-        self.sampler, self.start = sampler, None  # what `Place.plain` made
-        self.batch_size = self.num_workers = None  # of the loader that reads here
-
-    def __len__(self):
-        return len(self.sampler)
-
-    def resumed(self):
-        """The place where the epoch at hand begins; None at its beginning."""
-        return self.start if self.start is not None and self.start['epoch'] == self.sampler.epoch else None
-
-    def fillers(self):
-        """How many batches come before the first one of images, so that each is made by whom it would have been."""
-        loaders = len(self.start['loaders'])
-        return loaders + self.start['seen'] // self.batch_size % loaders
-
-    def __iter__(self):
-        indices, seen = list(self.sampler), 0
-        if self.resumed():
-            seen, states = self.start['seen'], self.start['loaders']
-            for number in range(self.fillers()):
-                yield from [_RestoreRng(states[number] if number < len(states) else None)] * self.batch_size
-        yield from indices[seen:]
+    def __init__(self, states: torch.Tensor | None = None, skipped: list[str] | None = None, error: str | None = None):
+        self.states, self.skipped, self.error = states, skipped or [], error
+        self.position: dict[str, Any] = {}  # see `ResumableDataLoader.state_dict`
 
 
-class _RngTrackingDataset:
-    """Gives with each batch what is in `_Note`; hands errors over, of which DataLoader would make a traceback."""
+class _RngTrackingDataset(Dataset):
+    """Loads batches, adds their `BatchInfo`, and returns errors instead of raising them in a worker."""
 
-    def __init__(self, dataset):
+    def __init__(self, dataset: CheckedDataset):
         self.dataset, self.opt = dataset, dataset.opt
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitems__(self, indices):
+    def __getitems__(self, indices: list) -> tuple[list[dict], BatchInfo]:
         if isinstance(indices[0], _RestoreRng):
             if indices[0].states is not None:
                 rng_state.restore(pickle.loads(indices[0].states))
             return [], BatchInfo()
-        items, passed_over = [], []
+        items, skipped = [], []
         try:
             for index in indices:
                 item, problems = self.dataset.load(index)
                 items.append(item)
-                passed_over += problems
+                skipped += problems
         except UserError as err:
             return [], BatchInfo(error=str(err))
         # as a tensor, which travels in shared memory: 10 kB each would fill the pipe between the processes
         states = torch.frombuffer(bytearray(pickle.dumps(rng_state.capture())), dtype=torch.uint8)
-        return items, BatchInfo(states, passed_over)
+        return items, BatchInfo(states, skipped)
 
 
-def _collate(loaded):
-    items, note = loaded
-    return {**(default_collate(items) if items else {}), NOTE: note}
+def _collate(loaded: tuple[list[dict], BatchInfo]) -> dict[str, Any]:
+    items, info = loaded
+    return {**(default_collate(items) if items else {}), INFO: info}
+
+
+class _ResumeSampler(Sampler):
+    """Starts one epoch at a saved position, and every other epoch at its beginning."""
+
+    def __init__(self, sampler: EnlargedSampler):
+        self.sampler = sampler
+        self.batch_size = self.num_workers = 0  # of the DataLoader that reads here
+        self.start: dict[str, Any] | None = None  # a `ResumableDataLoader.state_dict`
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def resumed(self) -> dict[str, Any] | None:
+        """The position at which the current epoch starts; None: at its beginning."""
+        return self.start if self.start is not None and self.start['epoch'] == self.sampler.epoch else None
+
+    def num_restores(self) -> int:
+        """How many batches come before the first one with images, so that the right worker produces it."""
+        assert self.start is not None
+        workers = len(self.start['loaders'])
+        return workers + self.start['seen'] // self.batch_size % workers
+
+    def __iter__(self) -> Iterator:
+        indices, start = list(self.sampler), self.resumed()
+        if start:
+            for number in range(self.num_restores()):
+                yield from [_RestoreRng((start['loaders'] + [None] * number)[number])] * self.batch_size
+        yield from indices[start['seen'] if start else 0:]
+
+
+class _InitWorker:
+    """BasicSR's `worker_init_fn`, and signals left to the parent."""
+
+    def __init__(self, worker_init_fn: Any):
+        self.worker_init_fn = worker_init_fn
+
+    def __call__(self, worker_id: int) -> None:
+        ignore_signals_in_worker()
+        if self.worker_init_fn is not None:
+            self.worker_init_fn(worker_id)
 
 
 class ResumableDataLoader:
-    """Upstream's DataLoader for training; its batches have a `Place` at `batch['note'].place`.
+    """BasicSR's training DataLoader; `state_dict` is its position behind the last batch it returned.
 
     Args:
-        build (Callable): `build(dataset, sampler)`, as upstream's `build_dataloader` with all else given.
-        dataset (CheckedDataset): Of the training.
-        sampler (EnlargedSampler): Upstream's; upstream sets its `epoch`.
-        lock_file (int | None): Number of an open file that loading processes close, so that this process alone holds
-            the lock on it.
+        dataset: Of the training.
+        sampler: BasicSR's, for this process.
+        dataset_opt: Options of the data set, as BasicSR's `build_dataloader` takes them.
+        num_gpu, dist, seed: As there.
 
     Raises:
-        UserError: there are too few images for one batch. In the loop: a record is bad.
+        UserError: too few images for one batch, of which BasicSR would train nothing without a word.
     """
 
-    def __init__(self, build, dataset, sampler, lock_file=None):
-        self.dataset, self.sampler = dataset, _ResumeSampler(sampler)
-        self.loader = build(_RngTrackingDataset(dataset), self.sampler)
-        self.loader.collate_fn, self.loader.worker_init_fn = _collate, _Init(self.loader.worker_init_fn, lock_file)
+    def __init__(self, dataset: CheckedDataset, sampler: EnlargedSampler, dataset_opt: dict[str, Any], num_gpu: int = 0,
+                 dist: bool = False, seed: int | None = None):
+        self.dataset, self.opt, self.sampler = dataset, {'num_gpu': num_gpu}, _ResumeSampler(sampler)
+        self.loader = build_dataloader(_RngTrackingDataset(dataset), dataset_opt, num_gpu, dist, self.sampler, seed)
+        self.loader.collate_fn, self.loader.worker_init_fn = _collate, _InitWorker(self.loader.worker_init_fn)
         self.loader.timeout = TIMEOUT if self.loader.num_workers else 0
         self.sampler.batch_size, self.sampler.num_workers = self.loader.batch_size, self.loader.num_workers
-        # upstream's CUDAPrefetcher has one batch more drawn than is trained with
-        self.ahead = not self.loader.num_workers and dataset.opt.get('prefetch_mode') == 'cuda'
-        self.held = False  # signals, from the first batch on: see udl_plugin/training/signals.py
-        self.main = None  # random states of this process at the place where it goes on
-        self.loaders = [None] * max(1, self.loader.num_workers)  # see Place
-        self.passed_over = 0
+        self.prefetch_on_gpu = dataset_opt.get('prefetch_mode') == 'cuda'
+        self.epoch, self.main_rng = 0, None  # RNG states of this process where the epoch is resumed
+        self._state: dict[str, Any] | None = None
+        self._workers: list = []  # for each worker its RNG states behind its last batch
+        self._num_skipped = 0
         if not len(self.loader):
             raise UserError(too_few_images_message(len(sampler), self.loader.batch_size, dataset.where))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.loader)
 
-    def go_on(self, place, main):
-        """Begins at a place.
+    def state_dict(self) -> dict[str, Any]:
+        """The position behind the last batch, for a checkpoint; on each rank its own."""
+        assert self._state is not None
+        workers = [rng_state.to_tensors(pickle.loads(states)) if isinstance(states, bytes) else states
+                   for states in self._state['loaders']]  # pickled by our own workers
+        return {**self._state, 'begun': rng_state.to_tensors(self._state['begun']), 'loaders': workers}
+
+    def load_state_dict(self, state: dict[str, Any], main_rng: dict[str, Any]) -> str:
+        """Continues from a position.
 
         Args:
-            place (dict): What `Place.plain` made, in as many loading processes with the same batches or in others.
-            main (dict): `random_states.plain` of this process there.
+            state: A `state_dict`.
+            main_rng: RNG states of this process at that position, as `rng_state.to_tensors` returned them.
 
         Returns:
-            str: What is not as it would have been; empty where all of it is.
+            What differs from the uninterrupted training; empty if nothing does.
         """
-        if place['images'] != len(self.sampler):
-            return 'the training set, or the number of GPUs, is another one: the epoch begins anew'
-        self.main, workers, note = main, max(1, self.sampler.num_workers), ''
-        if place['batch_size'] != self.sampler.batch_size or len(place['loaders']) != workers:
-            place = {**place, 'loaders': [None] * workers}
-            note = 'the size of a batch, or num_worker_per_gpu, is another one: images come in the same order, with ' \
-                   'other crops'
-        elif self.loader.persistent_workers and None in place['loaders']:
-            note = 'not every loading process had made a batch: those of the others have other crops'
-        self.sampler.start = place
-        return note
+        self.epoch = state['epoch']
+        if state['images'] != len(self.sampler):
+            return 'the number of training images or GPUs changed: restarting the epoch'
+        self.main_rng, workers, message = main_rng, max(1, self.sampler.num_workers), ''
+        if state['batch_size'] != self.sampler.batch_size or len(state['loaders']) != workers:
+            state = {**state, 'loaders': [None] * workers}
+            message = 'batch size or num_worker_per_gpu changed: same image order, different crops'
+        elif self.loader.persistent_workers and None in state['loaders']:
+            message = 'some workers had not produced a batch yet: theirs have different crops'
+        self.sampler.start = state
+        return message
 
-    def __iter__(self):
-        if not self.held:
-            signals.hold()
-            self.held = True
-        place = self.sampler.resumed()
-        if place:
-            rng_state.restore(place['begun'])
-        begun = rng_state.capture()
-        # here, and not when the first batch is wanted: upstream begins to load here
-        return self._batches(iter(self.loader), begun, place)
-
-    def _batches(self, batches, begun, place):
-        epoch, seen = self.sampler.sampler.epoch, 0
-        if not self.loader.persistent_workers:
-            self.loaders = [None] * max(1, self.sampler.num_workers)
-        if place:
-            seen, self.loaders = place['seen'], list(place['loaders'])
-            for _ in range(self.sampler.fillers()):
-                _next(batches)
-            rng_state.restore(self.main)
-            if self.ahead and self.loaders[0]:
-                rng_state.restore(self.loaders[0], pytorch=False)
-        while True:
-            batch = _next(batches)
-            if batch is None:
+    def iterations(self, done: int, total: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yields `(iteration, batch)` for iterations `done + 1` to `total`, epoch after epoch, through BasicSR's
+        prefetchers and with the random numbers that its own loop would draw."""
+        prefetcher = CUDAPrefetcher(self, self.opt) if self.prefetch_on_gpu else CPUPrefetcher(self)
+        for epoch in itertools.count(self.epoch):
+            self.epoch = epoch
+            self.sampler.sampler.set_epoch(epoch)
+            prefetcher.reset()
+            while done < total and (batch := prefetcher.next()) is not None:
+                self._state = batch.pop(INFO).position
+                done += 1
+                yield done, batch
+            if done >= total:
                 return
-            note = batch[NOTE]
-            if note.error:
-                raise DataError(note.error)
-            for problem in note.passed_over:
-                self.passed_over += 1
-                logger = get_root_logger()  # which tells no warnings of others than the first process
-                log = logger.error if self.sampler.sampler.rank else logger.warning
-                log(f'Passed over, {self.passed_over} so far: {problem}')
-            self.loaders[seen // self.sampler.batch_size % len(self.loaders)] = note.states.numpy().tobytes()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        start = self.sampler.resumed()
+        if start:
+            rng_state.restore(start['begun'])
+        begun = rng_state.capture()
+        # here, not when the first batch is fetched: BasicSR starts loading here
+        return self._batches(iter(self.loader), begun, start)
+
+    def _batches(self, batches: Iterator, begun: tuple, start: dict | None) -> Iterator[dict[str, Any]]:
+        epoch, seen, workers = self.sampler.sampler.epoch, 0, max(1, self.sampler.num_workers)
+        if start:
+            seen, self._workers = start['seen'], list(start['loaders'])
+            for _ in range(self.sampler.num_restores()):
+                self._next(batches)
+            rng_state.restore(self.main_rng or {})
+            # BasicSR's CUDAPrefetcher has drawn one batch more than was trained with
+            if self.prefetch_on_gpu and not self.sampler.num_workers and self._workers[0]:
+                rng_state.restore(self._workers[0], pytorch=False)
+        elif not (self.loader.persistent_workers and self._workers):
+            self._workers = [None] * workers
+        while (batch := self._next(batches)) is not None:
+            info = batch[INFO]
+            if info.error:
+                raise DataError(info.error)
+            self._log_skipped(info.skipped)
+            self._workers[seen // self.sampler.batch_size % workers] = info.states.numpy().tobytes()
             seen += self.sampler.batch_size
-            note.place = LoaderState(epoch, seen, len(self.sampler), self.sampler.batch_size, begun, tuple(self.loaders))
+            info.position = {'epoch': epoch, 'seen': seen, 'images': len(self.sampler),
+                          'batch_size': self.sampler.batch_size, 'begun': begun, 'loaders': tuple(self._workers)}
             yield batch
 
-
-class _Init:
-    """Upstream's `worker_init_fn`, and what Ctrl-C does in a loading process."""
-
-    def __init__(self, upstream, lock_file):
-        self.upstream, self.lock_file = upstream, lock_file
-
-    def __getstate__(self):  # a process that is not forked has no such file
-        return {**vars(self), 'lock_file': None}
-
-    def __call__(self, worker_id):
-        signals.ignore_signals_in_worker()
-        if self.lock_file is not None:
-            os.close(self.lock_file)
-        if self.upstream is not None:
-            self.upstream(worker_id)
-
-
-def _next(batches):
-    """The next batch, None behind the last one; also of upstream's thread that prefetches, which may end silently."""
-    while isinstance(batches, threading.Thread):
+    def _next(self, batches: Any) -> dict[str, Any] | None:
+        """The next batch, or None; also from BasicSR's prefetching thread, which may end without a word."""
         try:
-            return batches.queue.get(timeout=1)
-        except queue.Empty:
-            if not batches.is_alive() and batches.queue.empty():
-                raise UserError('prefetch_mode: cpu: the thread that loads data has ended; what it said stands '
-                                 'above.') from None
-    return next(batches, None)
+            while isinstance(batches, threading.Thread):
+                try:
+                    return batches.queue.get(timeout=1)  # type: ignore[attr-defined]
+                except queue.Empty:
+                    if not batches.is_alive() and batches.queue.empty():  # type: ignore[attr-defined]
+                        raise DataError('datasets.train.prefetch_mode: cpu: the loading thread ended; its error is '
+                                        'printed above.') from None
+            return next(batches, None)
+        except RuntimeError as err:
+            if not re.match('DataLoader (worker|timed out)', str(err)):
+                raise
+            self.dataset.refuse_damaged()
+            reason = ' '.join(str(err).split()).partition(' Details are lost')[0].rstrip('.')
+            raise DataError(f'datasets.train: {reason}: a worker was lost. It may have run out of memory (try a '
+                            'smaller num_worker_per_gpu), or the disk it reads failed.') from err
+
+    def _log_skipped(self, problems: list[str]) -> None:
+        logger = get_root_logger()  # on ranks other than 0 it shows errors only
+        for problem in problems:
+            self._num_skipped += 1
+            (logger.error if self.sampler.sampler.rank else logger.warning)(
+                f'Skipped a sample ({self._num_skipped} so far): {problem}')

@@ -1,36 +1,42 @@
-"""The states of all random numbers that a training draws: read, put into a checkpoint as plain data, and set again."""
+"""RNG states of Python, NumPy and PyTorch: captured, converted for a checkpoint, and restored."""
+from __future__ import annotations
+
 import random
+from typing import Any
 
 import numpy as np
 import torch
 
 
-def capture():
-    """States of Python's, NumPy's and PyTorch's generators in this process, in 20 µs; `plain` makes data of them."""
-    on_gpu = torch.cuda.get_rng_state().numpy() if torch.cuda.is_initialized() else None
-    return random.getstate(), np.random.get_state(), torch.get_rng_state().numpy(), on_gpu
+def capture() -> tuple:
+    """States of all generators of this process, in about 20 µs; `to_tensors` converts them for a checkpoint."""
+    cuda = torch.cuda.get_rng_state().numpy() if torch.cuda.is_initialized() else None
+    return random.getstate(), np.random.get_state(), torch.get_rng_state().numpy(), cuda
 
 
-def to_tensors(states):
-    """What `read` gave as tensors and numbers, which are read from a file without running anything in it."""
-    (version, words, gauss), (name, keys, *position), cpu, gpu = states
+def to_tensors(states: tuple) -> dict[str, Any]:
+    """What `capture` returned as tensors and numbers, which `torch.load(weights_only=True)` reads."""
+    (version, words, gauss), (name, keys, *position), cpu, cuda = states
     return {'python': [version, torch.tensor(words), gauss],
             'numpy': [name, torch.tensor(keys.astype(np.int64)), *map(float, position)],
-            'torch': torch.tensor(cpu), 'cuda': None if gpu is None else torch.tensor(gpu)}
+            'torch': torch.tensor(cpu), 'cuda': None if cuda is None else torch.tensor(cuda)}
 
 
-def restore(states, pytorch=True):
-    """Sets what `plain` made, or, without `pytorch`, Python's and NumPy's part of it. A GPU's state is left out where
-    there is none, in it or here.
+def restore(states: dict[str, Any], pytorch: bool = True) -> None:
+    """Restores what `to_tensors` returned; a GPU's state only if it has one and there is a GPU.
+
+    Args:
+        states: As `to_tensors` returned it.
+        pytorch: False: Python's and NumPy's generators only.
 
     Raises:
-        ValueError, TypeError, KeyError, RuntimeError: it is not what `plain` made.
+        ValueError, TypeError, KeyError, RuntimeError: not what `to_tensors` returned.
     """
     version, words, gauss = states['python']
     random.setstate((version, tuple(words.tolist()), gauss))
     name, keys, position, has_gauss, gauss = states['numpy']
     if not 0 <= position <= 624:
-        raise ValueError(f'NumPy\'s generator has no position {position}')  # it would read there
+        raise ValueError(f"NumPy's generator has no position {position}")  # it would read out of bounds
     np.random.set_state((name, keys.numpy().astype(np.uint32), int(position), int(has_gauss), gauss))
     if pytorch:
         torch.set_rng_state(states['torch'])
@@ -38,13 +44,14 @@ def restore(states, pytorch=True):
             torch.cuda.set_rng_state(states['cuda'])
 
 
-def refuse_wrong(states):
-    """
+def check(states: dict[str, Any]) -> None:
+    """Checks that `restore` would accept these states, and leaves the generators as they are.
+
     Raises:
-        LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError: it is not what `plain` made.
+        LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError: it would not.
     """
-    before = to_tensors(capture())
+    current = to_tensors(capture())
     try:
         restore(states)
     finally:
-        restore(before)
+        restore(current)

@@ -1,217 +1,179 @@
-"""What udl-train and udl-test share: upstream's pipelines, run from here, with checked options and a readable end."""
+"""The commands udl-train and udl-test: arguments, options, checks, and how they end."""
+from __future__ import annotations
+
 import argparse
-import contextlib
+import copy
 import errno
-import importlib
+import functools
 import os
+import random
+import re
 import sys
 import tempfile
 from os import path as osp
 from pathlib import Path
 from urllib.error import URLError
 
-from udl_plugin.config.cross_checks import as_parsed, collect_errors, network_problems, unchecked
-from udl_plugin.config.problems import OptionError
-from udl_plugin.config.schema import OptionsFile, validate_file
-from udl_plugin.config.yaml_loader import OptionFile, make_yaml_loader, parse_override
-from udl_plugin.errors import UserError, raise_errors
-from udl_plugin.plugin import install_import_hook
-from udl_plugin.training import signals
+import torch
+from basicsr.utils import set_random_seed
+from basicsr.utils.dist_util import get_dist_info, init_dist
+from basicsr.utils.options import copy_opt_file
+
+from udl_plugin.config.cross_checks import unchecked as checks_done
+from udl_plugin.config.yaml_loader import OptionFile, parse_override
+from udl_plugin.errors import UserError
 from udl_plugin.training.launch_env import LAUNCHERS, check_launcher, is_rank_zero
-from udl_plugin.training.patched import Session
+from udl_plugin.training.loop import StoppedEarly, test, train
 from udl_plugin.training.resumable_loader import DataError
-from udl_plugin.training.resume import load_resume_state
+from udl_plugin.training.resume import find_resume_state
 from udl_plugin.utils.atomic_io import atomic_write
 
-# None: of an error that upstream makes itself
-NO_ROOM = (None, errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, getattr(errno, 'EDQUOT', errno.ENOSPC))
+# None: of an OSError that BasicSR raises without one
+NOT_WRITABLE = (None, errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, getattr(errno, 'EDQUOT', errno.ENOSPC))
 
-install_import_hook()  # here, not in a function: data loading workers of a distributed training import this module afresh
+FORCE_YML = '''Options that replace those of the yml: keys joined by `:`, then `=` and a value as YAML reads it (but 1e-4
+is a number, and none is null). The last key may be new. Unlike with BasicSR, nothing in it is executed.'''
+NO_CHECK = '''Accept all options, as BasicSR does. Without it, everything that is wrong with yml, data and checkpoint is
+reported at once, before any folder is made. The yml is read safely in either case.'''
 
 
-def run(module_name, pipeline_name):
-    """Runs a pipeline of BasicSR with the command line's arguments; results go below the current folder.
-
-    Names that the pipeline calls are replaced in its module, so that everything is checked before any folder is made or
-    renamed: `parse_options`, and in training `load_resume_state`, which upstream cannot do without a GPU. What upstream
-    runs as code, in the yml and in `--force_yml`, is plain data here.
+def main(is_train: bool, argv: list[str] | None = None) -> int:
+    """Runs udl-train or udl-test. Results go below the current folder.
 
     Args:
-        module_name (str): `basicsr.train` or `basicsr.test`.
-        pipeline_name (str): The function in it.
+        is_train: Train, or test.
+        argv: Arguments; default: those of the process.
 
     Returns:
-        int: Exit status: 0; 2 where the input was wrong, and stderr says all that is; 1 where nothing is finite; 128 +
-            the number of the signal that ended it.
+        Exit status: 0; 2 for an error that a user can fix, reported on stderr; 1 if losses are not finite; 128 + the
+        number of the signal that ended it.
     """
-    args = _arguments()
-    with signals.raised():
-        try:
-            return _run(args, module_name, pipeline_name)
-        except signals.Interrupted as err:  # while it began, or ended by itself
-            return _end(args, f'ended by {err}.', 128 + err.signal)
-
-
-def _run(args, module_name, pipeline_name):
-    module, document = importlib.import_module(module_name), None
-
-    def parse_options(root_path, is_train):
-        nonlocal document
+    args, option_file = _parse_arguments(is_train, argv), None
+    try:
         check_launcher(args.launcher)
-        overrides = [parse_override(text) for text in args.force_yml]
-        try:
-            document = OptionFile(args.opt, overrides)
-        except UserError as err:
-            raise err if str(err).startswith('--force_yml') else UserError(f'-opt: {err}') from err
-        if not args.no_check:
-            _check_yml(document, is_train, args.auto_resume)
-        opt, upstream_args = _parse(upstream['parse_options'], args, overrides, root_path, is_train)
-        if not (is_train or args.no_check):
-            _check(opt)
-        return opt, upstream_args
-
-    def resume(opt):
-        if args.no_check:
-            found = load_resume_state(opt)
-        else:
-            found, problems = _resume(opt)  # first: it says which checkpoint the network starts from
-            _check(opt, problems)
-        root = Path(opt['path']['experiments_root']).resolve()
-        if found[0] is None and root in Path(args.opt).resolve().parents:
-            raise UserError(f"-opt: '{args.opt}' is in the folder of the training that it names, which gets another "
-                             'name when a new one begins. Copy it to elsewhere, or go on with --auto_resume.')
-        return found
-
-    def copy_opt_file(opt_file, experiments_root):
-        if not is_rank_zero(args.launcher):
-            return
-        with tempfile.TemporaryDirectory() as folder:  # upstream writes in place, and not onto the file itself
-            upstream['copy_opt_file'](opt_file, folder)
-            content = Path(folder, osp.basename(opt_file)).read_text(encoding='utf-8')
-        atomic_write(Path(experiments_root, osp.basename(opt_file)), (_overrides(args) + content).encode())
-
-    def end(message, status, own=False):
-        signals.settle()
-        return _end(args, f'{message}{session.save()}', status, own)
-
-    upstream = {name: getattr(module, name) for name in ('parse_options', 'copy_opt_file') if hasattr(module, name)}
-    ours = {'parse_options': parse_options, 'copy_opt_file': copy_opt_file}
-    with _replaced(module, **{name: ours[name] for name in upstream}), Session(module, resume) as session, \
-            unchecked() if args.no_check else contextlib.nullcontext():
-        try:
-            getattr(module, pipeline_name)(os.getcwd())
-        except signals.Interrupted as err:
-            return end(f'ended by {err}.', 128 + err.signal)
-        except UserError as err:
-            return end(_told(err.messages, document), 2, isinstance(err, DataError))
-        except FloatingPointError as err:
-            return _end(args, err, 1)
-        except OSError as err:
-            return end(_told_of_system(err), 2)
-        except RuntimeError as err:
-            reason = session.explain(err)
-            if reason is None:
-                raise
-            return end(reason, 2)
-    return 0
+        option_file = _read_option_file(args)
+        opt, state, messages = _prepare(option_file, args, is_train)
+        with checks_done():
+            if is_train:
+                train(opt, state, messages, functools.partial(_copy_option_file, args))
+            else:
+                test(opt)
+        return 0
+    except KeyboardInterrupt:
+        return _report(args, 'ended by SIGINT.', 130)
+    except StoppedEarly as err:
+        resumable = f' Iteration {err.saved_iter} is saved; resume with --auto_resume.' if err.saved_iter else ''
+        if err.stop.number:
+            return _report(args, f'ended by {err.stop.name}.{resumable}', err.stop.exit_status)
+        assert err.__cause__ is not None
+        return _report_error(args, err.__cause__, option_file, resumable)
+    except Exception as err:
+        return _report_error(args, err, option_file)
 
 
-def _end(args, message, status, own=False):
-    """Says why, in the process that speaks for all, or `own`, of this process alone; returns the exit status."""
-    if own or is_rank_zero(args.launcher):
+def _read_option_file(args: argparse.Namespace) -> OptionFile:
+    overrides = [parse_override(text) for text in args.force_yml]
+    try:
+        return OptionFile(args.opt, overrides)
+    except UserError as err:
+        raise err if str(err).startswith('--force_yml') else UserError(f'-opt: {err}') from err
+
+
+def _prepare(option_file: OptionFile, args: argparse.Namespace, is_train: bool) -> tuple[dict, dict | None, list[str]]:
+    """Options as BasicSR's `parse_options` returns them, checked; the state to resume from, and messages for the log.
+
+    Raises:
+        UserErrors: everything that is wrong.
+    """
+    opt = complete_options(option_file.data, os.getcwd(), is_train, args)
+    opt['dist'] = args.launcher != 'none'
+    if opt['dist']:
+        init_dist(args.launcher, **(opt.get('dist_params') or {} if args.launcher == 'slurm' else {}))
+    opt['rank'], opt['world_size'] = get_dist_info()
+    if opt.get('manual_seed') is None:
+        opt['manual_seed'] = random.randint(1, 10000)
+    set_random_seed(opt['manual_seed'] + opt['rank'])
+    torch.backends.cudnn.benchmark = True
+    state, messages = find_resume_state(opt) if is_train else (None, [])
+    folder = Path(opt['path']['experiments_root']) if is_train else None
+    if folder and state is None and folder.resolve() in Path(args.opt).resolve().parents:
+        raise UserError(f"-opt: '{args.opt}' lies in {folder.relative_to(os.getcwd())}, which is renamed when a new "
+                        'training starts. Copy the file out of it, or pass --auto_resume to continue.')
+    return opt, state, messages
+
+
+def complete_options(data, root, is_train, args):
+    opt = copy.deepcopy(data)
+    opt['is_train'], opt['auto_resume'], opt['root_path'] = is_train, getattr(args, 'auto_resume', False), root
+    for phase, d in opt['datasets'].items():
+        d['phase'] = phase.split('_')[0]
+        d['scale'] = opt['scale']
+    name = opt['name']
+    if is_train:
+        r = osp.join(root, 'experiments', name)
+        opt['path'].update(experiments_root=r, models=r + '/models', training_states=r + '/training_states', log=r,
+                           visualization=r + '/visualization')
+    else:
+        r = osp.join(root, 'results', name)
+        opt['path'].update(results_root=r, log=r, visualization=r + '/visualization')
+    return opt
+
+
+def format_errors(err, option_file):
+    return '\n  '.join(err.messages)
+
+
+
+
+def _copy_option_file(args: argparse.Namespace, folder: str) -> None:
+    """Like BasicSR's `copy_opt_file`, but atomic, with the options that were overridden, and also onto itself."""
+    if not is_rank_zero(args.launcher):
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        copy_opt_file(args.opt, temporary)
+        content = Path(temporary, osp.basename(args.opt)).read_text(encoding='utf-8')
+    if args.force_yml:
+        lines = ['# With --force_yml, in place of what is below:', *(f'#   {text}' for text in args.force_yml), '', '']
+        content = '\n'.join(lines) + content
+    atomic_write(Path(folder, osp.basename(args.opt)), content.encode())
+
+
+def _report_error(args: argparse.Namespace, err: BaseException, option_file: OptionFile | None,
+                  resumable: str = '') -> int:
+    """Reports an error that a user can fix, and raises every other one again."""
+    if isinstance(err, FloatingPointError):
+        return _report(args, str(err), 1)
+    if isinstance(err, UserError):
+        message = format_errors(err, option_file)
+    elif isinstance(err, URLError):
+        message = f'A file that an option requires, such as the VGG of perceptual_opt, cannot be downloaded: {err}.'
+    elif isinstance(err, OSError):
+        message = str(err).rstrip('.') + '.'
+        if err.errno in NOT_WRITABLE:
+            message += ' Check free space and write permission.'
+    elif args.launcher != 'none' and re.search('gloo|NCCL|by peer', str(err)):
+        message = 'another process of the training ended and reported why; this one ends too.'
+    else:
+        raise err
+    return _report(args, message + resumable, 2, isinstance(err, DataError))
+
+
+def _report(args: argparse.Namespace, message: str, status: int, this_rank: bool = False) -> int:
+    """Prints why, on rank 0 or for `this_rank` only; returns the exit status."""
+    if this_rank or is_rank_zero(args.launcher):
         print(f'{osp.basename(sys.argv[0])}: {message}', file=sys.stderr)
     return status
 
 
-def _arguments():
+def _parse_arguments(is_train: bool, argv: list[str] | None) -> argparse.Namespace:
     """BasicSR's arguments, and ours."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description='Trains a network.' if is_train else 'Tests a network.')
     parser.add_argument('-opt', required=True, metavar='FILE', help='the yml')
-    parser.add_argument('--launcher', choices=LAUNCHERS, default='none')
-    parser.add_argument('--auto_resume', action='store_true', help='go on from the last state of this experiment')
-    parser.add_argument('--debug', action='store_true', help="BasicSR's trial of a few iterations")
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    parser.add_argument('--force_yml', nargs='+', action='extend', default=[], metavar='KEY:KEY=VALUE',
-                        help='options in place of those in the yml, such as train:ema_decay=0.999')
-    parser.add_argument('--no-check', action='store_true', help='let all options pass, as BasicSR does')
-    return parser.parse_args()
-
-
-def _parse(parse_options, args, overrides, root_path, is_train):
-    """Upstream's `parse_options`, which is shown no overrides: it would run them as code."""
-    from basicsr.utils import options
-    own = [sys.argv[0], '-opt', args.opt, '--launcher', args.launcher, '--local_rank', str(args.local_rank),
-           *['--auto_resume'] * args.auto_resume, *['--debug'] * args.debug]
-    try:
-        with _replaced(sys, argv=own), _replaced(options, ordered_yaml=lambda: make_yaml_loader(overrides)):
-            return parse_options(root_path, is_train=is_train)
-    except KeyError as err:  # --no-check
-        raise UserError(f'{err.args[0]}: is missing in the yml.') from err
-
-
-def _check_yml(document, is_train, auto_resume):
-    """Refuses a yml with problems of its own, together with those of data and checkpoints."""
-    known = [OptionError(message.split(': stands')[0], message) for message in document.problems]
-    known += validate_file(document.data, is_train)
-    if known:
-        opt = as_parsed(document.data, is_train, auto_resume)
-        if is_train:
-            _, known = _resume(opt, known)
-        _check(opt, known)
-
-
-def _resume(opt, known=()):
-    """What `load_resume_state` gives, and the problems."""
-    try:
-        return load_resume_state(opt), known
-    except UserError as err:
-        return (None, []), [*known, OptionError('path: resume_state', str(err))]
-    except Exception:
-        if not known:
-            raise
-        return (None, []), known  # it stumbled over one of them
-
-
-def _check(opt, known=()):
-    report = collect_errors(opt, known)
-    network_problems(opt, report)
-    raise_errors(report.messages)
-
-
-def _told(messages, document):
-    """Messages, with the yml and the line that each is about."""
-    if document is None or not any(document.speaks_of(message, OptionsFile.model_fields) for message in messages):
-        return '\n  '.join(messages)
-    if len(messages) == 1:
-        return f'{document.path}, {document.where(messages[0])}: {messages[0]}'
-    placed = sorted(((document.where(message), message) for message in messages),
-                    key=lambda one: int(one[0][5:]) if one[0].startswith('line ') else 0)
-    lines = [f'  {where}: {message}' for where, message in placed]
-    return '\n'.join([f'{document.path}: {len(lines)} problems:', *lines])
-
-
-def _told_of_system(err):
-    """An OSError: a full disk, mostly; upstream's "Failed in writing images." too."""
-    said = str(err).rstrip('.')
-    if isinstance(err, URLError):
-        return f'What an option asks for, such as the VGG of perceptual_opt, cannot be downloaded: {said}.'
-    return f'{said}: is there room, and leave to write?' if err.errno in NO_ROOM else f'{said}.'
-
-
-def _overrides(args):
-    """The head of an experiment's copy of the yml: what was not as below."""
-    if not args.force_yml:
-        return ''
-    lines = ['# With --force_yml, in place of what is below:', *(f'#   {text}' for text in args.force_yml), '', '']
-    return '\n'.join(lines)
-
-
-@contextlib.contextmanager
-def _replaced(module, **names):
-    """Gives names of a module other values, for the time of the block."""
-    before = {name: getattr(module, name) for name in names}
-    vars(module).update(names)
-    try:
-        yield
-    finally:
-        vars(module).update(before)
+    parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='of distributed training')
+    if is_train:
+        parser.add_argument('--auto_resume', action='store_true', help="resume from this experiment's last state")
+        parser.add_argument('--debug', action='store_true', help="BasicSR's trial of a few iterations")
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument('--force_yml', nargs='+', action='extend', default=[], metavar='KEY:KEY=VALUE', help=FORCE_YML)
+    parser.add_argument('--no-check', action='store_true', help=NO_CHECK)
+    return parser.parse_args(argv)

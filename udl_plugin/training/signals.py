@@ -1,135 +1,116 @@
-"""Ctrl-C, SIGTERM and the loss of the terminal as an exception that comes between two iterations, and never within one.
+"""Ctrl-C, SIGTERM and SIGHUP as a request to stop, which the training loop reads where nothing is half done."""
+from __future__ import annotations
 
-Nor while data is loaded: what is raised in the midst of a queue's `put` leaves its lock taken, and neither the loading
-processes nor the training could be ended any more.
-"""
-import contextlib
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterable, Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
 
 SIGNALS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
-AGAIN = 2  # seconds in which another signal means the first one: batch systems and `timeout` tell twice
-_held = 0  # blocks of `held` that are being run
-_pending = None  # the signal that came, until what it raises is settled
-_since = None  # when it came
+REPEAT_WITHIN = 2.0  # seconds in which a repeated signal counts as the first one: batch systems and `timeout` send two
 
 
-class Interrupted(BaseException):  # as KeyboardInterrupt: no `except Exception` is meant for it
-    """The user, or the machine's owner, wants the training to end; `signal` says how it was told."""
-
-    def __init__(self, signal_number):
-        self.signal = signal.Signals(signal_number)
-        super().__init__(self.signal.name)
+class Stopped(BaseException):  # like KeyboardInterrupt: `except Exception` must not catch it
+    """A stop was requested while validating."""
 
 
-@contextlib.contextmanager
-def raised():
-    """In the block, the first of these signals raises Interrupted; one that comes seconds later ends the process as it
-    always did. Where the loss of the terminal is ignored, it stays so."""
-    global _held, _pending, _since
-    _held, _pending, _since = 0, None, None
-    ignored = [number for number in SIGNALS[2:] if signal.getsignal(number) is signal.SIG_IGN]  # as with nohup
-    before = {number: signal.signal(number, _handle) for number in SIGNALS if number not in ignored}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+class StopSignal:
+    """Context manager that records the first of these signals instead of letting it interrupt the code that runs.
+
+    Nothing is raised in the middle of an iteration or while data is loaded: an exception inside a queue's `put` would
+    leave its lock taken. A signal that comes more than `REPEAT_WITHIN` seconds after the first one acts as it would
+    without us. SIGHUP stays ignored where it is (nohup).
+    """
+
+    def __init__(self) -> None:
+        self.number = 0  # of the signal; 0 before there is one
+        self._time = 0.0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        for number in SIGNALS:
+            if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 traceback: TracebackType | None) -> None:
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
-        _pending = None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self.number:
+            self.number, self._time = number, time.monotonic()
+        elif time.monotonic() - self._time > REPEAT_WITHIN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    def requested(self, device: torch.device | None = None) -> bool:
+        """Whether a stop was requested.
+
+        Args:
+            device: In distributed training, where to put the flag that the processes exchange: all of them stop when
+                one was asked to. None: ask this process only.
+        """
+        if device is not None:
+            flag = torch.tensor(self.number, device=device)
+            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+            self.number = int(flag)
+        return bool(self.number)
+
+    @property
+    def exit_status(self) -> int:
+        """As shells report a process that a signal ended: 128 + its number."""
+        return 128 + self.number
+
+    @property
+    def name(self) -> str:
+        return signal.Signals(self.number).name
 
 
-def _handle(number, _frame):
-    global _pending, _since
-    now = time.monotonic()
-    if _since is None:
-        _pending, _since = number, now
-        if not _held:
-            raise Interrupted(number)  # where Python drops it, as in `__del__` and while it forks, `release` does again
-    elif now - _since > AGAIN:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        signal.raise_signal(number)
+class StoppableLoader:
+    """A validation loader that raises `Stopped` between two images once a stop is requested."""
+
+    def __init__(self, loader: Iterable, stop: StopSignal):
+        self.loader, self.stop = loader, stop
+        self.dataset: Any = getattr(loader, 'dataset', None)
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator:
+        for batch in self.loader:
+            if self.stop.requested():
+                raise Stopped
+            yield batch
 
 
-def settle():
-    """From here on, nothing is raised: what ends the training, such as saving, is not interrupted by what ended it."""
-    global _held, _pending
-    _held, _pending = _held + 1, None
+def ignore_signals_in_worker() -> None:
+    """For data-loading workers: they get Ctrl-C and a batch system's SIGTERM too, and the parent still needs them.
 
-
-@contextlib.contextmanager
-def held():
-    """A signal that comes in the block is raised at its end; in a block within a block, at the end of the outer one."""
-    global _held
-    hold()
-    try:
-        yield
-    except BaseException:
-        _held -= 1
-        raise
-    release()
-
-
-def hold():
-    """Begins what `release` ends, where the two are in different functions."""
-    global _held
-    _held += 1
-
-
-def release():
-    """
-    Raises:
-        Interrupted: a signal came meanwhile, and this was the outermost block.
-    """
-    global _held
-    _held -= 1
-    if not _held and _pending is not None:
-        raise Interrupted(_pending)
-
-
-def check():
-    """For a place within the outermost block, and no other one, where nothing is half done.
-
-    Raises:
-        Interrupted: a signal waits for the end of that block, or was lost.
-    """
-    if _held <= 1 and _pending is not None:
-        raise Interrupted(_pending)
-
-
-def pending():
-    """The number of the signal that waits for the end of a block, or was lost; or None."""
-    return _pending
-
-
-def pend(number):
-    """As if a signal had come here that came to another process of the training."""
-    global _pending
-    _pending = number
-
-
-def ignore_signals_in_worker():
-    """For a process that loads data: Ctrl-C and a batch system's SIGTERM come to it too, and the parent still needs it.
-
-    Only the parent's own SIGTERM ends it, as far as the system tells whose it is (Linux does).
+    They end with the parent, or by the parent's own SIGTERM, where the system tells who sent it (Linux does).
     """
     for number in SIGNALS:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, 'sigwaitinfo'):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_wait_for_the_parent, args=(os.getppid(),), daemon=True).start()
-    sys.excepthook = _tell  # of threads that hand data to a parent that is gone
+        threading.Thread(target=_exit_on_sigterm_of, args=(os.getppid(),), daemon=True).start()
+    sys.excepthook = _report_unless_parent_is_gone
 
 
-def _wait_for_the_parent(parent):
+def _exit_on_sigterm_of(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
 
 
-def _tell(kind, err, traceback):
+def _report_unless_parent_is_gone(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
     if not issubclass(kind, (ConnectionError, EOFError)):
-        sys.__excepthook__(kind, err, traceback)
+        sys.__excepthook__(kind, error, traceback)

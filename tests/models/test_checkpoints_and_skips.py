@@ -1,4 +1,4 @@
-"""What a training of days meets: numbers that are none, checkpoints that pile up, and the best of them."""
+"""What a training of days meets: values that are not finite, checkpoints that pile up, and the best of them."""
 import copy
 import math
 
@@ -11,24 +11,29 @@ from conftest import model_options
 from torch.utils.data import DataLoader, Dataset
 
 from udl_plugin.errors import UserError
-from udl_plugin.models.udl_model import map_spread
+from udl_plugin.models.validation import map_spread
 from udl_plugin.training import rng_state
-from udl_plugin.training.resumable_loader import LoaderState
 
 pytestmark = pytest.mark.usefixtures('seed', 'heard')
 
 
 @pytest.fixture
 def heard(monkeypatch):
-    """What BasicSR's logger says can be asserted on."""
+    """Lets caplog see BasicSR's logger."""
     monkeypatch.setattr(get_root_logger(), 'propagate', True)
 
 
-class Note:
-    """As a batch of udl-train has it."""
+def position(number):
+    """What the training loop adds to a state."""
+    rng = rng_state.to_tensors(rng_state.capture())
+    return {'places': {'epoch': 0, 'seen': 2 * number, 'images': 20, 'batch_size': 2, 'begun': rng, 'loaders': [None]},
+            'random': rng}
 
-    def __init__(self, number):
-        self.place = LoaderState(0, 2 * number, 20, 2, rng_state.capture(), (None,))
+
+def validate(model, number):
+    """As the training loop does."""
+    model.validation(DataLoader(Pairs()), number, None, save_img=False)
+    model.mark_validated(number, rng_state.to_tensors(rng_state.capture()))
 
 
 class Pairs(Dataset):
@@ -48,7 +53,7 @@ def step(model, number, lq=None, warmup_iter=-1):
     given = torch.rand(2, 3, 8, 8, generator=generator)
     model.update_learning_rate(number, warmup_iter)
     model.feed_data({'lq': given if lq is None else lq, 'gt': torch.rand(2, 3, 16, 16, generator=generator),
-                     'lq_path': [f'{number}_a', f'{number}_b'], 'note': Note(number)})
+                     'lq_path': [f'{number}_a', f'{number}_b']})
     model.optimize_parameters(number)
 
 
@@ -64,7 +69,7 @@ NAN = torch.full((2, 3, 8, 8), math.nan)
 
 
 @pytest.mark.parametrize('loss', ['ESU', 'L1Loss'])  # ours, which raises; and one of BasicSR's
-def test_what_is_no_number_is_skipped(tmp_path, loss, caplog):
+def test_nonfinite_step_is_skipped(tmp_path, loss, caplog):
     model = build_model(model_options(1, tmp_path, pixel_opt={'type': loss}, ema_decay=0.9))
     step(model, 1)
     before, average = weights(model), [value.clone() for value in model.net_g_ema.state_dict().values()]
@@ -75,7 +80,7 @@ def test_what_is_no_number_is_skipped(tmp_path, loss, caplog):
     assert equal(model.net_g_ema.state_dict().values(), average)
     for key, part in model.optimizer_g.state_dict()['state'].items():
         assert all(torch.equal(torch.as_tensor(part[name]), value) for name, value in state[key].items())
-    assert 'Iteration 2 is skipped: loss or gradients not finite: ' in caplog.text
+    assert 'Skipped iteration 2: loss or gradients not finite: ' in caplog.text
     assert '1 in a row, 1 in all. Its images: 2_a, 2_b.' in caplog.text
     assert ('ESU is not finite. pred has' in caplog.text) == (loss == 'ESU')
     step(model, 3)
@@ -84,15 +89,15 @@ def test_what_is_no_number_is_skipped(tmp_path, loss, caplog):
     assert '1 in a row, 2 in all' in caplog.text
 
 
-def test_gradients_count_too(tmp_path, caplog):
-    """Where the loss itself is a number."""
+def test_nonfinite_gradients_count_too(tmp_path, caplog):
+    """Where the loss itself is finite."""
     model = build_model(model_options(1, tmp_path, pixel_opt={'type': 'L1Loss'}))
     weight = next(model.net_g.parameters())
     handle = weight.register_hook(lambda gradient: gradient * math.inf)
     before = weights(model)
     step(model, 1)
     assert equal(weights(model), before)
-    assert 'Iteration 1 is skipped' in caplog.text
+    assert 'Skipped iteration 1' in caplog.text
     handle.remove()
     step(model, 2)
     assert not equal(weights(model), before)
@@ -107,7 +112,7 @@ def test_too_many_in_a_row_end_the_training(tmp_path):
     good = weights(model)
     for number in (4, 5):
         step(model, number, NAN)
-        model.save(0, number)  # weights of before
+        model.save(0, number)  # the weights of iteration 3
     message = r"3 iterations in a row .* the last one 6\. Its batch is in '(.*not_finite_6_0\.pth)'"
     with pytest.raises(FloatingPointError, match=message):
         step(model, 6, NAN)
@@ -120,7 +125,7 @@ def test_too_many_in_a_row_end_the_training(tmp_path):
     assert batch['lq'].isnan().all() and batch['gt'].shape == (2, 3, 16, 16)
 
 
-def test_running_statistics_are_those_of_before(tmp_path):
+def test_running_statistics_are_restored(tmp_path):
     model = build_model(model_options(1, tmp_path))
     norm = torch.nn.BatchNorm2d(3)
     model.net_g.backbone.add_module('norm', norm)
@@ -138,15 +143,15 @@ COSINE = {'type': 'CosineAnnealingRestartLR', 'periods': [8], 'restart_weights':
 STEPS = {'type': 'MultiStepLR', 'milestones': [2, 6], 'gamma': 0.1}
 
 
-@pytest.mark.parametrize(('changes', 'told'), [
-    ({}, ''), ({'total_iter': 16, 'scheduler': {**COSINE, 'periods': [16]}}, 'As the yml has it, at iteration 4: lr '),
-    ({'scheduler': STEPS}, 'As the yml has it, at iteration 4: lr 0.001 ('),
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({}, ''), ({'total_iter': 16, 'scheduler': {**COSINE, 'periods': [16]}}, 'Following the yml from iteration 4: lr '),
+    ({'scheduler': STEPS}, 'Following the yml from iteration 4: lr 0.001 ('),
     ({'scheduler': {**STEPS, 'milestones': [6]}}, 'lr 0.01 ('),
     ({'optim_g': {'type': 'Adam', 'lr': 1e-3, 'betas': [0.5, 0.9], 'weight_decay': 0.1}},
      'betas [0.5, 0.9] (the state has [0.9, 0.999]), weight_decay 0.1 (the state has 0).'),
     ({'warmup_iter': 6}, 'lr ')])
-def test_schedule_is_that_of_the_yml(tmp_path, changes, told, caplog):
-    """As if it had been so from the beginning; upstream goes on with the state's, whatever the yml says."""
+def test_resume_follows_the_schedule_of_the_yml(tmp_path, changes, message, caplog):
+    """As if it had said so from the beginning; BasicSR continues with the state's, whatever the yml says."""
     def build(**changes):
         return build_model(model_options(1, tmp_path, **copy.deepcopy({'total_iter': 8, 'scheduler': COSINE,
                                                                        **changes})))
@@ -159,8 +164,8 @@ def test_schedule_is_that_of_the_yml(tmp_path, changes, told, caplog):
     other = build(**changes)
     caplog.clear()
     other.resume_training(torch.load(tmp_path / '4.state', weights_only=True))
-    assert told in caplog.text
-    assert ('As the yml has it' in caplog.text) == bool(told)
+    assert message in caplog.text
+    assert ('Following the yml' in caplog.text) == bool(message)
     for number in range(5, 9):
         for model in (models[1], other):
             step(model, number, warmup_iter=model.opt['train'].get('warmup_iter', -1))
@@ -182,12 +187,12 @@ def saved(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_last_ones_are_kept(tmp_path):
+def test_latest_checkpoints_are_kept(tmp_path):
     opt = model_options(1, tmp_path)
     opt['logger'] = {'save_keep': 2}
     model = build_model(opt)
-    (tmp_path / 'net_g_9.pth').write_bytes(b'of a run that went further')
-    (tmp_path / '9.state').write_bytes(b'as well')
+    (tmp_path / 'net_g_9.pth').write_bytes(b'of a training that got further')
+    (tmp_path / '9.state').write_bytes(b'too')
     for number in range(1, 6):
         step(model, number)
         model.save(0, number)
@@ -210,8 +215,8 @@ def test_nothing_is_removed_while_iterations_are_skipped(tmp_path):
     assert saved(tmp_path) == ['4.state', 'net_g_4.pth']
 
 
-def test_state_needs_its_network(tmp_path, monkeypatch):
-    """Where there was no room for it, the state that fits is not written, and the older pair stays."""
+def test_no_state_without_its_network(tmp_path, monkeypatch):
+    """If the disk is too full for the network, its smaller state is not written either, and the older pair stays."""
     opt = model_options(1, tmp_path)
     opt['logger'] = {'save_keep': 1}
     model = build_model(opt)
@@ -223,7 +228,7 @@ def test_state_needs_its_network(tmp_path, monkeypatch):
 
     step(model, 2)
     with monkeypatch.context() as for_networks:
-        for_networks.setattr('udl_plugin.models.lasting_model.write_checkpoint', full)
+        for_networks.setattr('udl_plugin.models.checkpoint_manager.save_checkpoint', full)
         model.save(0, 2)
     assert saved(tmp_path) == ['1.state', 'net_g_1.pth']
     step(model, 3)
@@ -245,16 +250,16 @@ def test_nothing_is_removed_when_nothing_can_be_written(tmp_path, monkeypatch):
     step(model, 2)
     model.save(0, 2)
     assert saved(tmp_path) == ['1.state', 'net_g_1.pth']
-    with pytest.raises(UserError, match=r'net_g_latest\.pth could not be written.*--auto_resume goes on'):
+    with pytest.raises(UserError, match=r'net_g_latest\.pth could not be written.*--auto_resume continues'):
         model.save(-1, -1)
 
 
 class Score:
-    """In place of PSNR: the numbers that it is given, one a validation."""
+    """In place of PSNR: given values, one for each validation."""
 
     def __init__(self, monkeypatch, values):
         values = iter(values)
-        monkeypatch.setattr('basicsr.models.sr_model.calculate_metric', lambda *_: np.float64(next(values)))
+        monkeypatch.setattr('udl_plugin.models.validation.calculate_metric', lambda *_: np.float64(next(values)))
 
 
 @pytest.mark.parametrize(('better', 'values', 'best'), [('higher', [1, 3, 2], 2), ('lower', [5, 7, 4], 3)])
@@ -275,8 +280,8 @@ def test_best_network(tmp_path, monkeypatch, better, values, best, save_best):
     assert content.keys() == {'params', 'params_ema', 'network_g'}
 
 
-def test_last_validation_says_its_iteration(tmp_path):
-    """Upstream's is one or two too high."""
+def test_last_validation_names_its_iteration(tmp_path):
+    """BasicSR's is one or two too high."""
     opt = model_options(1, tmp_path)
     opt['datasets'] = {'val': {'name': 'Set1'}}
     model = build_model(opt)
@@ -291,11 +296,11 @@ def test_state_knows_of_its_validation(tmp_path, monkeypatch):
     Score(monkeypatch, [1, 2])
     for number in (1, 2):
         step(model, number)
-        model.save(0, number)
+        model.save(0, number, position(number))
         before = torch.load(tmp_path / f'{number}.state', weights_only=True)
         assert before['validated'] is False
         torch.rand(3)  # as DataLoader draws for its seeds
-        model.validation(DataLoader(Pairs()), number, None, save_img=False)
+        validate(model, number)
         after = torch.load(tmp_path / f'{number}.state', weights_only=True)
         assert after['validated'] is True
         assert after['best_metric_results'] == {'Set1': {'psnr': {'better': 'higher', 'val': number, 'iter': number}}}
@@ -313,19 +318,20 @@ def test_state_knows_of_its_validation(tmp_path, monkeypatch):
 
 
 def test_validation_of_a_resumed_state(tmp_path, monkeypatch):
-    """That the interruption took away: also the last one, behind which there is no iteration any more."""
+    """The interruption prevented it."""
     opt = model_options(1, tmp_path)
     opt['datasets'] = {'val': {'name': 'Set1'}}
     model = build_model(opt)
     Score(monkeypatch, [1])
     step(model, 10)
-    model.save(3, 10)
+    model.save(3, 10, position(10))
     state = torch.load(tmp_path / '10.state', weights_only=True)
 
     other = build_model(opt)
     other.resume_training(state)
+    assert other.saved_iter == 10
     torch.rand(3)
-    other.validation(DataLoader(Pairs()), 11, None, save_img=False)  # upstream's count
+    validate(other, 10)
     after = torch.load(tmp_path / '10.state', weights_only=True)
     assert after['validated'] is True
     assert after['best_metric_results']['Set1']['psnr'] == {'better': 'higher', 'val': 1, 'iter': 10}
@@ -340,40 +346,24 @@ def test_state_of_another_experiment_is_not_written(tmp_path, monkeypatch):
     model = build_model(opt)
     Score(monkeypatch, [1])
     step(model, 10)
-    model.save(3, 10)
+    model.save(3, 10, position(10))
     state = torch.load(tmp_path / '10.state', weights_only=True)
     (tmp_path / '10.state').unlink()
     other = build_model(opt)
     other.resume_training(state)
-    other.validation(DataLoader(Pairs()), 11, None, save_img=False)
+    assert other.saved_iter is None
+    validate(other, 10)
     assert saved(tmp_path) == ['net_g_10.pth']
 
 
-def test_what_was_reached_is_saved_once(tmp_path):
-    model = build_model(model_options(1, tmp_path))
-    assert model.save_reached() is None
-    for number in (1, 2):
-        step(model, number)
-    assert model.save_reached() == 2
-    time = (tmp_path / '2.state').stat().st_mtime_ns
-    assert model.save_reached() == 2
-    assert (tmp_path / '2.state').stat().st_mtime_ns == time
-    model.update_learning_rate(3)  # and in the middle of the next one something breaks
-    assert model.save_reached() == 2
-    assert saved(tmp_path) == ['2.state', 'net_g_2.pth']
-    model.holds = False
-    step(model, 3, NAN)
-    assert model.save_reached() == 3, 'skipped, with the weights of before'
-
-
-@pytest.mark.parametrize(('img_range', 'flat'), [(1, True), (255, False)])
-def test_flat_log_variance_is_reported_with_the_first_validation(tmp_path, caplog, img_range, flat):
+@pytest.mark.parametrize(('img_range', 'collapsed'), [(1, True), (255, False)])
+def test_collapsed_map_is_reported_at_validation(tmp_path, caplog, img_range, collapsed):
     model = build_model(model_options(1, tmp_path, pixel_opt={'type': 'ESU', 'img_range': img_range}))
     for number in range(1, 31):
         step(model, number)
     model.validation(DataLoader(Pairs()), 30, None, save_img=False)
-    assert ('The log-variance is nearly one value (-1.000 ± 0.000 in an image)' in caplog.text) == flat
-    assert ('train step 1 with img_range: 255' in caplog.text) == flat
+    assert ('The uncertainty map has collapsed: log_var is -1.000 ± 0.000 within an image.' in caplog.text) == collapsed
+    assert ('train step 1 with img_range: 255' in caplog.text) == collapsed
 
 
 def test_spread():
@@ -383,3 +373,33 @@ def test_spread():
     assert map_spread(log_var) == 0
     log_var[1, 2] = torch.linspace(0, 1, 100).view(10, 10)
     assert map_spread(log_var) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize('amp', [None, 'bf16', 'fp16'])
+def test_grad_clip(tmp_path, amp):
+    """The norm of all gradients, after AMP's scale is taken out, is limited and logged as it was before."""
+    model = build_model(model_options(1, tmp_path, grad_clip=0.5, amp=amp))
+    applied = []
+    update = model.optimizer_g.step
+
+    def record(*args, **kwargs):
+        gradients = [parameter.grad for parameter in model.net_g.parameters()]
+        applied.append(float(torch.stack([gradient.norm() for gradient in gradients]).norm()))
+        return update(*args, **kwargs)
+
+    if amp == 'fp16':  # a scale at which nothing overflows
+        model.scaler = model.train_step.scaler = torch.amp.GradScaler('cpu', init_scale=1.)
+    model.optimizer_g.step = record
+    step(model, 1)
+    norm = model.log_dict['grad_norm']
+    assert norm > 1
+    assert applied == [pytest.approx(0.5, rel=1e-4)]
+    model.train_step.grad_clip = 2 * norm
+    step(model, 1)
+    assert applied[1] == pytest.approx(model.log_dict['grad_norm'], rel=1e-4)
+
+
+def test_no_grad_clip_by_default(tmp_path):
+    model = build_model(model_options(1, tmp_path))
+    step(model, 1)
+    assert 'grad_norm' not in model.log_dict

@@ -1,0 +1,329 @@
+"""The training loop: equal to BasicSR's own, one pass at start-up, folders, locks, and how it ends."""
+import builtins
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
+from urllib.error import URLError
+
+import pytest
+import torch
+from basicsr.archs.edsr_arch import EDSR
+from basicsr.utils import get_root_logger
+
+from udl_plugin.training import loop, run
+from udl_plugin.training.run import main
+
+
+class Lines(logging.Handler):
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture
+def logged():
+    """What BasicSR's logger logs, line by line."""
+    handler, logger = Lines(), get_root_logger()
+    logger.addHandler(handler)
+    yield handler.lines
+    logger.removeHandler(handler)
+
+
+@pytest.fixture
+def train(runner, monkeypatch, capfd):
+    """udl-train in this process; returns the exit status and what it reported on stderr."""
+    monkeypatch.chdir(runner.folder)
+
+    def train(yml, *arguments):
+        status = main(True, ['-opt', str(yml), *arguments])
+        command = f'{os.path.basename(sys.argv[0])}: '
+        return status, [line[len(command):] for line in capfd.readouterr().err.splitlines() if line.startswith(command)]
+
+    return train
+
+
+def run_basicsr(folder, yml):
+    """BasicSR's own command, unmodified, in this process."""
+    from basicsr.train import train_pipeline
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', ['train.py', '-opt', str(yml)])
+        train_pipeline(str(folder))
+
+
+def numbers(lines):
+    """Of each iteration its losses, and of each validation its results."""
+    iterations = [re.search(r'epoch: *(\d+), iter: *(\d+), lr:\((.*?)\).*?(l_pix: .*)', line) for line in lines]
+    return [found.groups() for found in iterations if found], [line for line in lines if line.startswith('Validation')]
+
+
+@pytest.mark.parametrize('step', [1, 2])
+def test_equal_to_basicsr(runner, train, logged, step):
+    """Losses of every iteration, final weights and validation results, bit for bit."""
+    changes = {'train__total_iter': 9, 'train__ema_decay': 0.9, 'val__val_freq': 3, 'manual_seed': 5,
+               'datasets__train__num_worker_per_gpu': step - 1, 'datasets__train__dataset_enlarge_ratio': 0.02}
+    if step == 2:
+        assert train(runner.write_yml('step1', train__total_iter=1, val=None))[0] == 0
+        changes['path__pretrain_network_g'] = 'experiments/step1/models/net_g_latest.pth'
+    source = f'demo/train_udl_step{step}'
+    results, weights = [], []
+    for name in ('ours', 'basicsr'):
+        logged.clear()
+        yml = runner.write_yml(name, source, **changes)
+        if name == 'ours':
+            assert train(yml) == (0, [])
+        else:
+            run_basicsr(runner.folder, yml)
+        results.append(numbers(logged))
+        weights.append(torch.load(runner.folder / f'experiments/{name}/models/net_g_latest.pth', weights_only=True))
+    assert len(results[0][0]) == 9
+    assert len({epoch for epoch, *_ in results[0][0]}) > 1
+    assert results[0] == results[1]
+    for key in ('params', 'params_ema'):
+        assert weights[0][key].keys() == weights[1][key].keys()
+        assert all(torch.equal(value, weights[1][key][name]) for name, value in weights[0][key].items())
+
+
+def test_same_log_as_basicsr(runner, train, logged):
+    """Line by line, but for names and times."""
+    texts = []
+    for name in ('first', 'other'):
+        logged.clear()
+        yml = runner.write_yml(name, manual_seed=5)
+        train(yml) if name == 'first' else run_basicsr(runner.folder, yml)
+        text = '\n'.join(logged).replace('other', 'first')
+        texts.append(re.sub(r'\[eta.*?\)\] |[\d:]+$|total_iter.*|Total epochs.*', '', text, flags=re.MULTILINE))
+    assert texts[0] == texts[1]
+
+
+def test_one_pass_at_start_up(runner, train, monkeypatch):
+    """Step 2 with EMA: the yml is parsed once, each LMDB's index and the checkpoint are read once, the network is built
+    once, and once more for the EMA. BasicSR's data set reads the index once more for its keys."""
+    assert train(runner.write_yml('step1', train__total_iter=1, val=None))[0] == 0
+    yml = runner.write_yml('step2', 'demo/train_udl_step2', train__total_iter=1, train__ema_decay=0.9, val=None,
+                           path__pretrain_network_g='experiments/step1/models/net_g_latest.pth')
+    opened, built, open_file = Counter(), Counter(), builtins.open
+
+    def counting_open(file, mode='r', *args, **kwargs):
+        if 'r' in mode and isinstance(file, (str, os.PathLike)):
+            opened[os.path.relpath(file, runner.folder)] += 1
+        return open_file(file, mode, *args, **kwargs)
+
+    def count(cls):
+        init = cls.__init__
+
+        def counting_init(self, *args, **kwargs):
+            built[cls.__name__] += 1
+            init(self, *args, **kwargs)
+
+        monkeypatch.setattr(cls, '__init__', counting_init)
+
+    from udl_plugin.archs import EDSRTwo
+    from udl_plugin.config import yaml_loader
+    count(EDSRTwo)
+    count(EDSR)
+    parse, parsed = yaml_loader.yaml.load, []
+    monkeypatch.setattr(yaml_loader.yaml, 'load', lambda *args: parsed.append(1) or parse(*args))
+    load, loaded = torch.load, []
+    monkeypatch.setattr(torch, 'load', lambda path, *args, **kwargs: loaded.append(str(path)) or load(
+        path, *args, **kwargs))
+    monkeypatch.setattr('io.open', counting_open)
+    monkeypatch.setattr(builtins, 'open', counting_open)
+    assert train(yml)[0] == 0
+    monkeypatch.undo()
+    assert len(parsed) == 1
+    assert built == {'EDSRTwo': 2, 'EDSR': 4}  # both have a trained and a frozen EDSR
+    assert loaded == ['experiments/step1/models/net_g_latest.pth']
+    indices = {path: number for path, number in opened.items() if path.endswith('meta_info.txt')}
+    assert len(indices) == 2
+    assert set(indices.values()) == {2}
+
+
+def test_no_name_of_another_module_is_replaced(runner, train):
+    """Neither in BasicSR nor in PyTorch."""
+    import basicsr.models.sr_model
+    import basicsr.train
+    import basicsr.utils.options
+    modules = (basicsr.train, basicsr.utils.options, basicsr.models.sr_model, torch.cuda)
+    before = [dict(vars(module)) for module in modules]
+    seen = []
+    original = EDSR.forward
+
+    def forward(self, x):
+        seen.append([name for module, names in zip(modules, before) for name, value in names.items()
+                     if vars(module).get(name) is not value])
+        return original(self, x)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EDSR, 'forward', forward)
+        assert train(runner.write_yml('step1', train__total_iter=1))[0] == 0
+    assert seen and not any(seen)
+
+
+def test_second_training_of_one_name(runner, train):
+    """Is refused before it renames the folder of the first; which goes on."""
+    yml = runner.write_yml('step1', train__total_iter=1, val=None)
+    assert train(yml)[0] == 0
+    folder = runner.folder / 'experiments/step1'
+    script = ('from udl_plugin.utils.atomic_io import exclusive_lock\nimport sys\n'
+              f'with exclusive_lock({str(folder)!r}): print("locked", flush=True); sys.stdin.read()')
+    with subprocess.Popen([sys.executable, '-c', script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b'locked\n'
+        for arguments in ((), ('--auto_resume',)):
+            status, (message,) = train(yml, *arguments)
+            assert status == 2
+            assert "experiments/step1': another process is " in message
+        other.communicate()
+    assert [path.name for path in (runner.folder / 'experiments').iterdir()] == ['step1']
+    assert train(yml, '--auto_resume')[0] == 0
+
+
+def test_left_over_temporary_files_are_removed(runner, train):
+    yml = runner.write_yml('step1', train__total_iter=2, val=None)
+    assert train(yml)[0] == 0
+    left = runner.folder / 'experiments/step1/models/.net_g_4.pth.77.tmp'
+    left.write_bytes(b'x')
+    assert train(yml, '--auto_resume')[0] == 0
+    assert not left.exists()
+
+
+class Kill:
+    """Sends a signal at the n-th call of a function."""
+
+    def __init__(self, monkeypatch, owner, name, n, number=signal.SIGTERM):
+        function, calls = getattr(owner, name), []
+
+        def killing(*args, **kwargs):
+            calls.append(1)
+            if len(calls) == n:
+                os.kill(os.getpid(), number)
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, killing)
+
+
+def state_of(runner, name, iteration):
+    return torch.load(runner.folder / f'experiments/{name}/training_states/{iteration}.state', weights_only=True)
+
+
+SIGNALLED = {'train__total_iter': 6, 'val__val_freq': 3, 'logger__save_checkpoint_freq': 100, 'manual_seed': 3,
+             'datasets__train__dataset_enlarge_ratio': 0.02}
+
+
+@pytest.mark.parametrize(('where', 'call', 'saved'), [
+    ('optimize_parameters', 2, 2), ('nondist_validation', 1, 3), ('optimize_parameters', 6, 6),
+    ('save_training_state', 1, 6)])
+def test_signal_then_resume_is_exact(runner, train, monkeypatch, where, call, saved):
+    """In an iteration, between two images of a validation, in the last iteration, and in the final saving."""
+    from udl_plugin.models.udl_model import UDLModel
+    assert train(runner.write_yml('whole', **SIGNALLED))[0] == 0
+    yml = runner.write_yml('parts', **SIGNALLED)
+    with monkeypatch.context() as patch:
+        Kill(patch, UDLModel, where, call)
+        status, message = train(yml)
+    assert status == 128 + signal.SIGTERM
+    assert message == [f'ended by SIGTERM. Iteration {saved} is saved; resume with --auto_resume.']
+    assert train(yml, '--auto_resume')[0] == 0
+    whole, parts = (torch.load(runner.folder / f'experiments/{name}/models/net_g_latest.pth', weights_only=True)
+                    for name in ('whole', 'parts'))
+    assert all(torch.equal(value, parts['params'][name]) for name, value in whole['params'].items())
+
+
+def test_validation_that_was_cut_short_is_made_up_for(runner, train, monkeypatch, logged):
+    """With the random numbers it would have had; and the state says so, with its result."""
+    from udl_plugin.models.udl_model import UDLModel
+    yml = runner.write_yml('step1', **SIGNALLED)
+    with monkeypatch.context() as patch:
+        Kill(patch, UDLModel, 'nondist_validation', 1)
+        assert train(yml)[0] == 128 + signal.SIGTERM
+    state = state_of(runner, 'step1', 3)
+    assert state['validated'] is False
+    logged.clear()
+    assert train(yml, '--auto_resume')[0] == 0
+    lines = [line for line in logged if re.match('Resuming|Validation|Start', line)]
+    assert [line.split()[0] for line in lines] == ['Resuming', 'Validation', 'Start', 'Validation', 'Validation']
+    assert '@ 3 iter' in lines[1]
+    state = state_of(runner, 'step1', 3)
+    assert state['validated'] is True
+    assert state['best_metric_results']['astronaut']['psnr']['iter'] == 3
+
+
+def test_images_that_cannot_be_written(runner, train, monkeypatch):
+    """One line, and what was reached is saved."""
+    def imwrite(*_):
+        raise OSError('Failed in writing images.')  # like BasicSR's
+
+    monkeypatch.setattr('udl_plugin.models.validation.imwrite', imwrite)
+    yml = runner.write_yml('step1', val__save_img=True, val__val_freq=3, logger__save_checkpoint_freq=100)
+    status, (message,) = train(yml)
+    assert status == 2
+    assert message == ('Failed in writing images. Check free space and write permission. Iteration 3 is saved; '
+                            'resume with --auto_resume.')
+    assert not state_of(runner, 'step1', 3)['validated']
+
+
+def test_error_within_an_iteration_saves_nothing_half_done(runner, train, monkeypatch):
+    from udl_plugin.models.udl_model import UDLModel
+
+    def fail(self, *args):
+        raise OSError(5, 'Input/output error', 'x')
+
+    Kill(monkeypatch, UDLModel, 'compute_losses', 99)
+    step = UDLModel.optimize_parameters
+    monkeypatch.setattr(UDLModel, 'optimize_parameters',
+                        lambda self, iteration: fail(self) if iteration == 4 else step(self, iteration))
+    status, (message,) = train(runner.write_yml('step1', logger__save_checkpoint_freq=2))
+    assert status == 2
+    assert message.endswith('Iteration 2 is saved; resume with --auto_resume.')
+    assert sorted(path.name for path in (runner.folder / 'experiments/step1/training_states').iterdir()) == ['2.state']
+
+
+def test_download_that_fails(runner, train, monkeypatch):
+    def refuse(*_):
+        raise URLError('Name or service not known')
+
+    monkeypatch.setattr(loop, 'build_model', refuse)
+    status, (message,) = train(runner.write_yml('step1'))
+    assert status == 2
+    assert 'such as the VGG of perceptual_opt, cannot be downloaded: <urlopen error Name' in message
+    assert not (runner.folder / 'experiments').exists()
+
+
+def test_copy_of_the_yml(runner, train, monkeypatch):
+    """It is complete; a new training cannot start from it, for its folder is renamed; a resumed one can."""
+    yml = runner.write_yml('step1', train__total_iter=2, val=None)
+    assert train(yml)[0] == 0
+    copied = runner.folder / 'experiments/step1/step1.yml'
+    assert copied.read_text().endswith(yml.read_text())
+    before = sorted(runner.folder.glob('experiments/*'))
+    status, (message,) = train(copied)
+    assert status == 2
+    assert 'step1.yml\' lies in experiments/step1, which is renamed when a new training starts' in message
+    assert sorted(runner.folder.glob('experiments/*')) == before
+    assert train(copied, '--auto_resume')[0] == 0
+    assert copied.read_text().endswith(yml.read_text())
+
+    def atomic_write(path, data):
+        raise OSError(28, 'No space left on device', str(path))
+
+    content = copied.read_bytes()
+    monkeypatch.setattr(run, 'atomic_write', atomic_write)
+    assert train(yml, '--auto_resume')[1][0].endswith(
+        "experiments/step1/step1.yml'. Check free space and write permission.")
+    assert copied.read_bytes() == content
+
+
+@pytest.mark.parametrize(('launcher', 'variable', 'command'), [
+    ('pytorch', 'RANK', 'torchrun'), ('slurm', 'SLURM_PROCID', 'srun')])
+def test_launcher_that_launched_nothing(runner, train, monkeypatch, launcher, variable, command):
+    monkeypatch.delenv(variable, raising=False)
+    status, (message,) = train(runner.write_yml('step1'), '--launcher', launcher)
+    assert status == 2
+    assert message.startswith(f'--launcher {launcher}: {variable}, ')
+    assert message.endswith(f' is not set. Start the processes with {command} (docs/scaling.md).')

@@ -1,0 +1,70 @@
+"""Iterations skipped because a loss or gradient was not finite: counted, reported, and too many end the training."""
+from __future__ import annotations
+
+import io
+from os import path as osp
+from typing import Any
+
+import torch
+from basicsr.utils import get_root_logger
+from torch import Tensor
+
+from udl_plugin.models.checkpoint_manager import write_or_log
+from udl_plugin.utils.atomic_io import atomic_write
+from udl_plugin.utils.distributed import gather_over_ranks
+
+MAX_SKIPS = 10
+
+
+class NonFiniteGuard:
+    """Counts skipped iterations.
+
+    Args:
+        opt: Of the training; `train.max_skips` is how many in a row are allowed.
+
+    Attributes:
+        skips, skips_in_row: Skipped iterations in all, and since the last one that was not.
+        cause: Which tensor a loss blamed, for the report.
+    """
+
+    def __init__(self, opt: dict[str, Any]):
+        self.opt, self.max_skips = opt, opt['train'].get('max_skips') or MAX_SKIPS
+        self.skips = self.skips_in_row = 0
+        self.cause = ''
+
+    def record_step(self, iteration: int, finite: bool, finite_here: bool, losses: dict[str, float],
+                    batch: dict[str, Tensor], paths: list[str]) -> None:
+        """Counts a step, and reports it if it was skipped.
+
+        Args:
+            iteration: Its number.
+            finite: False: it was skipped.
+            finite_here: False: because of this rank.
+            losses: As logged.
+            batch: `lq` and `gt`, `(N, C, H, W)`.
+            paths: Of its images.
+
+        Raises:
+            FloatingPointError: too many in a row; the batch is saved next to the training states.
+        """
+        if finite:
+            self.skips_in_row = 0
+            return
+        self.skips, self.skips_in_row = self.skips + 1, self.skips_in_row + 1
+        ranks = gather_over_ranks((finite_here, paths or ['unknown'], self.cause), self.opt)
+        ranks = [rank for rank in ranks if not rank[0]] or ranks  # gradients are those of all ranks
+        get_root_logger().warning(
+            f'Skipped iteration {iteration}: loss or gradients not finite: {losses}.{ranks[0][2]} {self.skips_in_row} '
+            f'in a row, {self.skips} in all. Its images: {", ".join(path for _, paths, _ in ranks for path in paths)}.')
+        self.cause = ''
+        if self.skips_in_row < self.max_skips:
+            return
+        content = io.BytesIO()
+        torch.save({'iter': iteration, 'paths': paths, **{name: value.cpu() for name, value in batch.items()}}, content)
+        path = osp.join(self.opt['path']['training_states'], f'not_finite_{iteration}_{self.opt["rank"]}.pth')
+        write_or_log(atomic_write, path, content.getvalue())
+        advice = ' fp16 overflows beyond 65504: try train: amp: bf16.' if self.opt['train'].get('amp') == 'fp16' else ''
+        raise FloatingPointError(
+            f'{self.max_skips} iterations in a row had a loss or gradients that are not finite, the last one '
+            f"{iteration}. Its batch is in '{path}' (torch.load returns lq, gt and paths). The checkpoints are from "
+            f'before. Try a lower lr; train: max_skips allows more.{advice}')

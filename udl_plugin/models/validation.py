@@ -1,0 +1,101 @@
+"""Validation and test of a model image by image, with uncertainty maps for the metrics that take them."""
+from __future__ import annotations
+
+import inspect
+import io
+from os import path as osp
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from basicsr.metrics import calculate_metric
+from basicsr.utils import imwrite, tensor2img
+from basicsr.utils.registry import METRIC_REGISTRY
+from torch import Tensor
+from tqdm import tqdm
+
+from udl_plugin.inference.visualize import encode_png, uncertainty_picture
+from udl_plugin.utils.atomic_io import atomic_write
+
+if TYPE_CHECKING:
+    from udl_plugin.models.udl_model import UDLModel
+
+COLLAPSED_SPREAD = 0.05  # of a log-variance that tells pixels apart no more: weights of step 2 from 1 to 1.05
+
+
+def validate(model: UDLModel, loader: Any, iteration: int | str, tb_logger: Any, save_img: bool) -> None:
+    """Runs a model on each image of a data set, one at a time.
+
+    Like `SRModel.nondist_validation`: same metrics, files and log lines. In addition, metrics that take `log_var` get
+    it, maps are saved, and the GPU's cached memory is released once, not after each image.
+
+    Args:
+        model: Its `test` sets `output` and `log_var`.
+        loader: Batches of one image; `loader.dataset.opt['name']` names the data set.
+        iteration: Of the training, or the name of the test, for file names and the log.
+        tb_logger: TensorBoard writer, or None.
+        save_img: Whether to save the SR images.
+    """
+    name, val_opt = loader.dataset.opt['name'], model.opt['val']
+    metrics = val_opt.get('metrics') or {}
+    if metrics:
+        model._initialize_best_metric_results(name)
+    totals: dict[str, float] = dict.fromkeys(metrics, 0)
+    bar = tqdm(loader, unit='image', disable=not val_opt.get('pbar', False))
+    for data in bar:
+        bar.set_description(f"Test {osp.splitext(osp.basename(data['lq_path'][0]))[0]}")
+        model.feed_data(data)
+        model.test()
+        visuals = model.get_current_visuals()
+        images = {'img': tensor2img([visuals['result']])}
+        if 'gt' in visuals:
+            images['img2'] = tensor2img([visuals['gt']])
+            del model.gt
+        log_var = visuals['log_var'][0].numpy() if 'log_var' in visuals else None
+        del model.lq, model.output, visuals  # the memory of large images
+        stem = _output_stem(model, data['lq_path'][0], name, iteration)
+        if save_img:
+            imwrite(images['img'], f'{stem}.png')
+        if model.save_uncertainty and log_var is not None:
+            _save_uncertainty(stem, log_var, val_opt.get('uncertainty_limits'))
+        for metric, metric_opt in metrics.items():
+            extra = {'log_var': log_var} if takes_log_var(metric_opt) else {}
+            totals[metric] += calculate_metric({**images, **extra}, metric_opt)
+    torch.cuda.empty_cache()
+    if metrics:
+        model.metric_results = {metric: total / len(loader) for metric, total in totals.items()}
+        for metric, value in model.metric_results.items():
+            model._update_best_metric_result(name, metric, value, iteration)
+        model._log_validation_metric_values(iteration, name, tb_logger)
+
+
+def takes_log_var(metric_opt: dict[str, Any]) -> bool:
+    """Whether an entry of `val: metrics` names a function that takes the uncertainty map."""
+    return 'log_var' in inspect.signature(METRIC_REGISTRY.get(metric_opt['type'])).parameters
+
+
+def map_spread(log_var: Tensor) -> float:
+    """Distance of the 5th and 95th percentile in an image, the largest of channels and of the first four images.
+
+    Args:
+        log_var: `(N, C, H, W)`.
+    """
+    levels = torch.tensor([0.05, 0.95], device=log_var.device)
+    low, high = torch.quantile(log_var[:4].float().flatten(2), levels, dim=2)
+    return float((high - low).max())
+
+
+def _output_stem(model: UDLModel, lq_path: str, dataset_name: str, iteration: int | str) -> str:
+    """Where BasicSR saves the SR image of an LR image, without the suffix."""
+    image = osp.splitext(osp.basename(lq_path))[0]
+    folder, ending = (image, iteration) if model.is_train else (
+        dataset_name, model.opt['val'].get('suffix') or model.opt['name'])
+    return osp.join(model.opt['path']['visualization'], folder, f'{image}_{ending}')
+
+
+def _save_uncertainty(stem: str, log_var: np.ndarray, limits: tuple[float, float] | None) -> None:
+    """Writes STEM_log_var.npy, float32 `(C, H, W)`, and STEM_uncertainty.png."""
+    raw = io.BytesIO()
+    np.save(raw, log_var)
+    atomic_write(f'{stem}_log_var.npy', raw.getvalue())
+    atomic_write(f'{stem}_uncertainty.png', encode_png(uncertainty_picture(log_var, limits)))
