@@ -1,6 +1,7 @@
 """What udl-train and udl-test share: upstream's pipelines, run from here, with checked options and a readable end."""
 import argparse
 import contextlib
+import copy
 import errno
 import importlib
 import os
@@ -10,10 +11,11 @@ from os import path as osp
 from pathlib import Path
 from urllib.error import URLError
 
-from udl_plugin.config.cross_checks import as_parsed, collect_errors, network_problems, unchecked
-from udl_plugin.config.problems import OptionError
-from udl_plugin.config.schema import OptionsFile, validate_file
-from udl_plugin.config.yaml_loader import OptionFile, make_yaml_loader, parse_override
+from udl_plugin.config.completion import complete_options
+from udl_plugin.config.cross_checks import checks_done, network_errors, validate_options
+from udl_plugin.config.problems import OptionError, format_errors, get_errors
+from udl_plugin.config.schema import validate_file
+from udl_plugin.config.yaml_loader import OptionFile, parse_override
 from udl_plugin.errors import UserError, raise_errors
 from udl_plugin.plugin import install_import_hook
 from udl_plugin.training import signals
@@ -65,7 +67,7 @@ def _run(args, module_name, pipeline_name):
             raise err if str(err).startswith('--force_yml') else UserError(f'-opt: {err}') from err
         if not args.no_check:
             _check_yml(document, is_train, args.auto_resume)
-        opt, upstream_args = _parse(upstream['parse_options'], args, overrides, root_path, is_train)
+        opt, upstream_args = _parse(upstream['parse_options'], args, document, root_path, is_train)
         if not (is_train or args.no_check):
             _check(opt)
         return opt, upstream_args
@@ -97,13 +99,13 @@ def _run(args, module_name, pipeline_name):
     upstream = {name: getattr(module, name) for name in ('parse_options', 'copy_opt_file') if hasattr(module, name)}
     ours = {'parse_options': parse_options, 'copy_opt_file': copy_opt_file}
     with _replaced(module, **{name: ours[name] for name in upstream}), Session(module, resume) as session, \
-            unchecked() if args.no_check else contextlib.nullcontext():
+            checks_done() if args.no_check else contextlib.nullcontext():
         try:
             getattr(module, pipeline_name)(os.getcwd())
         except signals.Interrupted as err:
             return end(f'ended by {err}.', 128 + err.signal)
         except UserError as err:
-            return end(_told(err.messages, document), 2, isinstance(err, DataError))
+            return end(format_errors(get_errors(err), document), 2, isinstance(err, DataError))
         except FloatingPointError as err:
             return _end(args, err, 1)
         except OSError as err:
@@ -137,13 +139,23 @@ def _arguments():
     return parser.parse_args()
 
 
-def _parse(parse_options, args, overrides, root_path, is_train):
+def _parse(parse_options, args, document, root_path, is_train):
     """Upstream's `parse_options`, which is shown no overrides: it would run them as code."""
+    class Loaded:
+        def __init__(self, stream):
+            pass
+
+        def get_single_data(self):
+            return copy.deepcopy(document.data)
+
+        def dispose(self):
+            pass
+
     from basicsr.utils import options
     own = [sys.argv[0], '-opt', args.opt, '--launcher', args.launcher, '--local_rank', str(args.local_rank),
            *['--auto_resume'] * args.auto_resume, *['--debug'] * args.debug]
     try:
-        with _replaced(sys, argv=own), _replaced(options, ordered_yaml=lambda: make_yaml_loader(overrides)):
+        with _replaced(sys, argv=own), _replaced(options, ordered_yaml=lambda: (Loaded, None)):
             return parse_options(root_path, is_train=is_train)
     except KeyError as err:  # --no-check
         raise UserError(f'{err.args[0]}: is missing in the yml.') from err
@@ -151,10 +163,9 @@ def _parse(parse_options, args, overrides, root_path, is_train):
 
 def _check_yml(document, is_train, auto_resume):
     """Refuses a yml with problems of its own, together with those of data and checkpoints."""
-    known = [OptionError(message.split(': stands')[0], message) for message in document.problems]
-    known += validate_file(document.data, is_train)
+    known = [*document.errors, *validate_file(document.data, is_train)]
     if known:
-        opt = as_parsed(document.data, is_train, auto_resume)
+        opt = complete_options(document.data, os.getcwd(), is_train, auto_resume)
         if is_train:
             _, known = _resume(opt, known)
         _check(opt, known)
@@ -165,7 +176,8 @@ def _resume(opt, known=()):
     try:
         return load_resume_state(opt), known
     except UserError as err:
-        return (None, []), [*known, OptionError('path: resume_state', str(err))]
+        return (None, []), [*known, OptionError(('path', 'resume_state'), str(err).removeprefix(
+            'path: resume_state: '))]
     except Exception:
         if not known:
             raise
@@ -173,21 +185,8 @@ def _resume(opt, known=()):
 
 
 def _check(opt, known=()):
-    report = collect_errors(opt, known)
-    network_problems(opt, report)
-    raise_errors(report.messages)
-
-
-def _told(messages, document):
-    """Messages, with the yml and the line that each is about."""
-    if document is None or not any(document.speaks_of(message, OptionsFile.model_fields) for message in messages):
-        return '\n  '.join(messages)
-    if len(messages) == 1:
-        return f'{document.path}, {document.where(messages[0])}: {messages[0]}'
-    placed = sorted(((document.where(message), message) for message in messages),
-                    key=lambda one: int(one[0][5:]) if one[0].startswith('line ') else 0)
-    lines = [f'  {where}: {message}' for where, message in placed]
-    return '\n'.join([f'{document.path}: {len(lines)} problems:', *lines])
+    errors = validate_options(opt, known)
+    raise_errors([*errors, *network_errors(opt, errors)])
 
 
 def _told_of_system(err):
