@@ -87,14 +87,22 @@ def check_kwargs(cls: Callable, names: Iterable[str], where: str = '', given: It
     Raises:
         UserError: an unknown name; suggests the nearest option.
     """
-    parameters: Mapping[str, inspect.Parameter] = inspect.signature(cls).parameters
-    named = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
-    accepts_any = len(named) < len(parameters)
-    named = [name for name in named if name not in given]
     for name in names:
-        if name not in named and not (accepts_any and name not in given and not did_you_mean(name, named)):
-            raise UserError(f"{where}'{name}' is not an option of type: {cls.__name__}{did_you_mean(name, named)}. "
-                            f'Its options are: {", ".join(named)}.')
+        reason = explain_unknown_kwarg(cls, name, given)
+        if reason:
+            raise UserError(f"{where}'{name}' {reason}")
+
+
+def explain_unknown_kwarg(cls: Callable, name: str, given: Iterable[str] = ()) -> str:
+    """Why `cls` does not accept a keyword argument of this name; empty if it does. See `check_kwargs`."""
+    parameters: Mapping[str, inspect.Parameter] = inspect.signature(cls).parameters
+    named = [known for known, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
+    accepts_any = len(named) < len(parameters)
+    named = [known for known in named if known not in given]
+    if name in named or (accepts_any and name not in given and not did_you_mean(name, named)):
+        return ''
+    return (f'is not an option of type: {cls.__name__}{did_you_mean(name, named)}. '
+            f'Its options are: {", ".join(named)}.')
 
 
 def reject_unknown_kwargs(cls: T) -> T:

@@ -1,419 +1,412 @@
-"""Checks of options against each other, the data and the checkpoints, before anything is built.
+"""Validates options against each other, the data and the checkpoints, before anything is built.
 
-What each option may be by itself is in `udl_plugin/config/schema.py`. `check_options` looks at the sections that a model reads
-and at how they agree: it also serves dicts made by hand, and those of studies. A whole yml is checked by the entry
-points, with `yml_problems` of the schema first.
+`validate_options` is the one validation; what each option may be by itself is in `udl_plugin/config/schema.py`.
 """
+from __future__ import annotations
+
 import contextlib
 import inspect
 import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from os import path as osp
+from typing import Any
 
 import torch
 
 from udl_plugin.archs.wrapping import base_config, sub_state_dict
 from udl_plugin.checkpoints.state_dict import fingerprint, load_matching_state_dict
 from udl_plugin.config.class_options import build_loss, resolve_class, scale_key
-from udl_plugin.config.dataset_checks import check_maps, check_pair_options, number_of_pairs, too_few_images_message
-from udl_plugin.config.problems import ErrorCollector, get_section
-from udl_plugin.config.schema import LOADER_OPTIONS, PAIRS, WITH_MAPS, dataset_problems, validate_sections
+from udl_plugin.config.dataset_checks import check_maps, check_pairs, too_few_images_message
+from udl_plugin.config.problems import ErrorCollector, KeyPath, OptionError, errors_at, get_section
+from udl_plugin.config.schema import (
+    LOADER_OPTIONS,
+    PAIRS,
+    WITH_MAPS,
+    validate_dataset,
+    validate_sections,
+)
 from udl_plugin.data.map_format import read_metadata
-from udl_plugin.errors import UserError, raise_errors
+from udl_plugin.errors import UserError, UserErrors, raise_errors
 
-LARGEST = 100_000, 500_000_000  # parameters and their values, of a network that a yml may ask for
-GIVES = {
+Opt = Mapping[str, Any]
+PROVIDERS = {
     'log_var': 'EDSRVar, DPDNNVar and WithVariance do in step 1, EDSRTwo, DPDNNTwo and TwoStep in step 2',
     'frozen_sr': 'EDSRTwo, DPDNNTwo and TwoStep do, the networks of step 2',
 }
-_unchecked = False
+PIXEL_OPT: KeyPath = ('train', 'pixel_opt')
+PRETRAINED: KeyPath = ('path', 'pretrain_network_g')
+_checked: ContextVar[bool] = ContextVar('options are checked', default=False)
+
+
+# ---- entry points
 
 
 @contextlib.contextmanager
-def unchecked():
-    """Within it, `check_options` lets everything pass."""
-    global _unchecked
-    before, _unchecked = _unchecked, True
+def checks_done() -> Iterator[None]:
+    """In the block, `check_options` accepts everything: the options are validated already, or shall not be."""
+    token = _checked.set(True)
     try:
         yield
     finally:
-        _unchecked = before
+        _checked.reset(token)
 
 
-def check_options(opt):
-    """Refuses options that are wrong or cannot work together, and data that does not fit them.
-
-    Args:
-        opt (dict): As BasicSR's `parse_options` returns it, or one made by hand. Of the sections train, val, path and
-            those that describe a network, a loss or a metric, every key is checked; others may be missing.
-
-    Raises:
-        UserError: all that is wrong, a line each; names the key or the path and says what to do.
-    """
-    if not _unchecked:
-        raise_errors(collect_errors(opt).messages)
+def check_options(opt: Opt) -> None:
+    """Raises all errors of options as `UserErrors`; see `validate_options`."""
+    if not _checked.get():
+        raise_errors(validate_options(opt))
 
 
-def collect_errors(opt, known=()):
-    """What `check_options` refuses.
+def validate_options(opt: Opt, known: Iterable[Any] | None = None) -> list[Any]:
+    """All errors of options, of the data that they name, and of how they fit together.
+
+    The network is not built and `path.pretrain_network_g` is not read, which the model does next; see `network_errors`.
 
     Args:
-        known (list[Problem]): What is known to be wrong; what follows from it is not told.
+        opt: As BasicSR's `parse_options` or `complete_options` returns it, or a dict made by hand.
+        known: The errors of the option file as it is written; see `validate_file`. Checks of options that they are
+            about are skipped. None: there is no file; then the options that a model reads are validated, of which most
+            may be missing.
 
     Returns:
-        Report
+        OptionErrors, `known` first; and messages of errors that are about no option.
     """
-    report = ErrorCollector([*known] or validate_sections(opt))
-    network, loss = _network_of(opt, report), _loss_of(opt, report)
+    errors = ErrorCollector(validate_sections(opt) if known is None else known)
+    network, loss = _find_network(opt, errors), _build_loss(opt, errors)
     model_type = opt.get('model_type')
+    batch_size: KeyPath = ('datasets', 'train', 'batch_size_per_gpu')
     if model_type == 'SRModel':
-        report.check(_fed_by_srmodel, loss)
-    report.check(_devices, opt, reads=('num_gpu', 'datasets: train: prefetch_mode'))
-    report.check(maps_problems, opt, loss, reads=('train', 'train: pixel_opt', 'datasets: train: type'))
+        errors.check(_check_srmodel, loss)
+    errors.check(_check_devices, opt, requires=[('num_gpu',), ('datasets', 'train', 'prefetch_mode')])
+    errors.check(check_maps_used, opt, loss, requires=[PIXEL_OPT, ('datasets', 'train', 'type')])
     if model_type == 'UDLModel':
-        report.check(_speed, opt, reads=('num_gpu',))
-        report.check(_accumulation, opt, reads=('train: accumulate', 'datasets: train', 'datasets: train: '
-                                                'batch_size_per_gpu'))
+        errors.check(_check_processes, opt, requires=[('num_gpu',)])
+        errors.check(_check_accumulation, opt, requires=[('train', 'accumulate'), batch_size])
         if network is not None:
-            has_maps = get_section(get_section(opt, 'datasets'), 'train').get('type') == WITH_MAPS
-            report.check(_maps_saved, opt, network)
-            report.check(check_required_outputs, network, loss, ('log_var',) * has_maps)
-            report.check(_start, opt, network, reads=('path', 'path: resume_state'))
-            report.check(_metrics, opt, network)
+            has_maps = _train_set(opt).get('type') == WITH_MAPS
+            errors.check(_check_maps_saved, opt, network)
+            errors.check(check_required_outputs, network, loss, ('log_var',) * has_maps)
+            errors.check(_check_start, opt, network, requires=[('path', 'resume_state')])
+            errors.check(_check_metrics, opt, network)
+    else:
+        errors.check(_check_files, opt)  # UDLModel reads them
     if network is not None:
-        report.check(_channels, opt, network, reads=('network_g: num_in_ch', 'network_g: backbone'))
-        report.check(_scale, opt.get('scale'), network, opt['network_g'], reads=(
-            'scale', 'network_g: backbone', 'network_g: upscale', 'network_g: scale', 'network_g: backbone: upscale',
-            'network_g: backbone: scale', 'network_g: backbone: type'))
-    if model_type != 'UDLModel':
-        report.check(_files, opt)  # of UDLModel, `check_network` reads them, if it gets so far
+        of_network = [('network_g', *backbone, key) for backbone in ((), ('backbone',))
+                      for key in ('type', 'num_in_ch', 'upscale', 'scale')]
+        errors.check(_check_channels, opt, network, requires=of_network)
+        errors.check(_check_scale, opt, network, requires=[('scale',), *of_network])
     for phase, dataset in get_section(opt, 'datasets').items():
-        if isinstance(dataset, dict):
-            where, known = f'datasets: {phase}', len(report.messages)
-            report.check(_data, dataset, where, reads=(
-                'scale', *(f'{where}{key}' for key in ('', ': type', ': io_backend', ': io_backend: type'))))
-            if phase == 'train' and not report.blames_within(where) and len(report.messages) == known:
-                report.check(_batches, opt, dataset, where, reads=('num_gpu',))
-    return report
+        if isinstance(dataset, Mapping):
+            path = ('datasets', str(phase))
+            errors.check(_check_data, opt, dataset, path, requires=[
+                ('scale',), ('num_gpu',), (*path, 'type'), (*path, 'io_backend', 'type')])
+    return errors.errors
 
 
-def as_parsed(data, is_train, auto_resume=False):
-    """What `parse_options` adds to a yml that it might not get through, as far as checks ask for it.
+def network_errors(opt: Opt, known: Iterable[Any] = ()) -> list[Any]:
+    """Errors that only show when the network is built and `path.pretrain_network_g` is read, in addition to `known`.
+
+    For the complete list of errors once there are some, and for the reason why a model could not be built.
 
     Args:
-        data (dict): The content of the yml; is not changed.
-        is_train (bool): For training, or for a test.
-        auto_resume (bool): As on the command line.
+        opt: As for `validate_options`.
+        known: What that returned.
     """
-    opt = {**data, 'is_train': is_train, 'dist': False, 'auto_resume': auto_resume}
-    for section in ('datasets', 'path'):
-        opt[section] = dict(get_section(data, section))
-    for phase, dataset in opt['datasets'].items():
-        if isinstance(dataset, dict):
-            roots = {key: osp.expanduser(dataset[key]) for key in ('dataroot_gt', 'dataroot_lq')
-                     if isinstance(dataset.get(key), str) and '\0' not in dataset[key]}
-            scale = {'scale': data['scale']} if 'scale' in data else {}
-            opt['datasets'][phase] = {**dataset, **roots, **scale, 'phase': str(phase).split('_')[0]}
-    for key, value in opt['path'].items():
-        if isinstance(key, str) and ('resume_state' in key or 'pretrain_network' in key) \
-                and isinstance(value, str) and '\0' not in value:
-            opt['path'][key] = osp.expanduser(value)
-    if is_train:
-        root = osp.join(osp.abspath('experiments'), str(data.get('name')))
-        opt['path'].update({key: osp.join(root, key) for key in ('models', 'training_states')})
-    return opt
+    errors = ErrorCollector(known)
+    number, of_path = len(errors.errors), [('path', 'resume_state'), PRETRAINED, ('path', 'param_key_g'),
+                                           ('path', 'strict_load_g')]
+    if not errors.has_error_within('network_g'):
+        errors.check(check_network, opt, requires=of_path)
+    if any(error.path[:1] == ('network_g',) for error in errors.errors if isinstance(error, OptionError)):
+        errors.check(_check_files, opt, requires=of_path)
+    return errors.errors[number:]
 
 
-def _network_of(opt, report):
-    from basicsr.utils.registry import ARCH_REGISTRY
-    if report.blames('network_g', 'network_g: type'):
-        return None
-    return resolve_class(ARCH_REGISTRY, opt['network_g'], 'network_g: ')
+def check_network(opt: Opt) -> None:
+    """Builds `network_g`, and for UDLModel reads `path.pretrain_network_g` and matches it with the network.
 
-
-def _loss_of(opt, report):
-    """The loss of train: pixel_opt as `loss_of` has it; None where there is none, or it is wrong."""
-    section = get_section(get_section(opt, 'train'), 'pixel_opt')
-    if not section or report.blames_within('train: pixel_opt'):
-        return None
-    if section.get('reduction') == 'none':
-        report.messages.append('train: pixel_opt: reduction: none gives a map, and training needs a number; write '
-                               'mean.')
-        report.places.append('train: pixel_opt')
-        return None
-    try:
-        return build_loss(section, 'train: pixel_opt: ')
-    except UserError as err:
-        report.messages.append(str(err))
-        report.places.append('train: pixel_opt')
-        return None
-
-
-def _fed_by_srmodel(loss):
-    if getattr(loss, 'required_outputs', ()):
-        yield (f'model_type: SRModel gives losses no {" and ".join(loss.required_outputs)}, and train: pixel_opt: '
-               f'{type(loss).__name__} needs it; write model_type: UDLModel.')
-
-
-def maps_problems(opt, loss):
-    """Cached maps that the loss does not read."""
-    has_maps = get_section(get_section(opt, 'datasets'), 'train').get('type') == WITH_MAPS
-    if has_maps and not ('log_var' in getattr(loss, 'required_outputs', ()) and loss.trains_log_var is False):
-        yield (f'datasets: train: type: {WITH_MAPS}: no loss weighs by its maps, as train: pixel_opt: type: UDL does. '
-               f'Write type: {PAIRS}.')
-
-
-def _files(opt):
-    """Files that upstream would miss after it has made its folders."""
-    for key, value in get_section(opt, 'path').items():
-        if str(key).startswith('pretrain_network') and isinstance(value, str) and not osp.isfile(value):
-            yield f"path: {key}: there is no file '{value}' (seen from {osp.abspath('.')})."
-
-
-def _data(dataset, where):
-    if dataset.get('type') in (PAIRS, WITH_MAPS):
-        problems = list(check_pair_options(dataset, where))
-        yield from problems
-        if problems:
-            return
-    if dataset.get('type') == WITH_MAPS:
-        check_maps(dataset, where)
-    elif dataset.get('dataroot_uncertainty') is not None:
-        yield f'{where}: dataroot_uncertainty: is read by type: {WITH_MAPS} alone; write that.'
-
-
-def _batches(opt, dataset, where):
-    """A training set that does not fill one batch."""
-    batch = dataset.get('batch_size_per_gpu')
-    if dataset.get('type') not in (PAIRS, WITH_MAPS) or type(batch) is not int:
-        return
-    if not opt.get('dist') and type(opt.get('num_gpu')) is int:
-        batch *= max(1, opt['num_gpu'])
-    share = dataset.get('dataset_enlarge_ratio', 1) / (opt['world_size'] if opt.get('dist') else 1)
-    images = math.ceil(number_of_pairs(dataset) * share)
-    if images < batch:
-        yield too_few_images_message(images, batch, where)
-
-
-def _devices(opt):
-    """GPUs that are asked for, and not there."""
-    there, asked = torch.cuda.device_count(), opt.get('num_gpu')
-    if type(asked) is int and asked > there and not opt.get('dist'):
-        has = f'{there} of them' if there else 'none that PyTorch can use'
-        yield f'num_gpu: {asked}: this machine has {has}; write {there}, or auto.'
-    if get_section(get_section(opt, 'datasets'), 'train').get('prefetch_mode') == 'cuda' and not there:
-        yield 'datasets: train: prefetch_mode: cuda: there is no GPU that PyTorch can use; write cpu or ~.'
-
-
-def check_data(phase, scale, section):
-    """Refuses a section of `datasets` that is wrong, or whose data is, for a loader that is not BasicSR's.
-
-    Args:
-        phase (str): train, val or test.
-        scale (int): Of the network.
-        section (dict): As in a yml, without what BasicSR's loader reads.
+    The state of the random number generators does not change.
 
     Raises:
-        UserError: all that is wrong.
+        UserErrors: the network cannot be built, the checkpoint cannot be read or does not match, or the cached maps are
+            of another network.
     """
-    where = f'datasets: {phase}'
-    raise_errors(f'{where}: {key}: is of BasicSR\'s loader; write it to the one that is used.'
-              for key in LOADER_OPTIONS & section.keys())
-    loader = {'num_worker_per_gpu': 0, 'batch_size_per_gpu': 1} if phase == 'train' else {}
-    report = ErrorCollector(dataset_problems(phase, {**section, **loader}, phase != 'test'))
-    report.check(_data, {**section, 'phase': phase, 'scale': scale}, where, reads=(
-        where, f'{where}: type', f'{where}: io_backend', f'{where}: io_backend: type'))
-    raise_errors(report.messages)
-
-
-def check_network(opt):
-    """Refuses a `network_g` that cannot be built, and a `path: pretrain_network_g` that UDLModel would refuse, at the
-    price of building the one and reading the other.
-
-    Args:
-        opt (dict): As for `check_options`, and passed by it.
-
-    Raises:
-        UserError: names the option, the file and the mismatch.
-    """
-    from udl_plugin.archs.build import build_network, no_larger_than
-    # the training's own random numbers stay as they are
-    with torch.random.fork_rng(devices=[]), no_larger_than(*LARGEST):
-        try:
-            net = build_network(opt['network_g'])
-        except UserError as err:
-            raise UserError(f'network_g: {err}') from err
-    path = opt['path'].get('pretrain_network_g')
-    if path is not None and opt['model_type'] == 'UDLModel':
-        state_dict, _, _ = load_matching_state_dict(net, path, opt['path'].get('param_key_g', 'params'),
-                                        opt['path'].get('strict_load_g', True))
+    from udl_plugin.archs.build import build_network
+    with torch.random.fork_rng(devices=[]), errors_at('network_g'):
+        net = build_network(opt['network_g'])
+    path = opt['path']
+    if path.get('pretrain_network_g') is not None and opt['model_type'] == 'UDLModel':
+        with errors_at(*PRETRAINED):
+            state_dict, _, _ = load_matching_state_dict(net, path['pretrain_network_g'], path.get(
+                'param_key_g', 'params'), path.get('strict_load_g', True))
         check_map_fingerprint(opt, sub_state_dict(state_dict, 'var_net'))
 
 
-def network_problems(opt, report):
-    """Adds what `check_network` refuses to a report; where the network is wrong, files that are missing."""
-    where = ('path', 'path: resume_state', *(f'path: {key}' for key in (
-        'pretrain_network_g', 'param_key_g', 'strict_load_g')))
-    if not report.blames_within('network_g'):
-        report.check(check_network, opt, reads=where)
-    if any(message.startswith('network_g: ') for message in report.messages):
-        report.check(_files, opt, reads=where)
-
-
-def check_map_fingerprint(opt, var_state_dict):
-    """Refuses cached maps of another network than the frozen one, such as step 1 before it was trained again.
+def check_data(phase: str, scale: int, dataset_opt: Opt) -> None:
+    """Checks one entry of `datasets` and its data, for a data loader that is not BasicSR's.
 
     Args:
-        var_state_dict (dict): Of the frozen network; empty where there is none, then maps may be of any.
+        phase: train, val or test.
+        scale: Of the network.
+        dataset_opt: As in an option file, without the options of BasicSR's data loader.
 
     Raises:
-        UserError: names the option, the LMDB and the network that it is of.
+        UserErrors: all that is wrong.
     """
-    root = (opt['datasets'].get('train') or {}).get('dataroot_uncertainty')
-    if root is None or not var_state_dict:
-        return
-    about = read_metadata(root)
-    if about['fingerprint'] != fingerprint(var_state_dict):
-        raise UserError(f"datasets: train: dataroot_uncertainty: the maps in '{root}' are of another network, "
-                         f"{about['model']}, {about['param_key']}, as it was then, and not of the one in path: "
-                         'pretrain_network_g. Have udl-prepare uncertainty --force write them anew, or name a plain '
-                         'network in network_g, which may weigh by any maps.')
+    path = ('datasets', phase)
+    raise_errors(OptionError((*path, key), "is an option of BasicSR's data loader; set it in the one that is used.")
+                 for key in LOADER_OPTIONS & dataset_opt.keys())
+    loader = {'num_worker_per_gpu': 0, 'batch_size_per_gpu': 1} if phase == 'train' else {}
+    errors = ErrorCollector(validate_dataset(phase, {**dataset_opt, **loader}, phase != 'test'))
+    errors.check(_check_data, {}, {**dataset_opt, 'phase': phase, 'scale': scale}, path, requires=[
+        (*path, 'type'), (*path, 'io_backend', 'type')])
+    raise_errors(errors.errors)
 
 
-def _speed(opt):
-    train, val = get_section(opt, 'train'), get_section(opt, 'val')
-    asked = [f'{where}: {key}: {section[key]}' for where, section in (('train', train), ('val', val))
-             for key in ('amp', 'compile') if section.get(key)]
-    if asked and opt.get('num_gpu') not in (None, 'auto', 0, 1) and not opt.get('dist'):  # auto: of a study, one each
-        yield (f'{asked[0]} on {opt["num_gpu"]} GPUs wants a process for each: torchrun --nproc_per_node='
-               f'{opt["num_gpu"]} -m udl_plugin.train -opt FILE.yml --launcher pytorch. Or take one GPU.')
-
-
-def _accumulation(opt):
-    train = get_section(opt, 'train')
-    accumulate = train.get('accumulate')
-    if accumulate is None:
-        return
-    batch = get_section(get_section(opt, 'datasets'), 'train').get('batch_size_per_gpu', 0)
-    if type(batch) is not int or batch % accumulate:
-        yield (f'train: accumulate: {accumulate}: is the number of equal parts in which a batch goes through: of '
-               f'batch_size_per_gpu: {batch}, a whole number that divides it.')
-    if accumulate > 1 and get_section(train, 'pixel_opt').get('reduction') == 'sum':
-        yield 'train: accumulate: the parts are averaged, and pixel_opt: reduction: sum is no mean; write mean.'
-    if accumulate > 1 and get_section(train, 'perceptual_opt').get('criterion') == 'fro':
-        yield ('train: accumulate: the parts are averaged, and perceptual_opt: criterion: fro is a norm of the whole '
-               'batch; write l1.')
-
-
-def _start(opt, network):
-    """A missing `path: pretrain_network_g` where the network cannot do without."""
-    if opt['path'].get('pretrain_network_g') is not None:
-        return
-    if getattr(network, 'trains_log_var', None) is False:
-        yield (f'path: pretrain_network_g: is missing. {network.__name__} starts from a checkpoint of step 1 (train '
-               'that first) or of step 2.')
-    elif not opt['is_train']:
-        yield 'path: pretrain_network_g: is missing: there is nothing to test.'
-
-
-def metrics_of_maps(opt):
-    """The sections of `val: metrics` whose function takes `log_var`."""
-    from basicsr.utils.registry import METRIC_REGISTRY
-    metrics = (opt.get('val') or {}).get('metrics') or {}
-    functions = {name: resolve_class(METRIC_REGISTRY, metric, f'val: metrics: {name}: ')
-                 for name, metric in metrics.items()}
-    return [metrics[name] for name, function in functions.items()
-            if 'log_var' in inspect.signature(function).parameters]
-
-
-def _metrics(opt, network):
-    from basicsr.utils.registry import METRIC_REGISTRY
-    for name, metric in get_section(get_section(opt, 'val'), 'metrics').items():
-        try:
-            function = resolve_class(METRIC_REGISTRY, metric, '')
-        except UserError:
-            continue  # the schema tells
-        if 'log_var' in inspect.signature(function).parameters and not _gives(network, 'log_var'):
-            yield (f'val: metrics: {name}: {metric["type"]} needs log_var, and network_g: {network.__name__} gives '
-                   f'none; {GIVES["log_var"]}.')
-
-
-def _maps_saved(opt, network):
-    if get_section(opt, 'val').get('save_uncertainty') and not _gives(network, 'log_var'):
-        yield f'val: save_uncertainty: network_g: {network.__name__} gives no log_var; {GIVES["log_var"]}.'
-
-
-def check_required_outputs(network, loss, given=(), names=('train: pixel_opt', 'network_g')):
-    """Maps that the loss needs and the network does not give, or gives for the other step.
+def check_map_fingerprint(opt: Opt, var_state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Checks that cached maps are of the frozen network, not of step 1 before it was trained again, for example.
 
     Args:
-        network (type): Class of the network.
-        loss (nn.Module | None): The loss.
-        given (Iterable[str]): Maps that are in the data.
-        names (tuple[str]): What loss and network are called.
+        opt: As for `validate_options`.
+        var_state_dict: Of the frozen network. Empty if there is none: then maps of any network are accepted.
 
-    Yields:
-        str: A message each.
+    Raises:
+        UserErrors: names the LMDB and the network that it is of.
     """
-    where, what = names
-    needs = getattr(loss, 'required_outputs', ())
-    for name in needs:
-        if name not in given and not _gives(network, name):
-            yield (f'{where}: {type(loss).__name__} needs {name}, and {what}: {network.__name__} gives none; '
-                   f'{GIVES[name]}.')
-    if not needs:
+    root = _train_set(opt).get('dataroot_uncertainty')
+    if root is None or not var_state_dict:
+        return
+    metadata = read_metadata(root)
+    if metadata['fingerprint'] != fingerprint(var_state_dict):
+        raise UserErrors([OptionError(('datasets', 'train', 'dataroot_uncertainty'), (
+            f"the maps in '{root}' are not of the network in path.pretrain_network_g, but of {metadata['model']}, "
+            f"{metadata['param_key']}, as it was then. Have udl-prepare uncertainty --force write them again, or set "
+            'network_g to a base network, which accepts maps of any network.'))])
+
+
+def metrics_of_maps(opt: Opt) -> list[Mapping[str, Any]]:
+    """The options of those `val.metrics` whose function takes `log_var`."""
+    return [metric for metric, function in _find_metrics(opt).values() if _takes_log_var(function)]
+
+
+# ---- checks. Each yields errors
+
+
+def _train_set(opt: Opt) -> Mapping[str, Any]:
+    return get_section(get_section(opt, 'datasets'), 'train')
+
+
+def _find_network(opt: Opt, errors: ErrorCollector) -> Any:
+    from basicsr.utils.registry import ARCH_REGISTRY
+    return None if errors.has_error_at('network_g', 'type') else resolve_class(ARCH_REGISTRY, opt['network_g'])
+
+
+def _build_loss(opt: Opt, errors: ErrorCollector) -> Any:
+    """What `build_loss` returns for train.pixel_opt; None if there is none, or if it is wrong."""
+    loss_opt = get_section(get_section(opt, 'train'), 'pixel_opt')
+    if not loss_opt or errors.has_error_within(*PIXEL_OPT):
+        return None
+    if loss_opt.get('reduction') == 'none':
+        errors.add(OptionError((*PIXEL_OPT, 'reduction'), 'none gives a map, and training requires a number; write '
+                                                          'mean.'))
+        return None
+    try:
+        return build_loss(loss_opt)
+    except UserError as err:
+        errors.add(OptionError(PIXEL_OPT, str(err)))
+        return None
+
+
+def _check_srmodel(loss: Any) -> Iterator[OptionError]:
+    outputs = getattr(loss, 'required_outputs', ())
+    if outputs:
+        yield OptionError(('model_type',), f'SRModel does not pass {" and ".join(outputs)} to losses, which '
+                                           f'train.pixel_opt: {type(loss).__name__} requires; write UDLModel.')
+
+
+def check_maps_used(opt: Opt, loss: Any) -> Iterator[OptionError]:
+    """Yields an error if there are cached maps that the loss does not read."""
+    if _train_set(opt).get('type') == WITH_MAPS and not (
+            'log_var' in getattr(loss, 'required_outputs', ()) and loss.trains_log_var is False):
+        yield OptionError(('datasets', 'train', 'type'), f'{WITH_MAPS}: no loss weights by its maps, as '
+                          f'train.pixel_opt: type: UDL does. Write type: {PAIRS}.')
+
+
+def _check_files(opt: Opt) -> Iterator[OptionError]:
+    """Files that BasicSR would find missing after it has made its folders."""
+    for key, value in get_section(opt, 'path').items():
+        if str(key).startswith('pretrain_network') and isinstance(value, str) and not osp.isfile(value):
+            yield OptionError(('path', key), f"there is no file '{value}' (seen from {osp.abspath('.')}).")
+
+
+def _check_data(opt: Opt, dataset_opt: Opt, path: KeyPath) -> Iterator[OptionError]:
+    with_maps = dataset_opt.get('type') == WITH_MAPS
+    if dataset_opt.get('dataroot_uncertainty') is not None and not with_maps:
+        yield OptionError((*path, 'dataroot_uncertainty'), f'is only read with type: {WITH_MAPS}; write that.')
+    if dataset_opt.get('type') in (PAIRS, WITH_MAPS):
+        pairs = check_pairs(dataset_opt, path)  # reads each index once
+        if with_maps:
+            check_maps(dataset_opt, pairs, path)
+        if path == ('datasets', 'train'):
+            yield from _check_batch(opt, dataset_opt, pairs.number)
+
+
+def _check_batch(opt: Opt, dataset_opt: Opt, images: int) -> Iterator[OptionError]:
+    batch = dataset_opt.get('batch_size_per_gpu')
+    if type(batch) is not int:
+        return
+    if not opt.get('dist') and type(opt.get('num_gpu')) is int:
+        batch *= max(1, opt['num_gpu'])
+    share = dataset_opt.get('dataset_enlarge_ratio', 1) / (opt['world_size'] if opt.get('dist') else 1)
+    if math.ceil(images * share) < batch:
+        where = 'datasets.train'
+        message = too_few_images_message(math.ceil(images * share), batch, where)
+        yield OptionError(('datasets', 'train'), message.removeprefix(f'{where}: '))
+
+
+def _check_devices(opt: Opt) -> Iterator[OptionError]:
+    available, num_gpu = torch.cuda.device_count(), opt.get('num_gpu')
+    if type(num_gpu) is int and num_gpu > available and not opt.get('dist'):
+        has = f'{available} of them' if available else 'none that PyTorch can use'
+        yield OptionError(('num_gpu',), f'{num_gpu}: this machine has {has}; write {available}, or auto.')
+    if _train_set(opt).get('prefetch_mode') == 'cuda' and not available:
+        yield OptionError(('datasets', 'train', 'prefetch_mode'), 'cuda: there is no GPU that PyTorch can use; write '
+                                                                  'cpu or ~.')
+
+
+def _check_processes(opt: Opt) -> Iterator[OptionError]:
+    """DataParallel, of several GPUs in one process, knows neither autocast nor torch.compile."""
+    for section in ('train', 'val'):
+        for key in ('amp', 'compile'):
+            value = get_section(opt, section).get(key)
+            if value and opt.get('num_gpu') not in (None, 'auto', 0, 1) and not opt.get('dist'):  # auto: of a study
+                yield OptionError((section, key), f'{value} on {opt["num_gpu"]} GPUs requires a process for each: '
+                                  f'torchrun --nproc_per_node={opt["num_gpu"]} -m udl_plugin.train -opt FILE.yml '
+                                  '--launcher pytorch. Or use one GPU.')
+
+
+def _check_accumulation(opt: Opt) -> Iterator[OptionError]:
+    train, path = get_section(opt, 'train'), ('train', 'accumulate')
+    accumulate, batch = train.get('accumulate'), _train_set(opt).get('batch_size_per_gpu', 0)
+    if accumulate is None:
+        return
+    if type(batch) is not int or batch % accumulate:
+        yield OptionError(path, f'{accumulate}: a batch is split into this many equal parts; write a divisor of '
+                                f'batch_size_per_gpu: {batch}.')
+    if accumulate > 1 and get_section(train, 'pixel_opt').get('reduction') == 'sum':
+        yield OptionError(path, 'the parts are averaged, and pixel_opt.reduction: sum is not a mean; write mean.')
+    if accumulate > 1 and get_section(train, 'perceptual_opt').get('criterion') == 'fro':
+        yield OptionError(path, 'the parts are averaged, and perceptual_opt.criterion: fro is a norm of the complete '
+                                'batch; write l1.')
+
+
+def _check_start(opt: Opt, network: Any) -> Iterator[OptionError]:
+    """A missing checkpoint, where the network cannot do without one."""
+    if opt['path'].get('pretrain_network_g') is None:
+        if getattr(network, 'trains_log_var', None) is False:
+            yield OptionError(PRETRAINED, f'is missing. {network.__name__} starts from a checkpoint of step 1 (train '
+                                          'that first) or of step 2.')
+        elif not opt['is_train']:
+            yield OptionError(PRETRAINED, 'is missing: there is nothing to test.')
+
+
+def _find_metrics(opt: Opt) -> dict[str, tuple[Mapping[str, Any], Any]]:
+    """Name in val.metrics to options and function."""
+    from basicsr.utils.registry import METRIC_REGISTRY
+    metrics = get_section(get_section(opt, 'val'), 'metrics')
+    return {name: (metric, resolve_class(METRIC_REGISTRY, metric, f'val.metrics.{name}.'))
+            for name, metric in metrics.items()}
+
+
+def _takes_log_var(function: Any) -> bool:
+    return 'log_var' in inspect.signature(function).parameters
+
+
+def _check_metrics(opt: Opt, network: Any) -> Iterator[OptionError]:
+    for name, (metric, function) in _find_metrics(opt).items():
+        if _takes_log_var(function) and not _provides(network, 'log_var'):
+            yield OptionError(('val', 'metrics', name), f'{metric["type"]} requires log_var, which network_g: '
+                              f'{network.__name__} does not provide; {PROVIDERS["log_var"]}.')
+
+
+def _check_maps_saved(opt: Opt, network: Any) -> Iterator[OptionError]:
+    if get_section(opt, 'val').get('save_uncertainty') and not _provides(network, 'log_var'):
+        yield OptionError(('val', 'save_uncertainty'), f'network_g: {network.__name__} does not provide log_var; '
+                                                       f'{PROVIDERS["log_var"]}.')
+
+
+def check_required_outputs(network: Any, loss: Any, given: Iterable[str] = (),
+                           names: tuple[str, str] = ('train.pixel_opt', 'network_g')) -> Iterator[OptionError]:
+    """Yields an error for each extra output that the loss requires and the network does not provide in this step.
+
+    Args:
+        network: Class of the network.
+        loss: An instance; None or a class of BasicSR's require none.
+        given: Outputs that are in the data.
+        names: Keys of loss and network.
+    """
+    path, network_name = tuple(names[0].split('.')), f'{names[1]}: {network.__name__}'
+    loss_name, outputs = type(loss).__name__, getattr(loss, 'required_outputs', ())
+    for name in outputs:
+        if name not in given and not _provides(network, name):
+            yield OptionError(path, f'{loss_name} requires {name}, which {network_name} does not provide; '
+                                    f'{PROVIDERS[name]}.')
+    if not outputs:
         return
     steps = 'Step 1 is a network such as EDSRVar with ESU, step 2 one such as EDSRTwo with UDL.'
     loss_trains, network_trains = (getattr(part, 'trains_log_var', None) for part in (loss, network))
     if loss_trains is True and network_trains is False:
-        yield (f'{where}: {type(loss).__name__} trains the log-variance, and that of {what}: {network.__name__} is '
-               f'frozen. {steps}')
+        yield OptionError(path, f'{loss_name} trains the log-variance, which is frozen in {network_name}. {steps}')
     if loss_trains is False and network_trains is True:
-        yield (f'{where}: {type(loss).__name__} weighs by a finished log-variance, and that of {what}: '
-               f'{network.__name__} would stay untrained. {steps}')
+        yield OptionError(path, f'{loss_name} weights by a trained log-variance, and that of {network_name} would '
+                                f'stay untrained. {steps}')
 
 
-def _gives(network, name):
-    return f'return_{name}' in inspect.signature(network.forward).parameters
+def _provides(network: Any, output: str) -> bool:
+    return f'return_{output}' in inspect.signature(network.forward).parameters
 
 
-def _plain_network(network, network_opt):
-    """Class and section of the plain network, or of one step of a network of ours, and where they stand."""
-    where = 'network_g: '
-    if isinstance(network_opt.get('backbone'), dict):
+def _get_base(network: Any, network_opt: Opt) -> tuple[Any, Opt, str]:
+    """Class, options and key of the base network in one of either step."""
+    where = 'network_g.'
+    if isinstance(network_opt.get('backbone'), Mapping):
         from basicsr.utils.registry import ARCH_REGISTRY
-        network_opt, where = base_config(network_opt), f'{where}backbone: '
+        network_opt, where = base_config(network_opt), f'{where}backbone.'
         network = resolve_class(ARCH_REGISTRY, network_opt, where)
     return network, network_opt, where
 
 
-def _channels(opt, network):
-    """Images of other channels than the network takes."""
-    network, network_opt, where = _plain_network(network, opt['network_g'])
+def _check_channels(opt: Opt, network: Any) -> Iterator[OptionError]:
+    """Images with another number of channels than the network takes."""
+    network, network_opt, where = _get_base(network, opt['network_g'])
     parameters = inspect.signature(network).parameters
     key = next((name for name in ('num_in_ch', 'in_chans') if name in parameters), None)
-    takes = network_opt.get(key, parameters[key].default) if key else None
-    if type(takes) is not int:
+    channels = network_opt.get(key, parameters[key].default) if key else None
+    if type(channels) is not int:
         return
-    if takes != 3 and 'rgb_mean' in parameters:
-        yield f'{where}{key}: {takes}: {network.__name__} takes away the mean of three channels, and can have no other.'
+    if channels != 3 and 'rgb_mean' in parameters:
+        yield OptionError(tuple(f'{where}{key}'.split('.')), f'{channels}: {network.__name__} subtracts the mean of '
+                                                             'three channels, and supports no other number.')
         return
     for phase, dataset in get_section(opt, 'datasets').items():
-        if not isinstance(dataset, dict) or dataset.get('type') not in (PAIRS, WITH_MAPS):
+        if not isinstance(dataset, Mapping) or dataset.get('type') not in (PAIRS, WITH_MAPS):
             continue
-        gives = 1 if dataset.get('color') == 'y' else 3
-        if gives != takes:
-            color = 'color: y' if takes == 1 else 'color: ~' if takes == 3 else f'{key}: {gives}'
-            yield (f'datasets: {phase}: color: {dataset.get("color") or "~"} gives images of {gives} channels, and '
-                   f'{where}{key}: {takes} takes others; write {color}.')
+        given = 1 if dataset.get('color') == 'y' else 3
+        if given != channels:
+            fix = 'color: y' if channels == 1 else 'color: ~' if channels == 3 else f'{where}{key}: {given}'
+            yield OptionError(('datasets', phase, 'color'), f'{dataset.get("color") or "~"} gives images of {given} '
+                              f'channels, and {where}{key} is {channels}; write {fix}.')
 
 
-def _scale(scale, network, network_opt):
-    network, network_opt, where = _plain_network(network, network_opt)
-    parameters, key = inspect.signature(network).parameters, scale_key(network)
+def _check_scale(opt: Opt, network: Any) -> Iterator[OptionError]:
+    network, network_opt, where = _get_base(network, opt['network_g'])
+    parameters, key, scale = inspect.signature(network).parameters, scale_key(network), opt.get('scale')
     if key not in parameters:
         return
     upscale = network_opt.get(key, parameters[key].default)
     if scale is None:
-        yield f'scale: is missing; write scale: {upscale}, for {where}{key}: {upscale}.'
+        yield OptionError(('scale',), f'is missing; write scale: {upscale}, as {where}{key}: {upscale}.')
     elif scale != upscale:
-        yield f'scale: {scale} does not agree with {where}{key}: {upscale}; make both the scale of the data.'
+        yield OptionError(('scale',), f'{scale} does not agree with {where}{key}: {upscale}; make both the scale of '
+                                      'the data.')

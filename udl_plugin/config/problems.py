@@ -1,78 +1,125 @@
-"""Errors of options: where, and what to do."""
-import re
-from typing import NamedTuple
+"""Errors of options as data: the path of the key and a message. Line numbers are looked up when they are printed."""
+from __future__ import annotations
 
-from udl_plugin.config.value_types import NUMBER
-from udl_plugin.errors import UserError, truncate_repr
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from udl_plugin.errors import UserError, UserErrors
 
-class ErrorCollector:
-    """What is wrong, each thing once, and without what only follows from it.
+if TYPE_CHECKING:
+    from udl_plugin.config.yaml_loader import OptionFile
 
-    Args:
-        problems (list[Problem]): Known ones.
-    """
-
-    def __init__(self, problems=()):
-        self.messages = [problem.message for problem in problems]
-        self.places = [problem.place for problem in problems]
-
-    def blames(self, *places):
-        """Whether something is wrong at one of these places itself."""
-        return any(place in self.places for place in places)
-
-    def blames_within(self, section):
-        """Whether something is wrong there, or below."""
-        return any(place == section or place.startswith(f'{section}: ') for place in self.places)
-
-    def check(self, check, *args, reads=()):
-        """Calls a check and takes what it yields, raises or returns for its problems.
-
-        Args:
-            check (Callable): Called with `args`.
-            reads (Iterable[str]): Where it cannot do without a right value; it is left out where one is wrong.
-        """
-        if self.blames(*reads):
-            return
-        found = []
-        try:
-            found.extend(check(*args) or ())
-        except UserError as err:
-            found.extend(err.messages)
-        except Exception:
-            if not self.messages:
-                raise
-            return  # it stumbled over what is told already
-        for message in found:
-            if message not in self.messages and not any(message.startswith(f'{place}: ') for place in self.places):
-                self.messages.append(message)
+KeyPath = tuple[str, ...]  # ('train', 'optim_g', 'lr')
 
 
 class OptionError(NamedTuple):
-    """What is wrong with an option: where, such as `train: optim_g: lr`, and the whole message, which begins so."""
+    """What is wrong with one option. As a string: `train.optim_g.lr: expected a number, got ...`.
 
-    place: str
+    Attributes:
+        path: Its keys, from the top of the option file.
+        message: Without the keys. Says what is wrong and what to write instead.
+    """
+
+    path: KeyPath
     message: str
 
-
-def wrong_value(place, value, what):
-    """The problem of a value that is not what it should be."""
-    if isinstance(value, str) and NUMBER.fullmatch(value):
-        number = value.strip()
-        number = f'!!float {number}' if re.search('[eE]', number) else number
-        return OptionError(place, f"{place}: '{value}' is a text to YAML; write {number}.")
-    if what == 'true or false' and str(value).lower() in ('true', 'false'):
-        return OptionError(place, f"{place}: '{value}' is a text to YAML; write {value.lower()}.")
-    text = truncate_repr(value)
-    quoted = f"; write '{text}'" if type(value) in (int, float) and 'a text' in what else ''
-    return OptionError(place, f'{place}: {text}: must be {what}{quoted}.')
+    def __str__(self) -> str:
+        return f'{".".join(self.path)}: {self.message}'
 
 
-def missing_section(place):
-    return OptionError(place, f'{place}: is missing, or not a section.')
+class ErrorCollector:
+    """Collects errors, each once, without those that only follow from an earlier one.
+
+    Args:
+        errors: Errors that are known already.
+
+    Attributes:
+        errors: OptionErrors, and messages of `UserError`s that name no option.
+    """
+
+    def __init__(self, errors: Iterable[Any] = ()):
+        self.errors: list[Any] = []
+        self._wrong: set[KeyPath] = set()  # options on which no check may rely
+        for error in errors:
+            self.add(error)
+
+    def add(self, error: Any) -> None:
+        """Adds an error, if it is the first at its path. Checks that require this option are skipped from now on."""
+        path = getattr(error, 'path', None)
+        if path is None or path not in self._wrong:
+            self.errors.append(error)
+        if path is not None:
+            self._wrong.add(path)
+
+    def has_error_at(self, *path: str) -> bool:
+        """Whether this option, or a mapping that contains it, is wrong."""
+        return any(path[:length] in self._wrong for length in range(len(path) + 1))
+
+    def has_error_within(self, *path: str) -> bool:
+        """Whether this option, or one below it, is wrong."""
+        return any(wrong[:len(path)] == path for wrong in self._wrong)
+
+    def check(self, function: Callable[..., Iterable[Any] | None], *args: Any,
+              requires: Iterable[KeyPath] = ()) -> None:
+        """Calls a check and collects the errors that it yields or raises.
+
+        Args:
+            function: Called with `args`.
+            requires: Options without which it makes no sense; it is skipped if one of them is wrong.
+        """
+        if any(self.has_error_at(*path) for path in requires):
+            return
+        found: list[Any] = []
+        try:
+            for error in function(*args) or ():
+                found.append(error)
+        except UserError as err:
+            found += get_errors(err)
+        except Exception:
+            if not self.errors:
+                raise
+            return  # caused by an error that is reported already
+        for error in found:
+            if error not in self.errors and not self.has_error_at(*getattr(error, 'path', ('',))):
+                self.errors.append(error)
 
 
-def get_section(data, key):
-    """`data[key]` if it is a section, otherwise an empty one."""
-    section = data.get(key) if isinstance(data, dict) else None
-    return section if isinstance(section, dict) else {}
+def get_errors(err: UserError) -> list[Any]:
+    """The errors in a `UserErrors`; the message of any other `UserError`."""
+    return list(err.errors) if isinstance(err, UserErrors) else err.messages
+
+
+@contextlib.contextmanager
+def errors_at(*path: str) -> Iterator[None]:
+    """Turns the `UserError`s of the block into errors of the option at `path`."""
+    try:
+        yield
+    except UserError as err:
+        key = f'{".".join(path)}: '
+        raise UserErrors([error if isinstance(error, OptionError) else OptionError(path, str(error).removeprefix(key))
+                          for error in get_errors(err)]) from err.__cause__
+
+
+def format_errors(errors: Iterable[Any], option_file: OptionFile | None = None) -> str:
+    """Errors as text: one on a line of its own, several as a list that is sorted by lines.
+
+    Args:
+        errors: OptionErrors, which are given their line, and anything else that `str` turns into a message.
+        option_file: Where the options come from; None: no lines are known.
+    """
+    errors = list(errors)
+    if option_file is None or not any(isinstance(error, OptionError) for error in errors):
+        return '\n  '.join(map(str, errors))
+    located = [(option_file.locate(error.path) if isinstance(error, OptionError) else '', error) for error in errors]
+    if len(located) == 1:
+        return f'{option_file.path}, {located[0][0]}: {located[0][1]}'
+    located.sort(key=lambda one: int(one[0][5:]) if one[0].startswith('line ') else 0)
+    return '\n  '.join([f'{option_file.path}: {len(located)} problems:',
+                        *(f'{where}: {error}' if where else str(error) for where, error in located)])
+
+
+def get_section(data: Any, key: str) -> Mapping[str, Any]:
+    """`data[key]` if that is a mapping, otherwise an empty one."""
+    section = data.get(key) if isinstance(data, Mapping) else None
+    return section if isinstance(section, Mapping) else {}

@@ -1,28 +1,33 @@
-"""The options of a yml: which there are, who reads them, and what they may be. This is the one table of them.
+"""The options of an option file: which there are, their types, and which need UDLModel. This is the one table of them.
 
-`yml_problems` checks a whole yml as it is written. `section_problems` checks what a model is given, which may be a dict
-made by hand: there no key has to be, and what is not the model's is left alone. Sections that BasicSR hands to a class
-as keyword arguments are checked against the class itself.
+Mappings that BasicSR passes to a class as keyword arguments are checked against the class itself.
 """
 import re
-from typing import Annotated, NamedTuple, Optional
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, NamedTuple, Optional, Union
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     ValidationError,
+    ValidationInfo,
+    model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from udl_plugin.config.class_options import (
     OF_LOSSES,
     OF_METRICS,
     OF_OPTIMIZERS,
     OPTIMIZERS,
+    Adapters,
     check_class_options,
     resolve_class,
 )
-from udl_plugin.config.problems import OptionError, get_section, missing_section, wrong_value
+from udl_plugin.config.problems import ErrorCollector, KeyPath, OptionError, get_section
 from udl_plugin.config.value_types import (
     Amp,
     Color,
@@ -38,7 +43,6 @@ from udl_plugin.config.value_types import (
     Number,
     Numbers,
     OnBadRecord,
-    Options,
     Periods,
     Port,
     Positive,
@@ -50,36 +54,111 @@ from udl_plugin.config.value_types import (
     Warmup,
     Workers,
     whole_number,
+    wrong_value,
 )
-from udl_plugin.data.lmdb_io import check_io_backend
+from udl_plugin.data.lmdb_io import BACKENDS
 from udl_plugin.errors import UserError, did_you_mean, lookup_class
 from udl_plugin.utils.plain import to_builtins
 
 PAIRS, WITH_MAPS = 'PairedImageDataset', 'PairedImageUncertaintyDataset'
-MADE_PATHS = ('experiments_root', 'models', 'training_states', 'log', 'visualization', 'results_root')  # parse_options
+DERIVED_PATHS = ('experiments_root', 'models', 'training_states', 'log', 'visualization', 'results_root')
+IGNORED = {'use_shuffle': 'BasicSR always shuffles training data and ignores this option; delete it.'}  # was an option
+STRICT = ('SRModel', 'UDLModel')  # other models may have options of their own
 
 
 class UDLOnly(NamedTuple):
-    """Marks a key that UDLModel alone reads: with these values it asks for nothing."""
+    """Marks an option that only UDLModel supports. `off`: values that leave it disabled."""
 
     off: tuple = (None, False)
 
 
-# ---- the table. A key without a default has to be there
-
-
 class Section(BaseModel):
+    """A mapping in an option file. Its errors are complete messages. The validation context has the `model_type`."""
+
     model_config = ConfigDict(extra='forbid', strict=True, protected_namespaces=())
+
+    @classmethod
+    def udl_only(cls) -> dict[str, UDLOnly]:
+        return {key: mark for key, field in cls.model_fields.items() for mark in field.metadata
+                if isinstance(mark, UDLOnly)}
+
+    @model_validator(mode='wrap')
+    @classmethod
+    def _explain(cls, value: Any, handler: ModelWrapValidatorHandler[Any], info: ValidationInfo) -> Any:
+        unsupported = cls.udl_only() if (info.context or {}).get('model_type') == 'SRModel' else {}
+        in_use = {key: 'model_type: SRModel does not support it; write model_type: UDLModel.'
+                  for key, mark in unsupported.items() if isinstance(value, dict) and value.get(key) not in mark.off}
+        errors = [_line_error('udl_only', message, (key,)) for key, message in in_use.items()]
+        try:
+            section = handler(value)
+        except ValidationError as err:
+            known = [key for key in cls.model_fields if key not in unsupported]
+            for error in err.errors(include_url=False):
+                kind, loc, message = error['type'], error['loc'], error['msg']
+                if kind == 'missing':
+                    message = 'is missing.'
+                elif kind == 'extra_forbidden' and len(loc) == 1:
+                    message = f'is not an option{did_you_mean(loc[0], known)}. The options are: {", ".join(known)}.'
+                    message = IGNORED.get(str(loc[0]), message)
+                elif kind in ('dict_type', 'model_type', 'model_attributes_type'):
+                    message = wrong_value(error['input'], 'a mapping of options')
+                errors.append(_line_error(kind, message, loc, error['input']))
+        if errors:
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        return section
+
+
+def _line_error(kind: Any, message: str, loc: tuple[Union[int, str], ...], value: Any = None) -> InitErrorDetails:
+    return InitErrorDetails(type=PydanticCustomError(kind, '{message}', {'message': message}), loc=loc, input=value)
+
+
+def raise_nested(errors: Iterable[OptionError]) -> None:
+    """Raises errors within a validator; pydantic puts the path of the validated mapping before theirs."""
+    details = [_line_error('class_option', error.message, error.path) for error in errors]
+    if details:
+        raise ValidationError.from_exception_data('options', details)
+
+
+def options_of(registry: Any, adapters: Optional[Adapters] = None, required: Iterable[str] = (),
+               may_be_empty: bool = False) -> AfterValidator:
+    """Validates the options of a class in a registry, which may be named as in `basicsr.utils.registry`."""
+    def check(options: dict[str, Any]) -> dict[str, Any]:
+        from basicsr.utils import registry as registries
+        classes = getattr(registries, registry) if isinstance(registry, str) else registry
+        if options or not may_be_empty:
+            missing = [OptionError((key,), 'is missing.') for key in required if key not in options]
+            raise_nested([*check_class_options(classes, options, adapters=adapters), *missing])
+        return options
+    return AfterValidator(check)
+
+
+def _check_scheduler(options: dict[str, Any]) -> dict[str, Any]:
+    try:
+        resolve_class(SCHEDULERS, options).model_validate(options)
+    except UserError as err:
+        raise_nested([OptionError(('type',), str(err).removeprefix('type: '))])
+    return options
+
+
+Options = dict[str, Any]
+Network = Annotated[Options, options_of('ARCH_REGISTRY')]
+Loss = Annotated[Options, options_of('LOSS_REGISTRY', OF_LOSSES, may_be_empty=True)]  # BasicSR: as without it
+Metric = Annotated[Options, options_of('METRIC_REGISTRY', OF_METRICS)]
+Optimizer = Annotated[Options, options_of(OPTIMIZERS, OF_OPTIMIZERS, required=['lr'])]
+Scheduler = Annotated[Options, AfterValidator(_check_scheduler)]
+
+
+# ---- the table. An option without a default is required
 
 
 class TrainOptions(Section):
     total_iter: Iterations
     warmup_iter: Warmup = -1
     ema_decay: Decay = 0
-    optim_g: Options
-    scheduler: Options
-    pixel_opt: Optional[Options] = None
-    perceptual_opt: Optional[Options] = None
+    optim_g: Optimizer
+    scheduler: Scheduler
+    pixel_opt: Optional[Loss] = None
+    perceptual_opt: Optional[Loss] = None
     amp: Annotated[Optional[Amp], UDLOnly()] = None
     channels_last: Annotated[Optional[Flag], UDLOnly()] = None
     compile: Annotated[Optional[Flag], UDLOnly()] = None
@@ -93,7 +172,7 @@ class ValOptions(Section):
     val_freq: Optional[Iterations] = None
     pbar: Flag = False
     suffix: Optional[FileName] = None
-    metrics: Optional[dict[str, Options]] = None
+    metrics: Optional[dict[str, Metric]] = None
     amp: Annotated[Optional[Amp], UDLOnly()] = None
     save_uncertainty: Annotated[Optional[Flag], UDLOnly()] = None
     uncertainty_limits: Annotated[Optional[Limits], UDLOnly()] = None
@@ -112,7 +191,7 @@ class PathOptions(Section):
     ignore_resume_networks: Optional[Texts] = None
 
 
-class Wandb(Section):
+class WandbOptions(Section):
     project: Optional[Text] = None
     resume_id: Optional[Text] = None
 
@@ -121,7 +200,7 @@ class LogOptions(Section):
     print_freq: Iterations
     save_checkpoint_freq: Iterations
     use_tb_logger: Flag
-    wandb: Optional[Wandb] = None
+    wandb: Optional[WandbOptions] = None
     save_keep: Annotated[Optional[Count], UDLOnly()] = None
 
 
@@ -131,7 +210,7 @@ class DistParams(Section):
 
 
 class OptionsFile(Section):
-    """What training and test share."""
+    """What files for training and for testing have in common."""
 
     name: FileName
     model_type: Text
@@ -139,7 +218,7 @@ class OptionsFile(Section):
     num_gpu: Gpus
     manual_seed: Optional[Seed] = None
     datasets: dict[str, Options]
-    network_g: Options
+    network_g: Network
     path: PathOptions
     train: Optional[TrainOptions] = None
     val: Optional[ValOptions] = None
@@ -158,8 +237,8 @@ class TestFile(OptionsFile):
     val: ValOptions
 
 
-class DataSet(Section):
-    """What build_dataset and build_dataloader read; other types of data sets have more."""
+class DatasetOptions(Section):
+    """What BasicSR's build_dataset and build_dataloader read; a type that is not paired has options of its own."""
 
     name: FileName
     type: Text
@@ -172,20 +251,31 @@ class DataSet(Section):
     persistent_workers: Flag = False
 
 
-LOADER_OPTIONS = DataSet.model_fields.keys() - {'name', 'type'}
+LOADER_OPTIONS = DatasetOptions.model_fields.keys() - {'name', 'type'}
 
 
-class TrainSet(DataSet):
+class TrainSet(DatasetOptions):
     num_worker_per_gpu: Workers
     batch_size_per_gpu: Count
-    on_bad_record: Optional[OnBadRecord] = None  # udl-train reads it, of any type
+    on_bad_record: Optional[OnBadRecord] = None  # of any type: udl-train reads it
+
+
+def _check_backend(backend: Any) -> Any:
+    if backend not in BACKENDS:
+        raise PydanticCustomError('backend', '{message}', {'message': (
+            f'{wrong_value(backend, " or ".join(BACKENDS))[:-1]}{did_you_mean(backend, BACKENDS)}.')})
+    return backend
+
+
+class IOBackend(Section):  # BasicSR's `memcached` runs code that its options name
+    type: Annotated[Any, AfterValidator(_check_backend)]
 
 
 class _Pairs(Section):
     dataroot_gt: Text
     dataroot_lq: Text
-    dataroot_uncertainty: Optional[Text] = None  # of PairedImageUncertaintyDataset; check_options refuses it elsewhere
-    io_backend: Options
+    dataroot_uncertainty: Optional[Text] = None  # of PairedImageUncertaintyDataset; elsewhere a cross-check refuses it
+    io_backend: IOBackend
     meta_info_file: Optional[Text] = None
     filename_tmpl: Text = '{}'
     mean: Optional[Numbers] = None
@@ -196,7 +286,7 @@ class _Pairs(Section):
     use_rot: Flag = False
 
 
-class PairedSet(_Pairs, DataSet):
+class PairedSet(_Pairs, DatasetOptions):
     pass
 
 
@@ -223,287 +313,174 @@ class Cosine(Section):
     last_epoch: Number = -1
 
 
-SCHEDULERS = {'MultiStepLR': MultiStep, 'MultiStepRestartLR': MultiStep, 'CosineAnnealingRestartLR': Cosine}
-UNREAD = {'use_shuffle': 'always shuffles training data, and does not read this'}  # of ymls for older versions
-STRICT = ('SRModel', 'UDLModel')  # of other models not all keys are known
+SCHEDULERS: dict[str, type[Section]] = {
+    'MultiStepLR': MultiStep, 'MultiStepRestartLR': MultiStep, 'CosineAnnealingRestartLR': Cosine}
 
 
-# ---- how it is said
+# ---- validation
 
 
-def is_ours(field):
-    """The `Ours` of a key that UDLModel alone reads, or None."""
-    return next((mark for mark in field.metadata if isinstance(mark, UDLOnly)), None)
-
-
-def _validate(model, section, place=(), told=''):
-    """Yields problems of a section of the table; `told` is what its keys hang on, such as a model_type."""
-    try:
-        model.model_validate(section)
-    except ValidationError as err:
-        for error in err.errors(include_url=False):
-            loc = [str(part) for part in (*place, *error['loc'])]
-            yield error['type'], _said(model, error, loc, told)
-
-
-def _said(model, error, loc, told):
-    place, kind = ': '.join(loc), error['type']
-    inner = _model_at(model, error['loc'][:-1])
-    if kind == 'extra_forbidden':
-        if loc[-1] in UNREAD:
-            return OptionError(place, f'{place}: BasicSR {UNREAD[loc[-1]]}; delete it.')
-        known = [name for name, field in inner.model_fields.items()
-                 if not (is_ours(field) and told == 'model_type: SRModel')]
-        where = f'{": ".join(loc[:-1])}: ' if loc[1:] else ''
-        whose = f'With {told} its options are' if told and loc[1:] else 'The options are'
-        return OptionError(place, f"{where}'{loc[-1]}' is not an option{did_you_mean(loc[-1], known)}. "
-                              f'{whose}: {", ".join(known)}.')
-    if kind == 'missing' and not _is_section(inner.model_fields[error['loc'][-1]].annotation):
-        return OptionError(place, f'{place}: is missing.')
-    if kind in ('missing', 'dict_type', 'model_type', 'model_attributes_type'):
-        return missing_section(place)
-    return wrong_value(place, error['input'], error['msg'])
-
-
-def _is_section(annotation):
-    return 'dict[' in str(annotation) or (isinstance(annotation, type) and issubclass(annotation, Section))
-
-
-def _model_at(model, loc):
-    for key in loc:
-        field = model.model_fields.get(key)
-        inner = [part for part in (field.annotation, *getattr(field.annotation, '__args__', ()))
-                 if isinstance(part, type) and issubclass(part, Section)] if field else []
-        model = inner[0] if inner else model
-    return model
-
-
-# ---- all of it
-
-
-def validate_sections(opt):
-    """What is wrong with the sections that a model reads: train, val, path, and those that are handed to classes.
+def validate_file(data: Mapping[str, Any], is_train: bool) -> list[OptionError]:
+    """All errors of an option file as it is written. Data and checkpoints are not read.
 
     Args:
-        opt (dict): As `parse_options` returns it, or one made by hand, where keys may be missing.
-
-    Returns:
-        list[Problem]
-    """
-    data = to_builtins({key: opt[key] for key in OptionsFile.model_fields if key in opt})
-    data = {key: value for key, value in data.items()
-            if key in ('model_type', 'datasets', 'network_g', 'path', 'train', 'val')}
-    if isinstance(data.get('path'), dict):
-        data['path'] = {key: value for key, value in data['path'].items() if key not in MADE_PATHS}
-    needed = {'model_type', 'datasets', 'network_g', 'path'}
-    found = [problem for kind, problem in _table_problems(OptionsFile, data)
-             if kind != 'missing' or problem.place in needed]
-    return _one_a_place([*found, *_classes_problems(data)])
-
-
-def validate_file(data, is_train):
-    """What is wrong with a yml as it is written; data and checkpoints are not looked at.
-
-    Args:
-        data (dict): Its content.
-        is_train (bool): For training, or for a test.
-
-    Returns:
-        list[Problem]
+        data: Its content.
+        is_train: Whether it is for training, or for testing.
     """
     data = to_builtins(data)
-    found = [problem for kind, problem in _table_problems(TrainingFile if is_train else TestFile, data)
-             if is_train or kind != 'missing' or not problem.place.startswith(('train: ', 'logger: '))]
-    for phase, section in get_section(data, 'datasets').items():
-        found += dataset_problems(phase, section, is_train)
-    found += _classes_problems(data)
-    return _one_a_place([*found, *_relations(data, is_train, {problem.place for problem in found})])
+    errors = ErrorCollector(
+        error for kind, error in _validate(TrainingFile if is_train else TestFile, data)
+        if is_train or kind != 'missing' or error.path[0] not in ('train', 'logger') or len(error.path) != 2)
+    for phase, dataset in get_section(data, 'datasets').items():
+        for error in validate_dataset(phase, dataset, is_train):
+            errors.add(error)
+    for error in _check_relations(data, is_train, errors):
+        errors.add(error)
+    return errors.errors
 
 
-def _one_a_place(problems):
-    """The first of each place: the others follow from it."""
-    first = {}
-    for problem in problems:
-        first.setdefault(problem.place, problem)
-    return list(first.values())
+def validate_sections(opt: Mapping[str, Any]) -> list[OptionError]:
+    """All errors of the options that a model reads: train, val, path, and options of classes.
+
+    Args:
+        opt: As BasicSR's `parse_options` returns it, or a dict made by hand, in which keys may be missing.
+    """
+    data = to_builtins({key: opt[key] for key in ('model_type', 'datasets', 'network_g', 'path', 'train', 'val')
+                        if key in opt})
+    if isinstance(data.get('path'), dict):
+        data['path'] = {key: value for key, value in data['path'].items() if key not in DERIVED_PATHS}
+    required = ('model_type', 'datasets', 'network_g', 'path')
+    return ErrorCollector(error for kind, error in _validate(OptionsFile, data)
+                          if kind != 'missing' or len(error.path) > 2 or error.path[0] in required).errors
 
 
-def _table_problems(model, data):
-    """Yields the type of pydantic's error and the problem, as far as the model_type lets them be known."""
-    model_type = data.get('model_type')
-    for kind, problem in _validate(model, data, told=f'model_type: {model_type}'):
-        section = problem.place.split(': ')[0]
-        known_by_all = section in ('logger', 'dist_params') or problem.place in (
-            'train: total_iter', 'val: save_img', 'val: val_freq')
-        open_ended = kind in ('missing', 'extra_forbidden') and model_type not in STRICT
-        if kind == 'missing' and ': ' not in problem.place:
-            open_ended = False
-        if kind == 'extra_forbidden' and section == 'path' and not re.match(
-                'path: (pretrain_network|param_key|strict_load|.*resume)', problem.place):
-            open_ended = False  # upstream makes a folder of any other path
-        if model_type == 'SRModel' and (kind == 'told' and _our_key(problem.place)):
-            continue  # below
-        if not open_ended or known_by_all:
-            yield kind, problem
-    if model_type == 'SRModel':
-        for place, mark in _our_keys():
-            section, key = place.split(': ')
-            value = get_section(data, section).get(key)
-            if value not in mark.off:
-                yield 'ours', OptionError(place, f'{place}: model_type: SRModel does not read it; write model_type: '
-                                             'UDLModel.')
-
-
-def _our_keys():
-    for section, model in (('train', TrainOptions), ('val', ValOptions), ('logger', LogOptions)):
-        for key, field in model.model_fields.items():
-            if is_ours(field):
-                yield f'{section}: {key}', is_ours(field)
-
-
-def _our_key(place):
-    return place in dict(_our_keys())
-
-
-def _classes_problems(data):
-    from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
-    train, found = get_section(data, 'train'), []
-    if isinstance(data.get('model_type'), str):
-        try:
-            lookup_class(MODEL_REGISTRY, data['model_type'], 'model_type: ')
-        except UserError as err:
-            found.append(OptionError('model_type', str(err)))
-    if get_section(data, 'network_g') or data.get('network_g') == {}:
-        found += check_class_options(ARCH_REGISTRY, data['network_g'], 'network_g')
-    for name in ('pixel_opt', 'perceptual_opt'):
-        if get_section(train, name):
-            found += check_class_options(LOSS_REGISTRY, train[name], f'train: {name}', OF_LOSSES)
-    if data.get('model_type') in STRICT:
-        found += _optimization_problems(train)
-    for name, metric in get_section(get_section(data, 'val'), 'metrics').items():
-        if isinstance(metric, dict):
-            found += check_class_options(METRIC_REGISTRY, metric, f'val: metrics: {name}', OF_METRICS)
-    return found
-
-
-def _optimization_problems(train):
-    if isinstance(train.get('optim_g'), dict):
-        yield from check_class_options(OPTIMIZERS, train['optim_g'], 'train: optim_g', OF_OPTIMIZERS)
-        if 'lr' not in train['optim_g']:
-            yield OptionError('train: optim_g: lr', 'train: optim_g: lr: is missing; upstream has no default.')
-    scheduler = train.get('scheduler')
-    if isinstance(scheduler, dict):
-        try:
-            model = resolve_class(SCHEDULERS, scheduler, 'train: scheduler: ')
-        except UserError as err:
-            yield OptionError('train: scheduler: type', str(err))
-            return
-        told = f'type: {scheduler["type"]}'
-        yield from (problem for _, problem in _validate(model, scheduler, ('train', 'scheduler'), told))
-
-
-def dataset_problems(phase, section, is_train):
-    """What is wrong with one section of `datasets`, as it is written; see `yml_problems`."""
-    from basicsr.data.data_util import paired_paths_from_folder  # noqa: F401 (its package registers the data sets)
+def validate_dataset(phase: str, dataset: Any, is_train: bool) -> list[OptionError]:
+    """All errors of one entry of `datasets`, as it is written; see `validate_file`."""
     from basicsr.utils.registry import DATASET_REGISTRY
-    place, kind = f'datasets: {phase}', phase.split('_')[0]
-    phases = ('train', 'val') if is_train else ('val', 'test')
-    if kind not in phases or (kind == 'train' and phase != 'train'):
-        yield OptionError(place, f"{place}: is no phase of a {'training' if is_train else 'test'}; these are: "
-                             f"{'train, val, val_2' if is_train else 'test_1, test_2'} and so on.")
-        return
-    if not isinstance(section, dict):
-        return
-    paired = section.get('type') in (PAIRS, WITH_MAPS)
-    model = (PairedTrainSet if paired else TrainSet) if kind == 'train' else PairedSet if paired else DataSet
-    for error, problem in _validate(model, section, ('datasets', phase), f'type: {section.get("type")}'):
-        if paired or error != 'extra_forbidden':
-            yield problem
-    if isinstance(section.get('type'), str):
+    path, kind = ('datasets', phase), phase.split('_')[0]
+    if kind not in (('train', 'val') if is_train else ('val', 'test')) or (kind == 'train' and phase != 'train'):
+        names = 'train, val, val_2' if is_train else 'test_1, test_2'
+        return [OptionError(path, f"is not a phase of a {'training' if is_train else 'test'}; these are {names} and "
+                                  'so on.')]
+    if not isinstance(dataset, dict):
+        return []
+    paired = dataset.get('type') in (PAIRS, WITH_MAPS)
+    model = (PairedTrainSet if paired else TrainSet) if kind == 'train' else PairedSet if paired else DatasetOptions
+    errors = ErrorCollector(error for error_type, error in _validate(model, dataset, path)
+                            if paired or error_type != 'extra_forbidden')
+    if isinstance(dataset.get('type'), str):
         try:
-            resolve_class(DATASET_REGISTRY, section, f'{place}: ')
+            lookup_class(DATASET_REGISTRY, dataset['type'])
         except UserError as err:
-            yield OptionError(f'{place}: type', str(err))
-    if isinstance(section.get('io_backend'), dict):
-        for message in check_io_backend(section['io_backend'], place):
-            yield OptionError(f'{place}: io_backend', message)
-    yield from _loader_problems(section, place, kind)
-    if paired:
-        yield from _normalization_problems(section, place)
+            errors.add(OptionError((*path, 'type'), str(err)))
+    for key, message in _check_loader(dataset, kind):
+        errors.add(OptionError((*path, key), message))
+    errors.check(_check_normalization, dataset, path, requires=[(*path, key) for key in ('mean', 'std', 'color')])
+    return errors.errors
 
 
-def _normalization_problems(section, place):
-    mean, std = section.get('mean'), section.get('std')
+def _validate(model: type[Section], data: Mapping[str, Any], path: KeyPath = ()) -> Iterator[tuple[str, OptionError]]:
+    """Yields pydantic's type of each error, and the error."""
+    model_type = data.get('model_type')
+    found = []
+    try:
+        model.model_validate(data, context={'model_type': model_type})
+    except ValidationError as err:
+        found = [(error['type'], OptionError((*path, *map(str, error['loc'])), error['msg']))
+                 for error in err.errors(include_url=False)]
+    for kind, error in found:
+        if path or model_type in STRICT or not _may_be_of_another_model(kind, error.path):
+            yield kind, error
+    if not path and isinstance(model_type, str):
+        from basicsr.utils.registry import MODEL_REGISTRY
+        try:
+            lookup_class(MODEL_REGISTRY, model_type)
+        except UserError as err:
+            yield 'model', OptionError(('model_type',), str(err))
+
+
+def _may_be_of_another_model(kind: str, path: KeyPath) -> bool:
+    """Whether a model that is neither SRModel nor UDLModel may do without an option, or have it in addition."""
+    if path[:2] in (('train', 'optim_g'), ('train', 'scheduler')):
+        return True
+    if kind == 'missing':
+        return len(path) == 2 and path[0] in ('train', 'val') and path not in (
+            ('train', 'total_iter'), ('val', 'save_img'), ('val', 'val_freq'))
+    if kind == 'extra_forbidden':  # BasicSR makes a folder of any other path
+        return len(path) == 1 or (len(path) == 2 and (path[0] in ('train', 'val') or (path[0] == 'path' and re.match(
+            'pretrain_network|param_key|strict_load|.*resume', path[1]) is not None)))
+    return False
+
+
+def _check_normalization(dataset: Mapping[str, Any], path: KeyPath) -> Iterator[OptionError]:
+    mean, std = dataset.get('mean'), dataset.get('std')
     for key, value, other, partner in (('mean', mean, 'std', std), ('std', std, 'mean', mean)):
+        channels = 1 if dataset.get('color') == 'y' else 3
         if value is not None and partner is None:
-            yield OptionError(f'{place}: {key}', f'{place}: {key}: wants {other} beside it: upstream reads both or none.')
-    channels = 1 if section.get('color') == 'y' else 3
-    for key, value in (('mean', mean), ('std', std)):
-        if isinstance(value, list) and len(value) != channels:
-            yield OptionError(f'{place}: {key}', f'{place}: {key}: {len(value)} numbers, for images of {channels} '
-                                             'channels; write one for each.')
-    if isinstance(std, list) and any(isinstance(value, (int, float)) and value <= 0 for value in std):
-        yield OptionError(f'{place}: std', f'{place}: std: {std}: images are divided by it; write numbers above 0.')
+            yield OptionError((*path, key), f'requires {other}: BasicSR reads both or none.')
+        elif value is not None and len(value) != channels:
+            yield OptionError((*path, key), f'has {len(value)} numbers for images of {channels} channels; write one '
+                                            'for each channel.')
+    if std is not None and min(std, default=1) <= 0:
+        yield OptionError((*path, 'std'), f'{std}: images are divided by it; write numbers above 0.')
 
 
-def _loader_problems(section, place, kind):
-    if section.get('persistent_workers') is True and (kind != 'train' or section.get('num_worker_per_gpu') == 0):
-        why = 'wants num_worker_per_gpu: 1 or more' if kind == 'train' else 'there are no workers in validation'
-        yield OptionError(f'{place}: persistent_workers', f'{place}: persistent_workers: {why}; write false.')
-    if kind == 'train' and section.get('prefetch_mode') == 'cpu' and section.get('num_worker_per_gpu') == 0:
-        yield OptionError(f'{place}: prefetch_mode', f'{place}: prefetch_mode: cpu wants num_worker_per_gpu: 1 or more: '
-                                                 'two threads would read beside each other.')
-    if kind == 'train' and section.get('prefetch_mode') == 'cuda' and section.get('pin_memory') is not True:
-        yield OptionError(f'{place}: pin_memory', f'{place}: prefetch_mode: cuda wants pin_memory: true.')
+def _check_loader(dataset: Mapping[str, Any], kind: str) -> Iterator[tuple[str, str]]:
+    if dataset.get('persistent_workers') is True and (kind != 'train' or dataset.get('num_worker_per_gpu') == 0):
+        reason = 'requires num_worker_per_gpu: 1 or more' if kind == 'train' else 'validation has no workers'
+        yield 'persistent_workers', f'{reason}; write false.'
+    if kind == 'train' and dataset.get('prefetch_mode') == 'cpu' and dataset.get('num_worker_per_gpu') == 0:
+        yield 'prefetch_mode', ('cpu requires num_worker_per_gpu: 1 or more: otherwise two threads of one process '
+                                'would draw random numbers in turn.')
+    if kind == 'train' and dataset.get('prefetch_mode') == 'cuda' and dataset.get('pin_memory') is not True:
+        yield 'pin_memory', 'must be true with prefetch_mode: cuda.'
 
 
-def _relations(data, is_train, blamed):
-    """Yields problems of options that pass by themselves; `blamed` are the places of those that do not."""
+def _check_relations(data: Mapping[str, Any], is_train: bool, errors: ErrorCollector) -> Iterator[OptionError]:
+    """Yields errors of options that disagree with others. Those that are wrong themselves are in `errors`."""
     train, val, logger = (get_section(data, section) for section in ('train', 'val', 'logger'))
     strict = data.get('model_type') in STRICT
     if is_train and isinstance(data.get('datasets'), dict) and 'train' not in data['datasets']:
-        yield missing_section('datasets: train')
+        yield OptionError(('datasets', 'train'), 'is missing.')
     if is_train and strict and train and not (train.get('pixel_opt') or train.get('perceptual_opt')):
-        yield OptionError('train: pixel_opt', 'train: pixel_opt: is missing: there is no loss to be trained with.')
+        yield OptionError(('train', 'pixel_opt'), 'is missing: there is no loss to train with.')
     if not is_train and val.get('save_img') is True and 'suffix' not in val:
-        yield OptionError('val: suffix', 'val: suffix: is missing; write suffix: ~ for the name of the test.')
-    if strict and not any(place.startswith('train: scheduler') for place in blamed):
-        yield from _schedule_problems(get_section(train, 'scheduler'), train.get('total_iter'))
+        yield OptionError(('val', 'suffix'), 'is missing; write suffix: ~ for the name of the test.')
+    if strict and train.keys() >= {'total_iter', 'scheduler'} and not (
+            errors.has_error_at('train', 'total_iter') or errors.has_error_within('train', 'scheduler')):
+        yield from _check_schedule(train['scheduler'], train['total_iter'])
     if get_section(logger, 'wandb').get('project') is not None and logger.get('use_tb_logger') is False:
-        yield OptionError('logger: wandb: project', 'logger: wandb: project: wants use_tb_logger: true.')
-    for name in get_section(val, 'metrics'):
-        border = get_section(val['metrics'], name).get('crop_border')
-        scale = data.get('scale')
-        if 'scale' not in blamed and type(scale) is type(border) is int and border != scale:
-            place = f'val: metrics: {name}: crop_border'
-            yield OptionError(place, f'{place}: {border} does not agree with scale: {scale}; write {scale} (--no-check '
-                                 'lets it pass).')
+        yield OptionError(('logger', 'wandb', 'project'), 'requires use_tb_logger: true.')
+    scale = data.get('scale')
+    metrics = get_section(val, 'metrics')
+    for name in metrics:
+        path, border = ('val', 'metrics', name, 'crop_border'), get_section(metrics, name).get('crop_border')
+        if not errors.has_error_at('scale') and type(scale) is type(border) is int and border != scale:
+            yield OptionError(path, f'{border} does not agree with scale: {scale}; write {scale} (--no-check accepts '
+                                    f'{border}).')
     if isinstance(val.get('save_best'), str):
-        yield from _save_best_problems(val, get_section(data, 'datasets'))
+        yield from _check_save_best(val, get_section(data, 'datasets'))
 
 
-def _schedule_problems(scheduler, total_iter):
-    place = 'train: scheduler: restart_weights'
-    is_cosine = SCHEDULERS.get(scheduler.get('type')) is Cosine
-    key = 'periods' if is_cosine else 'restarts'
-    lengths = [len(value) if isinstance(value, list) else None for value in (
-        scheduler.get(key, None if is_cosine else [0]), scheduler.get('restart_weights', [1]))]
-    if scheduler.get('type') in SCHEDULERS and None not in lengths and lengths[0] != lengths[1]:
-        yield OptionError(place, f'{place}: wants a number for each of {key}: {lengths[0]}, and has {lengths[1]}.')
-    periods = scheduler.get('periods')
-    if is_cosine and isinstance(periods, list) and all(type(whole_number(number)) is int for number in (
-            total_iter, *periods)) and sum(periods) < total_iter:
-        yield OptionError('train: scheduler: periods', f'train: scheduler: periods: end at iteration {sum(periods)}, and '
-                      f'total_iter: {total_iter} goes on; upstream stops there with an error. Make their sum '
-                      f'{total_iter}.')
+def _check_schedule(scheduler: Mapping[str, Any], total_iter: float) -> Iterator[OptionError]:
+    path: KeyPath = ('train', 'scheduler')
+    model = SCHEDULERS[scheduler['type']]
+    options = model.model_validate(scheduler).model_dump()
+    key = 'periods' if model is Cosine else 'restarts'
+    expected, given = len(options[key]), len(options['restart_weights'])
+    if expected != given:
+        yield OptionError((*path, 'restart_weights'), f'requires a number for each of {key}: {expected}, got {given}.')
+    if model is Cosine and sum(options['periods']) < whole_number(total_iter):
+        yield OptionError((*path, 'periods'), f"end at iteration {sum(options['periods'])}, before total_iter: "
+                          f'{total_iter}, where BasicSR stops with an error. Make their sum {total_iter}.')
 
 
-def _save_best_problems(val, datasets):
-    wanted, names = val['save_best'], list(get_section(val, 'metrics'))
-    sets = [str(section.get('name')) for phase, section in datasets.items()
-            if phase.split('_')[0] == 'val' and isinstance(section, dict)]
-    known = [*names, *(f'{one}/{name}' for one in sets for name in names)]
-    if wanted not in known:
-        has = f'they are: {", ".join(known)}' if known else 'there is no metric'
-        yield OptionError('val: save_best', f"val: save_best: '{wanted}' is no name in val: metrics, nor one of a data set "
-                                        f'such as DATASET/psnr{did_you_mean(wanted, known)}; {has}.')
+def _check_save_best(val: Mapping[str, Any], datasets: Mapping[str, Any]) -> Iterator[OptionError]:
+    name, metrics = val['save_best'], list(get_section(val, 'metrics'))
+    sets = [str(dataset.get('name')) for phase, dataset in datasets.items()
+            if phase.split('_')[0] == 'val' and isinstance(dataset, dict)]
+    known = [*metrics, *(f'{one}/{metric}' for one in sets for metric in metrics)]
+    if name not in known:
+        names = f'they are: {", ".join(known)}' if known else 'there is no metric'
+        yield OptionError(('val', 'save_best'), f"'{name}' is neither a name in val.metrics nor DATASET/METRIC"
+                                                f'{did_you_mean(name, known)}; {names}.')

@@ -1,5 +1,8 @@
-"""Value types of the option schema."""
+"""Types of option values. Each one says what it expects, in the words of the error message."""
+from __future__ import annotations
+
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import (
@@ -10,40 +13,58 @@ from pydantic import (
     StrictFloat,
     StrictInt,
     StrictStr,
-    TypeAdapter,
     ValidationError,
     WrapValidator,
 )
 from pydantic_core import PydanticCustomError
 
-NUMBER = re.compile(r'\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*')
+from udl_plugin.errors import truncate_repr
+
+NUMBER = re.compile(r'\s*([-+]?)(\d+\.?\d*|\.\d+)(?:[eE]([-+]?)(\d+))?\s*')
 
 
-# ---- what a value may be
-
-
-def constrained(type_, what, **limits):
-    """A type for the table: `what` is said of any other value."""
-    def check(value, handler):
+def expected(what: str) -> WrapValidator:
+    """Replaces pydantic's own message for a value of another type."""
+    def check(value: Any, handler: Callable[[Any], Any]) -> Any:
         try:
             return handler(value)
         except ValidationError:
-            raise PydanticCustomError('told', '{what}', {'what': what}) from None
-    return Annotated[type_, Field(**limits), WrapValidator(check)]
+            raise PydanticCustomError('value', '{message}', {'message': wrong_value(value, what)}) from None
+    return WrapValidator(check)
 
 
-def adapters(**kinds):
-    return {name: TypeAdapter(kind) for name, kind in kinds.items()}
+def wrong_value(value: Any, what: str) -> str:
+    """The message for a value that is not what is expected, with a fix where the type alone is wrong."""
+    number = NUMBER.fullmatch(value) if isinstance(value, str) else None
+    if number and re.search('number|integer', what):
+        sign, digits, exponent_sign, exponent = number.groups()
+        if exponent is None:
+            return f"expected {what}, got the string '{value}' (write {value.strip()}, without quotes)."
+        fixed = f'{sign}{digits}{"" if "." in digits else ".0"}e{exponent_sign or "+"}{exponent}'
+        return f"expected {what}, got the string '{value}' (YAML 1.1 reads it so; write {fixed})."
+    if what == 'true or false' and str(value).lower() in ('true', 'false'):
+        return f"expected {what}, got the string '{value}' (write {value.lower()}, without quotes)."
+    text = truncate_repr(value)
+    if isinstance(value, str):
+        return f'expected {what}, got {text!r}.'
+    fix = f" (write '{text}')" if type(value) in (int, float) and 'a string' in what else ''
+    return f'expected {what}, got {text}{fix}.'
 
 
-def whole_number(value):
-    """5e3 of YAML, a float, as the whole number that it is."""
+def whole_number(value: Any) -> Any:
+    """5e3 in YAML, a float, as the integer that it is."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _refuse(test):
-    def check(value):
-        if test(value):
+def is_plain_name(name: str) -> bool:
+    """Whether a string can be the name of a file or folder and does not lead out of its folder."""
+    return (name not in ('.', '..') and re.fullmatch(r'[^/\\\x00-\x1f]+', name) is not None
+            and len(name.encode(errors='replace')) <= 150 and name == name.encode(errors='replace').decode())
+
+
+def _only_if(test: Callable[[Any], bool]) -> AfterValidator:
+    def check(value: Any) -> Any:
+        if not test(value):
             raise ValueError
         return value
     return AfterValidator(check)
@@ -53,43 +74,39 @@ _Finite = Annotated[StrictFloat, Field(allow_inf_nan=False, ge=-1e15, le=1e15)]
 _Fraction = Annotated[StrictFloat, Field(ge=0, lt=1)]
 _Iteration = Annotated[StrictInt, Field(ge=0, le=10 ** 12), BeforeValidator(whole_number)]
 _Period = Annotated[StrictInt, Field(ge=1, le=10 ** 12), BeforeValidator(whole_number)]
-_PlainName = Annotated[StrictStr, _refuse(lambda name: not is_plain_name(name))]
 
-
-
-def is_plain_name(name):
-    """Whether a text can be the name of a file or folder, and leads nowhere else."""
-    return (name not in ('.', '..') and re.fullmatch(r'[^/\\\x00-\x1f]+', name) is not None
-            and len(name.encode(errors='replace')) <= 150 and name == name.encode(errors='replace').decode())
-
-
-Flag = constrained(StrictBool, 'true or false')
-Text = constrained(Annotated[StrictStr, _refuse(lambda text: '\0' in text)], 'a text')
-Texts = constrained(list[StrictStr], 'a list of texts')
-FileName = constrained(_PlainName, 'a plain name of a file or folder, a text without / and \\ of at most 150 bytes')
-Count = constrained(StrictInt, 'a whole number, 1 or more', ge=1)
-CountOrNone = constrained(StrictInt, 'a whole number, 0 or more', ge=0)
-Iterations = constrained(_Period, 'a whole number of iterations, 1 or more')
-Warmup = constrained(Annotated[StrictInt, Field(ge=-1), BeforeValidator(whole_number)],
-               'a whole number of iterations, or -1 for none')
-Milestones = constrained(list[_Iteration], 'a list of whole numbers of iterations')
-Periods = constrained(list[_Period], 'a list of whole numbers of iterations, 1 or more each', min_length=1)
-Number = constrained(_Finite, 'a number')
-Numbers = constrained(list[_Finite], 'a list of numbers')
-Positive = constrained(StrictFloat, 'a number above 0', gt=0, le=1e15, allow_inf_nan=False)
-NotNegative = constrained(StrictFloat, 'a number, 0 or more', ge=0, le=1e15, allow_inf_nan=False)
-Ratio = constrained(StrictFloat, 'a number above 0, and at most 10000', gt=0, le=10000, allow_inf_nan=False)
-Workers = constrained(StrictInt, 'a whole number from 0 to 256', ge=0, le=256)
-Decay = constrained(StrictFloat, 'a number from 0 to below 1', ge=0, lt=1)
-Betas = constrained(list[_Fraction], 'two numbers from 0 to below 1, such as [0.9, 0.999]', min_length=2, max_length=2)
-Seed = constrained(StrictInt, f'a whole number from 0 to {2**31 - 1}', ge=0, lt=2**31)
-Gpus = constrained(Union[Literal['auto'], Annotated[StrictInt, Field(ge=0, le=1024)]], 'auto or a whole number, 0 or more')
-Amp = constrained(Literal['bf16', 'fp16'], 'bf16, fp16, or ~ for float32')
-Limits = constrained(Annotated[list[_Finite], Field(min_length=2, max_length=2), _refuse(lambda pair: pair[0] >= pair[1])],
-               'a lower and a higher number, such as [-1, 4]')
-Color = constrained(Literal['y'], 'y, or ~ for all channels')
-Prefetch = constrained(Literal['cpu', 'cuda'], 'cpu, cuda, or ~')
-OnBadRecord = constrained(Literal['stop', 'skip'], 'stop or skip')
-Better = constrained(Literal['higher', 'lower'], 'higher or lower')
-Port = constrained(StrictInt, 'a whole number from 1 to 65535', ge=1, le=65535)
-Options = dict[str, Any]  # of a class
+Flag = Annotated[StrictBool, expected('true or false')]
+Text = Annotated[StrictStr, _only_if(lambda text: '\0' not in text), expected('a string')]
+Texts = Annotated[list[StrictStr], expected('a list of strings')]
+FileName = Annotated[StrictStr, _only_if(is_plain_name),
+                     expected('a plain file name: a string of at most 150 bytes without / and \\')]
+Integer = Annotated[StrictInt, expected('an integer')]
+Count = Annotated[StrictInt, Field(ge=1), expected('an integer of at least 1')]
+CountOrNone = Annotated[StrictInt, Field(ge=0), expected('an integer of at least 0')]
+Iterations = Annotated[_Period, expected('an integer number of iterations, at least 1')]
+Warmup = Annotated[StrictInt, Field(ge=-1), BeforeValidator(whole_number),
+                   expected('an integer number of iterations, or -1 for no warm-up')]
+Milestones = Annotated[list[_Iteration], expected('a list of iterations (integers of at least 0)')]
+Periods = Annotated[list[_Period], Field(min_length=1), expected('a list of iterations (integers of at least 1)')]
+Number = Annotated[_Finite, expected('a number')]
+Numbers = Annotated[list[_Finite], expected('a list of numbers')]
+Positive = Annotated[StrictFloat, Field(gt=0, le=1e15, allow_inf_nan=False), expected('a number above 0')]
+NotNegative = Annotated[StrictFloat, Field(ge=0, le=1e15, allow_inf_nan=False), expected('a number of at least 0')]
+Ratio = Annotated[StrictFloat, Field(gt=0, le=10000, allow_inf_nan=False), expected('a number above 0, up to 10000')]
+Workers = Annotated[StrictInt, Field(ge=0, le=256), expected('an integer from 0 to 256')]
+Decay = Annotated[StrictFloat, Field(ge=0, lt=1), expected('a number from 0 to below 1')]
+Betas = Annotated[list[_Fraction], Field(min_length=2, max_length=2),
+                  expected('two numbers from 0 to below 1, such as [0.9, 0.999]')]
+Seed = Annotated[StrictInt, Field(ge=0, lt=2 ** 31), expected(f'an integer from 0 to {2 ** 31 - 1}')]
+Gpus = Annotated[Union[Literal['auto'], Annotated[StrictInt, Field(ge=0, le=1024)]],
+                 expected('auto or an integer of at least 0')]
+Amp = Annotated[Literal['bf16', 'fp16'], expected('bf16, fp16, or ~ for float32')]
+Limits = Annotated[list[_Finite], Field(min_length=2, max_length=2), _only_if(lambda pair: pair[0] < pair[1]),
+                   expected('a lower and a higher number, such as [-1, 4]')]
+Color = Annotated[Literal['y'], expected('y, or ~ for all channels')]
+Prefetch = Annotated[Literal['cpu', 'cuda'], expected('cpu, cuda, or ~')]
+OnBadRecord = Annotated[Literal['stop', 'skip'], expected('stop or skip')]
+Better = Annotated[Literal['higher', 'lower'], expected('higher or lower')]
+Reduction = Annotated[Literal['mean', 'sum', 'none'], expected('mean, sum or none')]
+Criterion = Annotated[Literal['l1', 'fro'], expected('l1 or fro')]  # BasicSR's l2 uses a class that PyTorch lacks
+Port = Annotated[StrictInt, Field(ge=1, le=65535), expected('an integer from 1 to 65535')]

@@ -10,6 +10,7 @@ from basicsr.utils import check_resume
 
 from udl_plugin.checkpoints.safe_load import load_checkpoint
 from udl_plugin.checkpoints.state_dict import fingerprint, read_state_dict
+from udl_plugin.config.problems import errors_at
 from udl_plugin.errors import UserError
 from udl_plugin.training import rng_state
 from udl_plugin.training.resumable_loader import STATE_KEYS
@@ -36,10 +37,8 @@ def find_resume_state(opt: dict[str, Any]) -> tuple[dict[str, Any] | None, list[
         path, state, messages = _newest_complete(Path(opt['path']['training_states']), Path(opt['path']['models']))
         opt['path']['resume_state'] = path or opt['path'].get('resume_state')
     if state is None and opt['path'].get('resume_state'):
-        try:
+        with errors_at('path', 'resume_state'):
             state = read_state(opt['path']['resume_state'])
-        except UserError as err:
-            raise UserError(f'path.resume_state: {err}') from err.__cause__
     if state is not None:
         check_resume(opt, state['iter'])
         if opt['path'].get('param_key_g', 'params') is None:  # of the file that the training started from

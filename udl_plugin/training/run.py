@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import errno
 import functools
 import os
@@ -19,9 +18,12 @@ from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info, init_dist
 from basicsr.utils.options import copy_opt_file
 
-from udl_plugin.config.cross_checks import unchecked as checks_done
+from udl_plugin.config.completion import complete_options
+from udl_plugin.config.cross_checks import checks_done, network_errors, validate_options
+from udl_plugin.config.problems import format_errors, get_errors
+from udl_plugin.config.schema import validate_file
 from udl_plugin.config.yaml_loader import OptionFile, parse_override
-from udl_plugin.errors import UserError
+from udl_plugin.errors import UserError, raise_errors
 from udl_plugin.training.launch_env import LAUNCHERS, check_launcher, is_rank_zero
 from udl_plugin.training.loop import StoppedEarly, test, train
 from udl_plugin.training.resumable_loader import DataError
@@ -31,10 +33,10 @@ from udl_plugin.utils.atomic_io import atomic_write
 # None: of an OSError that BasicSR raises without one
 NOT_WRITABLE = (None, errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, getattr(errno, 'EDQUOT', errno.ENOSPC))
 
-FORCE_YML = '''Options that replace those of the yml: keys joined by `:`, then `=` and a value as YAML reads it (but 1e-4
-is a number, and none is null). The last key may be new. Unlike with BasicSR, nothing in it is executed.'''
-NO_CHECK = '''Accept all options, as BasicSR does. Without it, everything that is wrong with yml, data and checkpoint is
-reported at once, before any folder is made. The yml is read safely in either case.'''
+FORCE_YML = '''options that replace those of the yml: keys joined by `:`, then `=` and a value as YAML reads it (but
+1e-4 is a number, and none is null). The last key may be new. Unlike with BasicSR, nothing in it is executed'''
+NO_CHECK = '''accept all options, as BasicSR does; without it, everything that is wrong with yml, data and checkpoint
+is reported at once, before any folder is made'''
 
 
 def main(is_train: bool, argv: list[str] | None = None) -> int:
@@ -85,44 +87,42 @@ def _prepare(option_file: OptionFile, args: argparse.Namespace, is_train: bool) 
     Raises:
         UserErrors: everything that is wrong.
     """
-    opt = complete_options(option_file.data, os.getcwd(), is_train, args)
-    opt['dist'] = args.launcher != 'none'
+    opt = complete_options(option_file.data, os.getcwd(), is_train, getattr(args, 'auto_resume', False),
+                           getattr(args, 'debug', False))
+    opt.update(dist=False, rank=0, world_size=1, root_path=os.getcwd())
+    errors: list[Any] = [] if args.no_check else [*option_file.errors, *validate_file(option_file.data, is_train)]
+    if not errors:
+        _start_process(opt, args.launcher)
+    state, messages = None, []
+    try:
+        if is_train:
+            state, messages = find_resume_state(opt)
+    except UserError as err:
+        errors += get_errors(err)
+    except Exception:
+        if not errors:  # otherwise it is one of them that it failed over
+            raise
+    if not args.no_check:
+        errors = validate_options(opt, errors)
+        if errors:  # otherwise the model is built next, and finds these
+            errors += network_errors(opt, errors)
+    raise_errors(errors)
+    if is_train and state is None and Path(opt['path']['experiments_root']) in Path(args.opt).resolve().parents:
+        raise UserError(f"-opt: '{args.opt}' lies in {osp.relpath(opt['path']['experiments_root'])}, which is renamed "
+                        'when a new training starts. Copy the file out of it, or pass --auto_resume to continue.')
+    return opt, state, messages
+
+
+def _start_process(opt: dict[str, Any], launcher: str) -> None:
+    """Joins the process group, seeds the generators and sets up cuDNN, as BasicSR does."""
+    opt['dist'] = launcher != 'none'
     if opt['dist']:
-        init_dist(args.launcher, **(opt.get('dist_params') or {} if args.launcher == 'slurm' else {}))
+        init_dist(launcher, **(opt.get('dist_params') or {} if launcher == 'slurm' else {}))
     opt['rank'], opt['world_size'] = get_dist_info()
     if opt.get('manual_seed') is None:
         opt['manual_seed'] = random.randint(1, 10000)
     set_random_seed(opt['manual_seed'] + opt['rank'])
     torch.backends.cudnn.benchmark = True
-    state, messages = find_resume_state(opt) if is_train else (None, [])
-    folder = Path(opt['path']['experiments_root']) if is_train else None
-    if folder and state is None and folder.resolve() in Path(args.opt).resolve().parents:
-        raise UserError(f"-opt: '{args.opt}' lies in {folder.relative_to(os.getcwd())}, which is renamed when a new "
-                        'training starts. Copy the file out of it, or pass --auto_resume to continue.')
-    return opt, state, messages
-
-
-def complete_options(data, root, is_train, args):
-    opt = copy.deepcopy(data)
-    opt['is_train'], opt['auto_resume'], opt['root_path'] = is_train, getattr(args, 'auto_resume', False), root
-    for phase, d in opt['datasets'].items():
-        d['phase'] = phase.split('_')[0]
-        d['scale'] = opt['scale']
-    name = opt['name']
-    if is_train:
-        r = osp.join(root, 'experiments', name)
-        opt['path'].update(experiments_root=r, models=r + '/models', training_states=r + '/training_states', log=r,
-                           visualization=r + '/visualization')
-    else:
-        r = osp.join(root, 'results', name)
-        opt['path'].update(results_root=r, log=r, visualization=r + '/visualization')
-    return opt
-
-
-def format_errors(err, option_file):
-    return '\n  '.join(err.messages)
-
-
 
 
 def _copy_option_file(args: argparse.Namespace, folder: str) -> None:
@@ -144,13 +144,15 @@ def _report_error(args: argparse.Namespace, err: BaseException, option_file: Opt
     if isinstance(err, FloatingPointError):
         return _report(args, str(err), 1)
     if isinstance(err, UserError):
-        message = format_errors(err, option_file)
+        message = format_errors(get_errors(err), option_file)
     elif isinstance(err, URLError):
         message = f'A file that an option requires, such as the VGG of perceptual_opt, cannot be downloaded: {err}.'
     elif isinstance(err, OSError):
         message = str(err).rstrip('.') + '.'
         if err.errno in NOT_WRITABLE:
             message += ' Check free space and write permission.'
+    elif isinstance(err, KeyError) and args.no_check:
+        message = f'{err.args[0]}: is missing in the yml.'
     elif args.launcher != 'none' and re.search('gloo|NCCL|by peer', str(err)):
         message = 'another process of the training ended and reported why; this one ends too.'
     else:
