@@ -1,17 +1,15 @@
 """Both steps under DistributedDataParallel: two gloo processes on the CPU."""
 import os
 import signal
-import types
 
-import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import TINY
 from torch.nn.parallel import DistributedDataParallel
 
-from udl_plugin.training import rng_state, signals
-from udl_plugin.training.resumable_loader import LoaderState
+from udl_plugin.training import rng_state
+from udl_plugin.training.signals import StopSignal
 
 
 def options(network, loss, folder, pretrained, **train):
@@ -30,28 +28,32 @@ def gathered(tensor):
     return both
 
 
-def lasts(model, rank, folder):
-    """What one process meets, all of them do; and each has its own place and random numbers in the one state."""
+def check_agreement(model, rank, folder):
+    """A step is skipped, and a training stopped, on all ranks together; each rank has its own part in the one state."""
     def step(iteration, lq):
         model.update_learning_rate(iteration)
-        place = LoaderState(0, 2 * iteration, 20, 2, rng_state.capture(), (None,))
-        model.feed_data({'lq': lq, 'gt': torch.rand(2, 3, 16, 16), 'note': types.SimpleNamespace(place=place)})
+        model.feed_data({'lq': lq, 'gt': torch.rand(2, 3, 16, 16)})
         model.optimize_parameters(iteration)
 
     before = [value.clone() for value in model.net_g.state_dict().values()]
-    with pytest.raises(signals.Interrupted), signals.raised():
-        step(4, torch.rand(2, 3, 8, 8) * (float('nan') if rank == 1 else 1))
-        assert model.skips == 1
-        assert all(torch.equal(value, old) for value, old in zip(model.net_g.state_dict().values(), before))
+    step(4, torch.rand(2, 3, 8, 8) * (float('nan') if rank == 1 else 1))
+    assert model.guard.skips == 1
+    assert all(torch.equal(value, old) for value, old in zip(model.net_g.state_dict().values(), before))
+    with StopSignal() as stop:
         step(5, torch.rand(2, 3, 8, 8))
+        assert not stop.requested(model.device)
         if rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         step(6, torch.rand(2, 3, 8, 8))
-        raise AssertionError(f'rank {rank} goes on alone')
-    assert model.save_reached() == (6 if rank == 0 else None)
+        assert stop.requested(model.device)
+    assert stop.number == signal.SIGTERM
+    rng = rng_state.to_tensors(rng_state.capture())
+    position = {'epoch': 0, 'seen': 12 + rank, 'images': 20, 'batch_size': 2, 'begun': rng, 'loaders': [None]}
+    model.save(0, 6, {'places': position, 'random': rng})
+    assert model.saved_iter == (6 if rank == 0 else None)
     dist.barrier()
     state = torch.load(f'{folder}/6.state', weights_only=True)
-    assert [place['seen'] for place in state['places']] == [12, 12]
+    assert [place['seen'] for place in state['places']] == [12, 13]
     own, other = (state['random'][number]['torch'] for number in (rank, 1 - rank))
     assert torch.equal(own, torch.get_rng_state())
     assert not torch.equal(own, other)
@@ -63,7 +65,7 @@ def work(rank, folder):
     import udl_plugin.archs  # noqa: F401
     from udl_plugin.models import UDLModel
 
-    # upstream's asks for the current CUDA device
+    # BasicSR's asks for the current CUDA device
     UDLModel.model_to_device = lambda self, net: DistributedDataParallel(net)
     dist.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=2)
     torch.manual_seed(rank)  # other weights on each rank, until DDP makes them one
@@ -76,13 +78,13 @@ def work(rank, folder):
         before = {name: value.clone() for name, value in model.get_bare_model(model.net_g).state_dict().items()}
         for iteration in range(1, 4):
             model.feed_data({'lq': torch.rand(2, 3, 8, 8), 'gt': torch.rand(2, 3, 16, 16)})
-            assert not torch.equal(*gathered(model.lq)), 'the ranks must see other data'
+            assert not torch.equal(*gathered(model.lq)), 'the ranks must see different data'
             model.optimize_parameters(iteration)
         after = model.get_bare_model(model.net_g).state_dict()
         for name, value in after.items():
             assert torch.equal(*gathered(value)), f'{network}: {name} differs between the ranks'
             assert torch.equal(value, before[name]) == name.startswith('var_net.'), f'{network}: {name}'
-        lasts(model, rank, folder)
+        check_agreement(model, rank, folder)
         if rank == 0:
             model.save(epoch=-1, current_iter=-1)
         dist.barrier()

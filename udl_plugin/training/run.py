@@ -11,6 +11,7 @@ import sys
 import tempfile
 from os import path as osp
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -87,9 +88,12 @@ def _prepare(option_file: OptionFile, args: argparse.Namespace, is_train: bool) 
     Raises:
         UserErrors: everything that is wrong.
     """
-    opt = complete_options(option_file.data, os.getcwd(), is_train, getattr(args, 'auto_resume', False),
+    seed = option_file.data.get('manual_seed')
+    data = {**option_file.data, 'dist': False, 'rank': 0, 'world_size': 1,
+            'manual_seed': random.randint(1, 10000) if seed is None else seed}
+    opt = complete_options(data, os.getcwd(), is_train, getattr(args, 'auto_resume', False),
                            getattr(args, 'debug', False))
-    opt.update(dist=False, rank=0, world_size=1, root_path=os.getcwd())
+    opt['root_path'] = os.getcwd()
     errors: list[Any] = [] if args.no_check else [*option_file.errors, *validate_file(option_file.data, is_train)]
     if not errors:
         _start_process(opt, args.launcher)
@@ -119,8 +123,6 @@ def _start_process(opt: dict[str, Any], launcher: str) -> None:
     if opt['dist']:
         init_dist(launcher, **(opt.get('dist_params') or {} if launcher == 'slurm' else {}))
     opt['rank'], opt['world_size'] = get_dist_info()
-    if opt.get('manual_seed') is None:
-        opt['manual_seed'] = random.randint(1, 10000)
     set_random_seed(opt['manual_seed'] + opt['rank'])
     torch.backends.cudnn.benchmark = True
 
