@@ -154,7 +154,7 @@ class UDL(_UncertaintyLoss):
             raise UserError(f'type: UDL: scaling: exp is for source: log_var; of source: {source}, which goes up to '
                              '255, it overflows. Write another one.')
         self.offset, self.source, self.scaling = offset, source, scaling
-        self.required_outputs = SOURCES[source].needs
+        self.required_outputs = SOURCES[source].required_outputs
 
     def term(self, error, gt, log_var, frozen_error):
         source_map = SOURCES[self.source].weight_map(gt, log_var, frozen_error)
