@@ -139,7 +139,7 @@ def test_fast_training_with_cached_maps(runner):
     yml = step2(runner, **{**cached, 'datasets__train__dataroot_uncertainty': roots[0]})
     process = runner.train(yml)
     assert process.returncode == 2
-    assert "datasets: train: dataroot_uncertainty: 'datasets/demo/demo_train_HR_sub.lmdb' has no" in process.stdout
+    assert "datasets.train.dataroot_uncertainty: 'datasets/demo/demo_train_HR_sub.lmdb' has no" in process.stdout
 
 
 @pytest.fixture
@@ -189,12 +189,12 @@ def test_bad_input_is_one_line_before_the_first_iteration(runner):
 
     refused(runner.train('nowhere.yml'), '-opt', "'nowhere.yml': No such file")
     yml = runner.write_yml('x', datasets__train__dataroot_lq='datasets/nowhere.lmdb')
-    refused(runner.train(yml), 'datasets: train: dataroot_lq', 'datasets/nowhere.lmdb')
+    refused(runner.train(yml), 'datasets.train.dataroot_lq', 'datasets/nowhere.lmdb')
     assert not (runner.folder / 'experiments').exists()
     refused(runner.train(runner.write_yml('x', network_g__upscale=4)), 'scale: 2', 'upscale: 4')
     refused(runner.train(runner.write_yml('x', train__pixel_opt={'type': 'ESU', 'img_rnage': 1})),
-            "train: pixel_opt: 'img_rnage'", "did you mean 'img_range'")
-    refused(runner.train(step2(runner)), 'path: pretrain_network_g', 'experiments/step1/models/net_g_latest.pth')
+            'train.pixel_opt.img_rnage', "did you mean 'img_range'")
+    refused(runner.train(step2(runner)), 'path.pretrain_network_g', 'experiments/step1/models/net_g_latest.pth')
     assert not (runner.folder / 'experiments').exists()
 
 
@@ -204,7 +204,7 @@ def test_overrides_and_what_is_not_checked(runner):
     overrides = ['train:total_iter=1', 'logger:save_checkpoint_freq=5', 'train:optim_g:lr=1e-5', 'val:val_freq=1']
     process = runner.train(yml, '--force_yml', *overrides)
     assert process.returncode == 2
-    assert process.stdout.endswith('3 does not agree with scale: 2; write 2 (--no-check lets it pass).\n')
+    assert process.stdout.endswith('3 does not agree with scale: 2; write 2 (--no-check accepts 3).\n')
     log = ok(runner.train(yml, '--force_yml', *overrides, '--no-check'))
     assert 'iter:       1, lr:(1.000e-05' in log
     assert 'iter:       2' not in log

@@ -1,9 +1,10 @@
+"""Images and maps of paired data sets, checked before a training."""
 import pytest
 from conftest import random_images, write_images
 
 from udl_plugin.config.dataset_checks import check_maps, check_pairs
 from udl_plugin.data.map_format import ABOUT, make_metadata
-from udl_plugin.errors import UserError
+from udl_plugin.errors import UserErrors
 from udl_plugin.utils.atomic_io import atomic_write
 
 
@@ -16,13 +17,17 @@ def options(folder, kind, gt, lq, phase='train', scale=2, gt_size=8):
             'io_backend': {'type': kind}, 'dataroot_gt': str(roots['gt']), 'dataroot_lq': str(roots['lq'])}
 
 
-def refused(opt, *parts):
-    with pytest.raises(UserError) as caught:
-        check_pairs(opt, 'datasets: train')
-    message = str(caught.value)
-    assert '\n' not in message
-    for part in ('datasets: train', *parts):
-        assert str(part) in message
+PATH = ('datasets', 'train')
+
+
+def refused(opt, key, *parts):
+    """One error, at a key of the data set or, if that is None, at the data set itself."""
+    with pytest.raises(UserErrors) as caught:
+        check_pairs(opt, PATH)
+    (error,) = caught.value.errors
+    assert error.path == (('scale',) if key == 'scale' else (*PATH, *filter(None, [key])))
+    for part in parts:
+        assert str(part) in error.message
 
 
 kinds = pytest.mark.parametrize('kind', ['lmdb', 'disk'])
@@ -33,68 +38,70 @@ kinds = pytest.mark.parametrize('kind', ['lmdb', 'disk'])
 def test_good_data_passes(tmp_path, kind, phase):
     sizes = {'a': (16, 20), 'b': (24, 16)}
     opt = options(tmp_path, kind, sizes, {key: (h // 2, w // 2) for key, (h, w) in sizes.items()}, phase)
-    check_pairs(opt, 'datasets: train')
-    assert opt['io_backend'] == {'type': kind}  # upstream pops from it; we must not
+    pairs = check_pairs(opt, PATH)
+    assert pairs.number == 2
+    assert [(gt, lq) for _, gt, lq in pairs.sizes] == [((16, 20), (8, 10)), ((24, 16), (12, 8))]
+    assert opt['io_backend'] == {'type': kind}  # BasicSR pops from it; we must not
 
 
 @kinds
 def test_validation_gt_may_exceed_a_multiple(tmp_path, kind):
-    check_pairs(options(tmp_path, kind, {'a': (17, 21)}, {'a': (8, 10)}, 'val'), 'datasets: val')
+    check_pairs(options(tmp_path, kind, {'a': (17, 21)}, {'a': (8, 10)}, 'val'), PATH)
 
 
 @kinds
 @pytest.mark.parametrize('phase', ['train', 'val'])
 def test_other_scale(tmp_path, kind, phase):
     opt = options(tmp_path, kind, {'good': (16, 16), 'odd': (16, 16)}, {'good': (8, 8), 'odd': (4, 4)}, phase)
-    refused(opt, 'odd', 'GT is 16 x 16 and LQ 4 x 4', 'scale of 2', opt['dataroot_lq'])
+    refused(opt, None, 'odd', 'GT is 16 x 16 and LQ 4 x 4', 'scale of 2', opt['dataroot_lq'])
     opt = {**opt, 'scale': 4}
-    refused(opt, 'good', 'scale of 4')
+    refused(opt, None, 'good', 'scale of 4')
 
 
 @kinds
 def test_image_smaller_than_patch(tmp_path, kind):
-    refused(options(tmp_path, kind, {'a': (16, 12)}, {'a': (8, 6)}, gt_size=16), 'a', 'gt_size: 16')
+    refused(options(tmp_path, kind, {'a': (16, 12)}, {'a': (8, 6)}, gt_size=16), None, 'a', 'gt_size: 16')
 
 
 @kinds
 @pytest.mark.parametrize('gt_size', [9, 0, None, '8'])
 def test_bad_patch_size(tmp_path, kind, gt_size):
-    refused(options(tmp_path, kind, {'a': (16, 16)}, {'a': (8, 8)}, gt_size=gt_size), f'gt_size: {gt_size}', 'scale, 2')
+    refused(options(tmp_path, kind, {'a': (16, 16)}, {'a': (8, 8)}, gt_size=gt_size), 'gt_size', gt_size, 'scale, 2')
 
 
 def test_names_that_differ(tmp_path):
     opt = options(tmp_path, 'disk', {'a': (16, 16)}, {'ax2': (8, 8)})
-    check_pairs({**opt, 'filename_tmpl': '{}x2'}, 'datasets: train')
-    refused(opt, 'a.png is not in lq_paths')
+    check_pairs({**opt, 'filename_tmpl': '{}x2'}, PATH)
+    refused(opt, None, 'a.png is not in lq_paths')
     (tmp_path / 'lq' / 'bx2.png').touch()  # not in the list: not looked at
     (tmp_path / 'list.txt').write_text('a.png (16,16,3)\n')
-    check_pairs({**opt, 'filename_tmpl': '{}x2', 'meta_info_file': str(tmp_path / 'list.txt')}, 'datasets: train')
+    check_pairs({**opt, 'filename_tmpl': '{}x2', 'meta_info_file': str(tmp_path / 'list.txt')}, PATH)
 
 
 def test_missing_backend(tmp_path):
     opt = options(tmp_path, 'disk', {'a': (16, 16)}, {'a': (8, 8)})
     del opt['io_backend']
-    refused(opt, 'io_backend: is missing')
+    refused(opt, 'io_backend', 'is missing')
 
 
 @pytest.mark.parametrize('template', ['{', '{1}', '{x}', '{0.nope}', '{:>3000000000}', 'x', '{}{}', 5])
-def test_template_that_is_no_name(tmp_path, template):
+def test_wrong_template(tmp_path, template):
     opt = options(tmp_path, 'disk', {'a': (16, 16)}, {'a': (8, 8)})
-    refused({**opt, 'filename_tmpl': template}, 'filename_tmpl: ', 'a name with one {}')
+    refused({**opt, 'filename_tmpl': template}, 'filename_tmpl', 'expected a name with one {}')
 
 
 @pytest.mark.parametrize('listed', ['/dev/zero', 'nowhere.txt', 'a\0b'])
-def test_list_that_is_no_file(tmp_path, listed):
+def test_list_that_is_not_a_file(tmp_path, listed):
     opt = options(tmp_path, 'disk', {'a': (16, 16)}, {'a': (8, 8)})
-    refused({**opt, 'meta_info_file': listed}, 'meta_info_file: there is no file')
+    refused({**opt, 'meta_info_file': listed}, 'meta_info_file', 'there is no file')
 
 
-def test_list_that_leads_elsewhere(tmp_path):
+def test_list_of_files_outside_the_folder(tmp_path):
     opt = options(tmp_path, 'disk', {'a': (16, 16)}, {'a': (8, 8)})
     for folder in ('gt', 'lq'):
         (tmp_path / folder / 'a.png').rename(tmp_path / f'{folder}_a.png')
     (tmp_path / 'list.txt').write_text('../gt_a.png (16,16,3)\n')
-    refused({**opt, 'meta_info_file': str(tmp_path / 'list.txt')}, 'meta_info_file: ', 'is not in')
+    refused({**opt, 'meta_info_file': str(tmp_path / 'list.txt')}, 'meta_info_file', 'is not in')
 
 
 @kinds
@@ -107,13 +114,13 @@ def test_missing_root(tmp_path, kind, side):
 
 @kinds
 def test_empty(tmp_path, kind):
-    refused(options(tmp_path, kind, {}, {}), 'gt', 'empty' if kind == 'lmdb' else 'holds no image')
+    refused(options(tmp_path, kind, {}, {}), 'dataroot_gt', 'empty' if kind == 'lmdb' else 'contains no image')
 
 
 @kinds
 def test_unpaired(tmp_path, kind):
     refused(options(tmp_path, kind, {'a': (16, 16), 'b': (16, 16)}, {'a': (8, 8), 'c': (8, 8)}),
-            *(("1 only in GT ['b']", "1 only in LQ ['c']") if kind == 'lmdb' else ('b.png is not in lq', tmp_path)))
+            None, *(("1 only in GT ['b']", "1 only in LQ ['c']") if kind == 'lmdb' else ('b.png is not in lq', tmp_path)))
 
 
 def test_incomplete_lmdb(tmp_path):
@@ -125,13 +132,13 @@ def test_incomplete_lmdb(tmp_path):
 def test_bad_meta_info(tmp_path):
     opt = options(tmp_path, 'lmdb', {'a': (16, 16)}, {'a': (8, 8)})
     (tmp_path / 'gt.lmdb' / 'meta_info.txt').write_text('a.png (16,16,3) 1\nb\n')
-    refused(opt, 'gt.lmdb/meta_info.txt', 'line 2')
+    refused(opt, 'dataroot_gt', 'gt.lmdb/meta_info.txt', 'line 2')
 
 
 def test_broken_image(tmp_path):
     opt = options(tmp_path, 'disk', {'a': (16, 16)}, {'a': (8, 8)}, 'val')
     (tmp_path / 'lq' / 'a.png').write_bytes(b'no picture')
-    refused(opt, 'a.png')
+    refused(opt, None, 'a.png', 'cannot be read')
 
 
 def test_missing_scale(tmp_path):
@@ -139,7 +146,7 @@ def test_missing_scale(tmp_path):
 
 
 def test_truncated_lmdb(tmp_path):
-    """Upstream's workers would die of a bus error."""
+    """BasicSR's workers would be killed by a bus error."""
     opt = options(tmp_path, 'lmdb', {'a': (64, 64)}, {'a': (32, 32)})
     data = tmp_path / 'gt.lmdb' / 'data.mdb'
     data.write_bytes(data.read_bytes()[:-4096])
@@ -148,11 +155,11 @@ def test_truncated_lmdb(tmp_path):
 
 def test_lmdb_as_folder(tmp_path):
     opt = options(tmp_path, 'lmdb', {'a': (8, 8)}, {'a': (4, 4)})
-    with pytest.raises(UserError) as caught:
-        check_pairs({**opt, 'io_backend': {'type': 'disk'}}, 'datasets: train')
-    for side, message in zip(('dataroot_gt', 'dataroot_lq'), caught.value.messages):  # both at once
-        assert message.startswith(f'datasets: train: {side}: ')
-        assert 'is an LMDB; write type: lmdb' in message
+    with pytest.raises(UserErrors) as caught:
+        check_pairs({**opt, 'io_backend': {'type': 'disk'}}, PATH)
+    for side, error in zip(('dataroot_gt', 'dataroot_lq'), caught.value.errors):  # both at once
+        assert error.path == (*PATH, side)
+        assert 'is an LMDB; write type: lmdb' in error.message
 
 
 def maps(folder, sizes, scale=2, without=()):
@@ -167,31 +174,41 @@ def maps(folder, sizes, scale=2, without=()):
 GOOD = {'a': (16, 20), 'b': (24, 16)}
 
 
+def check(opt):
+    check_maps(opt, check_pairs(opt, PATH), PATH)
+
+
 def test_good_maps_pass(tmp_path):
-    check_maps(maps(tmp_path, {**GOOD, 'another': (4, 4)}), 'datasets: train')
+    check(maps(tmp_path, {**GOOD, 'another': (4, 4)}))
 
 
-@pytest.mark.parametrize(('sizes', 'kwargs', 'changes', 'message'), [
-    (GOOD, {}, {'phase': 'val'}, 'is for training from LMDBs; write PairedImageDataset'),
-    (GOOD, {}, {'io_backend': {'type': 'disk'}}, 'is for training from LMDBs'),
-    (GOOD, {}, {'dataroot_uncertainty': None}, 'dataroot_uncertainty: is missing; udl-prepare uncertainty writes it'),
-    (GOOD, {}, {'dataroot_uncertainty': 'nowhere.lmdb'}, "dataroot_uncertainty: there is no LMDB 'nowhere.lmdb'"),
-    (GOOD, {}, {'mean': [0.5, 0.5, 0.5]}, 'mean: maps are made of images as they are'),
-    (GOOD, {}, {'color': 'y'}, "'a': its map is 20 x 16 pixels of 3 channels and not 20 x 16 of 1"),
-    (GOOD, {'scale': 4}, {}, "maps.lmdb' are of scale 4, and not of scale: 2"),
-    ({'a': (16, 20)}, {}, {}, "there is no map of 'b'. Have udl-prepare uncertainty write"),
-    (GOOD, {'without': ['a']}, {}, "there is no map of 'a'"),
-    ({**GOOD, 'b': (16, 24)}, {}, {}, "'b': its map is 24 x 16 pixels of 3 channels and not 16 x 24 of 3"),
+@pytest.mark.parametrize(('sizes', 'kwargs', 'changes', 'key', 'message'), [
+    (GOOD, {}, {'phase': 'val'}, 'type', 'is for training from LMDBs; write PairedImageDataset'),
+    (GOOD, {}, {'dataroot_uncertainty': None}, 'dataroot_uncertainty', 'is missing; udl-prepare uncertainty writes it'),
+    (GOOD, {}, {'dataroot_uncertainty': 'nowhere.lmdb'}, 'dataroot_uncertainty', "there is no LMDB 'nowhere.lmdb'"),
+    (GOOD, {}, {'mean': [0.5, 0.5, 0.5]}, 'mean', 'maps are made from images without normalization'),
+    (GOOD, {}, {'color': 'y'}, 'dataroot_uncertainty', "'a': its map is 20 x 16 pixels of 3 channels, not 20 x 16 of 1"),
+    (GOOD, {'scale': 4}, {}, 'dataroot_uncertainty', "maps.lmdb' are of scale 4, not of scale: 2"),
+    ({'a': (16, 20)}, {}, {}, 'dataroot_uncertainty', "there is no map of 'b'. Have udl-prepare uncertainty write"),
+    (GOOD, {'without': ['a']}, {}, 'dataroot_uncertainty', "there is no map of 'a'"),
+    ({**GOOD, 'b': (16, 24)}, {}, {}, 'dataroot_uncertainty',
+     "'b': its map is 24 x 16 pixels of 3 channels, not 16 x 24 of 3"),
 ])
-def test_bad_maps(tmp_path, sizes, kwargs, changes, message):
-    opt = {**maps(tmp_path, sizes, **kwargs), **changes}
-    with pytest.raises(UserError) as caught:
-        check_maps(opt, 'datasets: train')
-    assert message in str(caught.value)
-    assert str(caught.value).startswith('datasets: train')
+def test_bad_maps(tmp_path, sizes, kwargs, changes, key, message):
+    with pytest.raises(UserErrors) as caught:
+        check({**maps(tmp_path, sizes, **kwargs), **changes})
+    (error,) = caught.value.errors
+    assert error.path == (*PATH, key)
+    assert message in error.message
+
+
+def test_maps_for_folders(tmp_path):
+    opt = maps(tmp_path, GOOD)
+    with pytest.raises(UserErrors, match='datasets.train.type: .*is for training from LMDBs'):
+        check_maps({**opt, 'io_backend': {'type': 'disk'}}, check_pairs(opt, PATH), PATH)
 
 
 def test_maps_that_are_images(tmp_path):
     opt = {**maps(tmp_path, GOOD), 'dataroot_uncertainty': str(tmp_path / 'gt.lmdb')}
-    with pytest.raises(UserError, match=r"datasets: train: dataroot_uncertainty: '.*gt.lmdb' has no uncertainty.json"):
-        check_maps(opt, 'datasets: train')
+    with pytest.raises(UserErrors, match=r"datasets.train.dataroot_uncertainty: '.*gt.lmdb' has no uncertainty.json"):
+        check(opt)

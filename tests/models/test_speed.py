@@ -216,9 +216,9 @@ def test_maps_of_another_network(tmp_path):
         if name == 'right':
             check_map_fingerprint({'datasets': maps}, build_model(opt).net_g.var_net.state_dict())
         else:
-            with pytest.raises(UserError, match=r"maps in '.*wrong' are of another network, old.pth, params, as it w"):
+            with pytest.raises(UserError, match=r"maps in '.*wrong' are not of the network .*, but of old.pth, params"):
                 check_map_fingerprint({'datasets': maps}, frozen)
-            with pytest.raises(UserError, match='are of another network'):
+            with pytest.raises(UserError, match='are not of the network'):
                 check_network({**opt, 'datasets': maps})
         check_map_fingerprint({'datasets': maps}, {})
 

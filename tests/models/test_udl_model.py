@@ -386,13 +386,13 @@ def refused(opt, *parts):
 
 
 def test_step_2_without_step_1(tmp_path):
-    refused(model_options(2, tmp_path), 'path: pretrain_network_g', 'is missing', 'step 1')
+    refused(model_options(2, tmp_path), 'path.pretrain_network_g', 'is missing', 'step 1')
 
 
 def test_step_2_with_missing_file(tmp_path):
     opt = model_options(2, tmp_path)
     opt['path']['pretrain_network_g'] = str(tmp_path / 'nowhere.pth')
-    refused(opt, 'path: pretrain_network_g', 'nowhere.pth', 'there is no file')
+    refused(opt, 'pretrain_network_g', 'nowhere.pth', 'there is no file')
 
 
 @pytest.mark.parametrize(('changes', 'part'), [
@@ -404,7 +404,7 @@ def test_step_2_with_missing_file(tmp_path):
 def test_step_2_with_step_1_of_another_size(tmp_path, changes, part):
     opt = model_options(2, tmp_path)
     opt['path'].update(pretrain_network_g=save_step1(tmp_path, **changes), strict_load_g=False)
-    refused(opt, 'path: pretrain_network_g', 'step1.pth', part)
+    refused(opt, 'pretrain_network_g', 'step1.pth', part)
 
 
 def test_step_2_with_a_network_without_variance(tmp_path):
@@ -446,7 +446,7 @@ def test_state_dict_without_key(tmp_path):
 def test_test_without_checkpoint(tmp_path):
     opt = model_options(1, tmp_path)
     opt['is_train'] = False
-    refused(opt, 'path: pretrain_network_g', 'is missing')
+    refused(opt, 'path.pretrain_network_g', 'is missing')
 
 
 @pytest.mark.parametrize(('step', 'loss', 'network'), [(2, 'ESU', 'EDSRTwo'), (1, 'UDL', 'EDSRVar')])
@@ -459,7 +459,7 @@ def test_loss_of_the_other_step(tmp_path, step, loss, network):
 def test_network_without_log_var(tmp_path):
     opt = model_options(1, tmp_path)
     opt['network_g']['type'] = 'EDSR'
-    refused(opt, 'pixel_opt: ESU', 'EDSR gives none', 'EDSRVar')
+    refused(opt, 'pixel_opt: ESU', 'EDSR does not provide', 'EDSRVar')
     opt['train']['pixel_opt'] = {'type': 'L1Loss'}
     opt['val']['save_uncertainty'] = True
     refused(opt, 'save_uncertainty', 'EDSR')
@@ -468,10 +468,10 @@ def test_network_without_log_var(tmp_path):
 def test_misspelt_option(tmp_path):
     opt = model_options(1, tmp_path)
     opt['val']['save_uncertanty'] = True
-    refused(opt, "val: 'save_uncertanty'", "did you mean 'save_uncertainty'")
+    refused(opt, 'val.save_uncertanty', "did you mean 'save_uncertainty'")
     opt = model_options(1, tmp_path)
     opt['train']['pixel_opt']['img_rnage'] = 1
-    refused(opt, "'img_rnage'", 'type: ESU', "did you mean 'img_range'")
+    refused(opt, 'train.pixel_opt.img_rnage', 'type: ESU', "did you mean 'img_range'")
 
 
 def test_frozen_branch_of_random_networks_differs(tmp_path):

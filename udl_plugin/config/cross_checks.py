@@ -88,7 +88,8 @@ def validate_options(opt: Opt, known: Iterable[Any] | None = None) -> list[Any]:
             errors.check(_check_maps_saved, opt, network)
             errors.check(check_required_outputs, network, loss, ('log_var',) * has_maps)
             errors.check(_check_start, opt, network, requires=[('path', 'resume_state')])
-            errors.check(_check_metrics, opt, network)
+            if not errors.has_error_within('val', 'metrics'):
+                errors.check(_check_metrics, opt, network)
     else:
         errors.check(_check_files, opt)  # UDLModel reads them
     if network is not None:

@@ -176,7 +176,7 @@ def _yaml_errors(what: str) -> Iterator[None]:
     except UserError:
         raise
     except RecursionError as err:
-        raise UserError(f'{what} is not valid YAML: it is nested too deeply.') from err
+        raise UserError(f'{what} is not valid YAML: it is nested too deeply, or within itself.') from err
     except yaml.MarkedYAMLError as err:
         line = '' if err.problem_mark is None else f'line {err.problem_mark.line + 1}: '
         advice = ' (only plain data is read)' if 'a constructor for the tag' in str(err.problem) else ''

@@ -1,0 +1,106 @@
+"""Option files through the commands: what the user sees, and that nothing in them is run."""
+import sys
+from pathlib import Path
+
+import pytest
+from basicsr.utils import options
+from conftest import OPTIONS
+
+from udl_plugin.config.cross_checks import check_options
+from udl_plugin.training import run as entry
+
+CALL = '!!python/object/apply:os.mkdir [{path}]'
+
+
+def refused(monkeypatch, capsys, folder, text, *arguments, module='basicsr.train', pipeline='train_pipeline'):
+    """What the command writes about a file to stderr, before anything is made."""
+    (folder / 'x.yml').write_text(text)
+    argv = ['/bin/udl-train', '-opt', 'x.yml', *arguments]
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, 'argv', argv)
+    assert entry.run(module, pipeline) == 2
+    assert {path.name for path in folder.iterdir()} <= {'x.yml', 'datasets'}
+    assert sys.argv == argv
+    return capsys.readouterr().err
+
+
+@pytest.fixture
+def good(runner):
+    """The text of an option file without errors, whose data is in the runner's folder."""
+    return (OPTIONS / 'demo/train_udl_step1.yml').read_text()
+
+
+def test_report(runner, good, monkeypatch, capsys):
+    """Of one error, of several, of an override; see test_problems.py."""
+    bad = good.replace('warmup_iter', 'warmup_itre')
+    number = next(line for line, text in enumerate(bad.splitlines(), 1) if 'warmup_itre' in text)
+    said = refused(monkeypatch, capsys, runner.folder, bad)
+    assert said.splitlines()[-1].startswith(f'udl-train: x.yml, line {number}: train.warmup_itre: is not an option')
+    said = refused(monkeypatch, capsys, runner.folder, bad.replace('pretrain_network_g: ~', 'pretrain_network_g: x.pth'))
+    assert said.splitlines()[0] == 'udl-train: x.yml: 2 problems:'
+    said = refused(monkeypatch, capsys, runner.folder, good, '--force_yml', 'name=../x')
+    assert said.splitlines()[-1].startswith('udl-train: x.yml, --force_yml name=../x: name: expected a plain file name')
+
+
+def test_missing_state_is_in_the_report(runner, good, monkeypatch, capsys):
+    """Then it is not known which checkpoint the network starts from."""
+    text = good.replace('resume_state: ~', 'resume_state: 3.state').replace('type: EDSRVar', 'type: EDSRTwo').replace(
+        'type: ESU', 'type: UDL')
+    number = next(line for line, text in enumerate(text.splitlines(), 1) if 'resume_state' in text)
+    said = refused(monkeypatch, capsys, runner.folder, text)
+    assert f"line {number}: path.resume_state: there is no file '3.state'" in said
+    assert 'problems' not in said
+    said = refused(monkeypatch, capsys, runner.folder, text.replace('warmup_iter', 'warmup_itre'))
+    assert 'x.yml: 2 problems:' in said
+    assert "path.resume_state: there is no file '3.state'" in said
+
+
+@pytest.mark.parametrize(('launcher', 'variable'), [('pytorch', 'RANK'), ('slurm', 'SLURM_PROCID')])
+def test_only_rank_zero_reports(runner, good, monkeypatch, capsys, launcher, variable):
+    for rank in (0, 1):
+        monkeypatch.setenv(variable, str(rank))
+        said = refused(monkeypatch, capsys, runner.folder, good.replace('warmup_iter', 'warmup_itre'), '--launcher',
+                       launcher)
+        assert bool(said) == (rank == 0)
+
+
+def test_no_check(runner, good, monkeypatch):
+    """BasicSR's pipeline gets the options as they are, and UDLModel does not check them either."""
+    seen = []
+
+    def pipeline(root_path):
+        import basicsr.train
+        opt, _ = basicsr.train.parse_options(root_path, is_train=True)
+        basicsr.train.load_resume_state(opt)
+        check_options(opt)
+        seen.append(opt)
+
+    monkeypatch.setattr('basicsr.train.train_pipeline', pipeline)
+    monkeypatch.chdir(runner.folder)
+    Path('x.yml').write_text(good.replace('warmup_iter', 'warmup_itre'))
+    argv = ['udl-train', '-opt', 'x.yml', '--force_yml', 'train:total_iter=7', '--no-check']
+    monkeypatch.setattr(sys, 'argv', argv)
+    assert entry.run('basicsr.train', 'train_pipeline') == 0
+    assert seen[0]['train']['warmup_itre'] == -1
+    assert seen[0]['train']['total_iter'] == 7
+    monkeypatch.setattr(sys, 'argv', argv[:-1])
+    assert entry.run('basicsr.train', 'train_pipeline') == 2
+
+
+@pytest.mark.parametrize('arguments', [(), ('--no-check',)])
+@pytest.mark.parametrize(('module', 'pipeline'), [('basicsr.train', 'train_pipeline'), ('basicsr.test', 'test_pipeline')])
+def test_code_in_an_option_file_is_not_run(tmp_path, monkeypatch, capsys, arguments, module, pipeline):
+    loader = options.ordered_yaml
+    said = refused(monkeypatch, capsys, tmp_path, f'name: x\nmanual_seed: {CALL.format(path=tmp_path / "ran")}',
+                   *arguments, module=module, pipeline=pipeline)
+    assert "x.yml' is not valid YAML: line 2: could not determine a constructor" in said
+    assert options.ordered_yaml is loader
+
+
+@pytest.mark.parametrize('option', ['--force_yml', '--force'])  # argparse accepts an abbreviation
+def test_code_in_an_override_is_not_run(tmp_path, monkeypatch, capsys, option):
+    """BasicSR's `--force_yml` runs both halves of its argument, and `eval`s lists."""
+    code = f'__import__("pathlib").Path("{tmp_path / "ran"}").touch()'
+    for override in (f'name={code}', f'scale=[{code}]', f'x"]={code};opt["name={code}',
+                     f'scale={CALL.format(path=tmp_path / "ran")}'):
+        assert 'udl-train: ' in refused(monkeypatch, capsys, tmp_path, 'name: x\nscale: 2\n', option, override)
