@@ -24,10 +24,10 @@ class WaitForBasicSR:
     def find_spec(name, path=None, target=None):
         if name == 'basicsr':
             try:
-                from udl_plugin.plugin import install
+                from udl_plugin.plugin import install_import_hook
             except ImportError:
                 return None
-            return install().find_spec(name, path, target)
+            return install_import_hook().find_spec(name, path, target)
 
 if os.environ.get('UDL_PLUGIN_AUTOLOAD') != '0':
     sys.meta_path.insert(0, WaitForBasicSR)

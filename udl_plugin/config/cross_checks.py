@@ -20,7 +20,6 @@ from udl_plugin.config.schema import LOADER_OPTIONS, PAIRS, WITH_MAPS, dataset_p
 from udl_plugin.data.map_format import read_metadata
 from udl_plugin.errors import UserError, raise_errors
 
-LARGEST = 100_000, 500_000_000  # parameters and their values, of a network that a yml may ask for
 GIVES = {
     'log_var': 'EDSRVar, DPDNNVar and WithVariance do in step 1, EDSRTwo, DPDNNTwo and TwoStep in step 2',
     'frozen_sr': 'EDSRTwo, DPDNNTwo and TwoStep do, the networks of step 2',
@@ -235,9 +234,9 @@ def check_network(opt):
     Raises:
         UserError: names the option, the file and the mismatch.
     """
-    from udl_plugin.archs.build import build_network, no_larger_than
+    from udl_plugin.archs.build import build_network
     # the training's own random numbers stay as they are
-    with torch.random.fork_rng(devices=[]), no_larger_than(*LARGEST):
+    with torch.random.fork_rng(devices=[]):
         try:
             net = build_network(opt['network_g'])
         except UserError as err:

@@ -12,7 +12,7 @@ from basicsr.utils import get_root_logger
 
 from udl_plugin.archs.mixed_precision import keep_image_convs_in_fp32
 from udl_plugin.archs.outputs import EXTRA_OUTPUTS, forward_with_outputs, required_outputs_of
-from udl_plugin.archs.padding import pad_to_multiple, required_multiple
+from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
 from udl_plugin.archs.two_step import TwoStep
 from udl_plugin.checkpoints.state_dict import load_matching_state_dict
 from udl_plugin.config.cross_checks import check_map_fingerprint, check_options, metrics_of_maps
@@ -196,7 +196,7 @@ class UDLModel(LastingModel):
             signals.check()
         lq = self.lq
         height, width = (self.opt['scale'] * size for size in lq.shape[2:])
-        self.lq = pad_to_multiple(lq, required_multiple(self.opt['network_g']))
+        self.lq = pad_to_multiple(lq, get_required_multiple(self.opt['network_g']))
         with self.autocast(self.val_amp):
             self.log_var = self._test()
         self._refuse_overflow(self.val_amp, f'{", ".join(self.lq_path or [])}: val', self.output)
