@@ -60,18 +60,21 @@ REGISTERED = {
 def register() -> None:
     """Adds the classes of `REGISTERED` to BasicSR's registries. Repeated and nested calls do no harm.
 
-    A registered module that imports `basicsr` may be the first import of a process; the hook then calls this function
-    while that module is half imported. Its package calls `register` before it imports the module, or the module does
-    in its last line; such a module is skipped until then.
+    A class whose module is still being imported and has not defined it yet is skipped. This happens where that module
+    is the first of the process to import `basicsr`: the hook then calls this function from within it. So such a module
+    calls `register` in its last line, or its package does before it imports the module.
 
     Raises:
         RuntimeError: another class already has one of our names; the message names it. Nothing is registered then.
     """
     install_import_hook()
     registries = importlib.import_module('basicsr.utils.registry')  # the first time, the hook calls `register` in here
-    classes = [(getattr(registries, registry), name, getattr(importlib.import_module(module), name))
-               for registry, modules in REGISTERED.items() for name, module in modules.items()
-               if not _is_being_imported(module)]
+    classes = []
+    for registry_name, modules in REGISTERED.items():
+        for name, module_name in modules.items():
+            module = importlib.import_module(module_name)
+            if hasattr(module, name) or not _is_being_imported(module):
+                classes.append((getattr(registries, registry_name), name, getattr(module, name)))
     for registry, name, cls in classes:
         if name in registry and not _is_same(registry.get(name), cls):
             raise RuntimeError(_describe_conflict(registry, name))
@@ -80,9 +83,8 @@ def register() -> None:
             registry.register(cls)
 
 
-def _is_being_imported(module: str) -> bool:
-    spec = getattr(sys.modules.get(module), '__spec__', None)
-    return getattr(spec, '_initializing', False)  # what importlib itself goes by
+def _is_being_imported(module: ModuleType) -> bool:
+    return getattr(module.__spec__, '_initializing', False)  # the flag that importlib itself uses
 
 
 def _is_same(one: Any, other: Any) -> bool:

@@ -96,9 +96,9 @@ def probe_shapes(net: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
             except Exception as err:  # an unknown network: any error may come from an unsuitable size
                 first_error = first_error or err
                 continue
-            if output is None or not _is_map(output) or output[2] % height:
-                raise UserError(f'{type(net).__name__} turns an image of shape {tuple(lq.shape)} into {output}, '
-                                'not into an image that is larger by an integer factor.')
+            if not _is_map(output) or output[2] % height:
+                raise UserError(f'{type(net).__name__} returns a result of shape {output} for an image of shape '
+                                f'{tuple(lq.shape)}, not an image enlarged by an integer factor.')
             return tuple(lq.shape), output
     finally:
         net.train(was_training)
@@ -113,14 +113,14 @@ class ModuleCall:
     Attributes:
         name: As in `net.named_modules()`.
         module: The submodule.
-        input, output: Shapes of its first argument and its result; None where these are not tensors.
+        input, output: Shapes of its first argument and its result; `()` where these are not tensors.
         is_leaf: It called no other submodule.
     """
 
     name: str
     module: nn.Module
-    input: tuple[int, ...] | None
-    output: tuple[int, ...] | None = None
+    input: tuple[int, ...]
+    output: tuple[int, ...] = ()
     is_leaf: bool = True
 
     @property
@@ -173,10 +173,10 @@ def trace_modules(net: nn.Module) -> tuple[list[ModuleCall], tuple[int, ...], tu
     return calls, lq, sr
 
 
-def _shape_of(value: Any) -> tuple[int, ...] | None:
-    return tuple(value.shape) if torch.is_tensor(value) else None
+def _shape_of(value: Any) -> tuple[int, ...]:
+    return tuple(value.shape) if torch.is_tensor(value) else ()
 
 
-def _is_map(shape: tuple[int, ...] | None) -> bool:
+def _is_map(shape: tuple[int, ...]) -> bool:
     """Whether it has the aspect ratio of the probe image; attention has other tensors of four dimensions."""
-    return shape is not None and len(shape) == 4 and shape[3] == 2 * shape[2] > 0
+    return len(shape) == 4 and shape[3] == 2 * shape[2] > 0

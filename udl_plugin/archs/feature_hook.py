@@ -50,7 +50,7 @@ def find_feature_layer(net: nn.Module, name: str | None = None) -> FeatureLayer:
     if name is not None and not isinstance(name, str):
         raise UserError(f'{where} expected the name of a module, got {name!r}.')
     calls, lq, sr = trace_modules(net)
-    usable = {call.name: call.input for call in calls if call.input and call.takes_map and sr[2] % call.input[2] == 0}
+    usable = {call.name: call.input for call in calls if call.takes_map and sr[2] % call.input[2] == 0}
     chosen = _find_upsampler(calls) if name is None else name
     if chosen is None or chosen not in usable:
         problem = 'cannot be found automatically; set it to the name of the module whose input they are.' \
@@ -70,11 +70,11 @@ def _find_upsampler(calls: list[ModuleCall]) -> str | None:
     layers = [call for call in calls if call.is_leaf and call.takes_map and call.returns_map]
     while layers and next(layers[0].module.parameters(), None) is None:  # it may enlarge the image itself
         layers = layers[1:]
-    height = layers[0].input[2] if layers else 0  # type: ignore[index]  # `takes_map`: not None, here and below
+    height = layers[0].input[2] if layers else 0
     for number, layer in enumerate(layers):
-        if layer.input[2] > height:  # type: ignore[index]  # enlarged by a function, not by a module
+        if layer.input[2] > height:  # enlarged by a function, not by a module
             return layer.name
-        if layer.output[2] > height:  # type: ignore[index]
+        if layer.output[2] > height:
             before = layers[number - 1]
             is_shuffled = isinstance(layer.module, nn.PixelShuffle) and before.output == layer.input
             return before.name if is_shuffled else layer.name

@@ -57,4 +57,4 @@ class PairedImageUncertaintyDataset(PairedImageDataset):
         return dequantize(img, self.limits[key])
 
 
-register()  # when this module is imported before basicsr, the import hook has to skip it
+register()  # if importing this module was what imported basicsr, the hook had to skip the class above
