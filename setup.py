@@ -1,8 +1,8 @@
-"""What pyproject.toml cannot say: installing also drops a start-up line next to the package.
+"""What pyproject.toml cannot do: installing also adds a start-up line next to the package.
 
 Python runs the `import` lines of every `*.pth` file in site-packages at start-up. Ours waits for `basicsr` to be
-imported, which is how an unmodified BasicSR finds our registered names. The file belongs to the wheel, so
-`pip uninstall` takes it away again.
+imported, so that an unmodified BasicSR finds our registered names. The file belongs to the wheel: `pip uninstall`
+removes it.
 """
 import base64
 import hashlib
@@ -14,8 +14,8 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 from setuptools.command.editable_wheel import editable_wheel
 
-# Runs at the start of every Python, so it imports nothing that is not there already, not even us. What follows is done
-# by udl_plugin/plugin.py. (A checkout that was moved away after `pip install -e .` leaves the line behind: no error.)
+# Runs at the start of every Python process, so it imports nothing that is not loaded already, not even udl_plugin. The
+# rest is done by udl_plugin/plugin.py. (No error if the checkout was moved after `pip install -e .`.)
 STARTUP = """
 import os, sys
 
@@ -24,10 +24,10 @@ class WaitForBasicSR:
     def find_spec(name, path=None, target=None):
         if name == 'basicsr':
             try:
-                from udl_plugin.plugin import install
+                from udl_plugin.plugin import install_import_hook
             except ImportError:
                 return None
-            return install().find_spec(name, path, target)
+            return install_import_hook().find_spec(name, path, target)
 
 if os.environ.get('UDL_PLUGIN_AUTOLOAD') != '0':
     sys.meta_path.insert(0, WaitForBasicSR)
@@ -37,7 +37,7 @@ PTH_LINE = f'import sys; exec({STARTUP!r}, {{}})\n'
 
 
 class BuildWithHook(build_py):
-    """`pip install .`: what lies in the root of the build folder lands in site-packages."""
+    """`pip install .`: files in the root of the build folder are installed to site-packages."""
 
     def run(self):
         super().run()
@@ -50,7 +50,7 @@ class BuildWithHook(build_py):
 
 
 class EditableWithHook(editable_wheel):
-    """`pip install -e .`: setuptools builds a wheel of links; the file is added to it, and to its list of files."""
+    """`pip install -e .`: setuptools builds a wheel with a path to the checkout; adds the file to it."""
 
     def run(self):
         super().run()
@@ -59,7 +59,7 @@ class EditableWithHook(editable_wheel):
 
 
 def add_to_wheel(wheel, name, data):
-    """Adds one file to the root of `wheel` and a line for it to its RECORD."""
+    """Adds a file to the root of `wheel`, and to its RECORD."""
     with zipfile.ZipFile(wheel) as archive:
         files = {item: archive.read(item) for item in archive.infolist()}
     digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b'=').decode()

@@ -1,4 +1,4 @@
-"""The import hook, against made-up packages: quick, and each in an interpreter of its own without site-packages."""
+"""The import hook, with fake packages: fast, and each in a Python process of its own without site-packages."""
 import os
 import runpy
 import subprocess
@@ -11,36 +11,38 @@ START = runpy.run_path(ROOT / 'setup.py')['PTH_LINE']
 NEW_TORCHVISION = {
     'torchvision/__init__.py': '',
     'torchvision/transforms/__init__.py': 'from . import functional',
-    'torchvision/transforms/functional.py': 'def rgb_to_grayscale(): return "ours"',
+    'torchvision/transforms/functional.py': 'def rgb_to_grayscale(): return "new"',
 }
 OLD_TORCHVISION = {
     **NEW_TORCHVISION,
-    'torchvision/transforms/functional_tensor.py': 'def rgb_to_grayscale(): return "theirs"',
+    'torchvision/transforms/functional_tensor.py': 'def rgb_to_grayscale(): return "old"',
 }
 BASICSR = {'basicsr/__init__.py': 'from torchvision.transforms.functional_tensor import rgb_to_grayscale as grey'}
+# at the end of each basicsr/__init__.py; the real function needs the real BasicSR
+REPORT_REGISTRATION = """
+import sys
+if 'udl_plugin.plugin' in sys.modules:
+    sys.modules['udl_plugin.plugin'].register = lambda: print('registered')
+"""
 
 
 @pytest.fixture
 def python(tmp_path):
-    """Runs code where only the standard library, our checkout and the given files can be imported.
-
-    `udl_plugin.plugin` is replaced by one that prints: the real one needs the real BasicSR.
+    """Runs code with only the standard library, our checkout and the given files; `register` prints that it is called.
     """
     def run(code, files, **environment):
         for name, text in files.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_text(text)
-        stub = ('import sys, types\nstub = types.ModuleType("udl_plugin.plugin")\n'
-                'stub.register = lambda: print("registered")\nsys.modules["udl_plugin.plugin"] = stub\n')
+            (tmp_path / name).write_text(text + REPORT_REGISTRATION * (name == 'basicsr/__init__.py'))
         environment = {'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}', 'UDL_PLUGIN_AUTOLOAD': '1', **environment}
-        return subprocess.run([sys.executable, '-S', '-c', stub + code], cwd=tmp_path, text=True, capture_output=True,
+        return subprocess.run([sys.executable, '-S', '-c', code], cwd=tmp_path, text=True, capture_output=True,
                               env={**os.environ, **environment}, check=False)
     return run
 
 
 def test_registers_after_basicsr_and_not_before(python):
     result = python(START + 'print("started")\nimport basicsr\nprint(basicsr.grey())', {**NEW_TORCHVISION, **BASICSR})
-    assert result.stdout.split() == ['started', 'registered', 'ours'], result.stderr
+    assert result.stdout.split() == ['started', 'registered', 'new'], result.stderr
 
 
 def test_submodule_and_reload(python):
@@ -49,7 +51,7 @@ def test_submodule_and_reload(python):
     assert result.stdout.split() == ['registered', 'registered'], result.stderr
 
 
-def test_supplied_module_is_gone_afterwards(python):
+def test_supplied_module_is_removed_afterwards(python):
     code = START + ('import basicsr, sys, torchvision.transforms\n'
                     'assert not hasattr(torchvision.transforms, "functional_tensor")\n'
                     'assert not [f for f in sys.meta_path if "FunctionalTensor" in type(f).__name__]\n'
@@ -64,14 +66,14 @@ def test_not_visible_before_basicsr(python):
     assert 'ModuleNotFoundError' in result.stderr
 
 
-def test_present_module_is_used_and_kept(python):
+def test_existing_module_is_used_and_kept(python):
     code = START + ('import basicsr, torchvision.transforms.functional_tensor as kept\n'
                     'print(basicsr.grey(), kept.rgb_to_grayscale())')
     result = python(code, {**OLD_TORCHVISION, **BASICSR})
-    assert result.stdout.split() == ['registered', 'theirs', 'theirs'], result.stderr
+    assert result.stdout.split() == ['registered', 'old', 'old'], result.stderr
 
 
-def test_failing_import_leaves_nothing_and_may_be_tried_again(python):
+def test_failed_import_leaves_nothing_and_can_be_repeated(python):
     files = {**NEW_TORCHVISION, 'basicsr/__init__.py':
              'import torchvision.transforms.functional_tensor\nimport os\nif "FAIL" in os.environ: raise OSError("no")'}
     code = START + ('import sys, os\n'
@@ -102,8 +104,8 @@ def test_turned_off(python):
     assert result.stdout == ''
 
 
-def test_start_imports_nothing(python):
-    code = 'import os\nbefore = set(sys.modules)\n' + START + 'print(sorted(set(sys.modules) - before))'
+def test_start_up_line_imports_nothing(python):
+    code = 'import os, sys\nbefore = set(sys.modules)\n' + START + 'print(sorted(set(sys.modules) - before))'
     result = python(code, {})
     assert result.stdout.strip() == '[]', result.stderr
 
@@ -113,12 +115,12 @@ def test_package_that_was_moved_away(python):
     assert result.stdout.split() == ['works'], result.stderr
 
 
-def test_reloaded_hook_and_a_finder_of_the_same_kind(python):
-    """Neither asks the other for ever."""
+def test_reloaded_hook_and_a_finder_that_asks_all_finders(python):
+    """No endless recursion between them."""
     code = START + """
 import importlib, udl_plugin.plugin
-udl_plugin.plugin.install()
-importlib.reload(udl_plugin.plugin).install()
+udl_plugin.plugin.install_import_hook()
+importlib.reload(udl_plugin.plugin).install_import_hook()
 
 class AsksAll:
     searching = False

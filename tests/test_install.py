@@ -1,4 +1,4 @@
-"""Plain and editable install into an environment of its own: what lands there, what it does, what uninstall leaves."""
+"""Plain and editable install into a virtual environment: the files installed, the import hook, and uninstall."""
 import os
 import shutil
 import subprocess
@@ -19,8 +19,9 @@ print('EDSRVar' in ARCH_REGISTRY)
 
 
 class Environment:
-    """A virtual environment that also sees the packages of the running one, but of their start-up lines only that of
-    setuptools: on Python 3.12 it supplies the distutils that basicsr imports.
+    """A virtual environment that also sees the packages of the running one.
+
+    Of their start-up lines it runs only that of setuptools, which supplies distutils to basicsr on Python 3.12.
     """
 
     def __init__(self, folder):
@@ -46,7 +47,7 @@ class Environment:
 
 @pytest.fixture
 def source(tmp_path):
-    """A copy of the checkout: building writes into it."""
+    """A copy of the checkout, because building writes into it."""
     folder = tmp_path / 'source'
     folder.mkdir()
     for name in ('setup.py', 'pyproject.toml', 'README.md', 'udl_plugin'):

@@ -24,12 +24,12 @@ class UserErrors(UserError):
     """Several errors, one line each.
 
     Args:
-        messages: Anything that `str` turns into a message, such as `udl_plugin.config.problems.OptionError`; or one
-            text with a message per line.
+        messages: Objects whose `str` is a message, such as `udl_plugin.config.problems.OptionError`; or one string with
+            a message per line.
     """
 
     def __init__(self, messages: str | Iterable[Any]):
-        self.errors = messages.split('\n') if isinstance(messages, str) else list(messages)  # mmengine rebuilds it
+        self.errors = messages.split('\n') if isinstance(messages, str) else list(messages)  # mmengine re-raises by str
         super().__init__('\n'.join(map(str, self.errors)))
 
     @property
@@ -45,7 +45,7 @@ def raise_errors(errors: Iterable[Any]) -> None:
 
 
 def truncate_repr(value: Any, limit: int = 80) -> str:
-    """A value of any size as text of at most `limit` characters, for a message."""
+    """Returns a value of any size as a string of at most `limit` characters, for a message."""
     if isinstance(value, int) and value.bit_length() > 4 * limit:
         return f'a number of {value.bit_length()} bits'
     text = value if isinstance(value, str) else reprlib.repr(value) if isinstance(value, (list, dict)) else str(value)
@@ -53,18 +53,18 @@ def truncate_repr(value: Any, limit: int = 80) -> str:
 
 
 def did_you_mean(name: Any, known: Iterable[str]) -> str:
-    """Returns ` (did you mean 'x'?)` for the nearest of `known`, or an empty string where none is near."""
+    """Returns ` (did you mean 'x'?)` for the nearest of `known`, or an empty string if none is near."""
     near = difflib.get_close_matches(str(name), list(known), n=1)
     return f" (did you mean '{near[0]}'?)" if near else ''
 
 
 def lookup_class(registry: Any, name: Any, where: str = '') -> Any:
-    """The class or function registered as `name` in one of BasicSR's registries.
+    """Returns the class or function registered as `name` in one of BasicSR's registries.
 
     Args:
         registry: One of `basicsr.utils.registry`.
-        name: As a yml names it under `type`.
-        where: Its key, for the message, such as `network_g.type: `.
+        name: The `type` in a yml.
+        where: Prefix of the error message: the key of the name, such as `network_g.type: `.
 
     Raises:
         UserError: not registered; suggests the nearest name.
@@ -76,13 +76,13 @@ def lookup_class(registry: Any, name: Any, where: str = '') -> Any:
 
 
 def check_kwargs(cls: Callable, names: Iterable[str], where: str = '', given: Iterable[str] = ()) -> None:
-    """Checks that `cls` accepts these keyword arguments. BasicSR passes a section of the yml that way.
+    """Checks that `cls` accepts these keyword arguments. BasicSR passes the options of a yml that way.
 
     Args:
         cls: With `**kwargs` in its signature, it accepts every name that is not close to one of its own.
-        names: Keys of the section.
-        where: Their section, for the message, such as `network_g: `.
-        given: Arguments that BasicSR passes itself, which are no options.
+        names: Names of the options.
+        where: Prefix of the error message: the key of the options, such as `network_g: `.
+        given: Arguments that BasicSR passes itself, which are not options.
 
     Raises:
         UserError: an unknown name; suggests the nearest option.
@@ -106,16 +106,16 @@ def explain_unknown_kwarg(cls: Callable, name: str, given: Iterable[str] = ()) -
 
 
 def reject_unknown_kwargs(cls: T) -> T:
-    """Class decorator: runs `check_kwargs` whenever an instance is made.
+    """Class decorator: runs `check_kwargs` whenever an instance is created.
 
     Python's own TypeError for a misspelt option names neither the `type` in the yml nor the nearest option.
     """
-    init = cls.__init__
+    init = cls.__init__  # type: ignore[misc]
 
     @functools.wraps(init)
     def checked_init(self: Any, *args: Any, **kwargs: Any) -> None:
         check_kwargs(cls, kwargs)
         init(self, *args, **kwargs)
 
-    cls.__init__ = checked_init
+    cls.__init__ = checked_init  # type: ignore[misc]
     return cls

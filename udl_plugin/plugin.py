@@ -1,93 +1,26 @@
-"""Import hook that completes `import basicsr`: BasicSR discovers no plugins, so we wait for it.
+"""How BasicSR finds our classes: the table of registered names, and an import hook that completes `import basicsr`.
 
-The start-up line (see setup.py) calls `install` when `basicsr` is about to be imported, unless the environment says
-`UDL_PLUGIN_AUTOLOAD=0`; our own modules and entry points call it too. The hook then sees to it that
+BasicSR discovers no plugins, so we hook its import. The start-up line (see setup.py) calls `install_import_hook` when
+`basicsr` is about to be imported, unless the environment sets `UDL_PLUGIN_AUTOLOAD=0`; `import udl_plugin` does too.
+The hook
 
-1. the one name that BasicSR 1.4.2 misses since torchvision 0.17 is there while `basicsr` itself is being imported:
-   `torchvision.transforms.functional_tensor.rgb_to_grayscale`, wanted by `basicsr/data/degradations.py`. It now lives
-   in `torchvision.transforms.functional`. Afterwards the module is gone again: nobody else sees it;
-2. our archs, losses and model are put into BasicSR's registries afterwards (`udl_plugin.plugin`).
+1. supplies, only while `basicsr` is being imported, the one name that BasicSR 1.4.2 misses since torchvision 0.17:
+   `torchvision.transforms.functional_tensor.rgb_to_grayscale`, which `basicsr/data/degradations.py` imports. It now
+   lives in `torchvision.transforms.functional`;
+2. calls `register` afterwards, which adds our classes to BasicSR's registries.
+
+This module imports nothing but the standard library until `register` runs.
 """
+from __future__ import annotations
+
 import importlib
 import inspect
 import sys
-
-
-def install_import_hook():
-    """Puts the hook in place, once, and returns it."""
-    for finder in sys.meta_path:
-        if type(finder).__qualname__ == _BasicSRFinder.__qualname__:  # by name: this module may have been reloaded
-            return finder
-    sys.meta_path.insert(0, _BasicSRFinder())
-    return sys.meta_path[0]
-
-
-class _BasicSRFinder:
-    """Finds `basicsr` as the other finders do, and has its loader do our part as well."""
-
-    searching = False
-
-    def find_spec(self, name, path=None, target=None):
-        if name != 'basicsr' or self.searching:
-            return None
-        self.searching = True  # another finder may ask all finders in turn, as we do
-        try:
-            for finder in sys.meta_path:
-                find_spec = getattr(finder, 'find_spec', None)
-                spec = find_spec and find_spec(name, path, target)
-                if spec is not None:
-                    if spec.loader is not None:
-                        self._extend(spec.loader)
-                    return spec
-            return None
-        finally:
-            self.searching = False
-
-    @staticmethod
-    def _extend(loader):
-        exec_module = loader.exec_module
-
-        def exec_module_and_register(module):
-            missing_module = _FunctionalTensorShim()
-            sys.meta_path.append(missing_module)  # last: asked only for what no other finder has
-            try:
-                exec_module(module)
-            finally:
-                sys.meta_path.remove(missing_module)
-                missing_module.forget()
-            from udl_plugin.plugin import register
-            register()
-
-        loader.exec_module = exec_module_and_register
-
-
-class _FunctionalTensorShim:
-    """Finder and loader of the module that torchvision dropped, with the one name that BasicSR takes from it."""
-
-    parent, child = 'torchvision.transforms', 'functional_tensor'
-    name = f'{parent}.{child}'
-    module = None
-
-    def find_spec(self, name, path=None, target=None):
-        if name != self.name:
-            return None
-        from importlib.machinery import ModuleSpec
-        return ModuleSpec(name, self)
-
-    def create_module(self, spec):
-        return None  # the default module
-
-    def exec_module(self, module):
-        from torchvision.transforms.functional import rgb_to_grayscale
-        module.rgb_to_grayscale = rgb_to_grayscale
-        self.module = module
-
-    def forget(self):
-        """Takes the module out of sight again, if it is ours."""
-        if self.module is not None and sys.modules.get(self.name) is self.module:
-            del sys.modules[self.name]
-            delattr(sys.modules[self.parent], self.child)
-
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
 
 # registry in basicsr.utils.registry -> registered name -> module that defines the class or function of that name
 REGISTERED = {
@@ -122,35 +55,123 @@ REGISTERED = {
 }
 
 
-def register():
-    """Puts our classes into BasicSR's registries. May be called any number of times, also while it runs.
+# ---- registration
+
+def register() -> None:
+    """Adds the classes of `REGISTERED` to BasicSR's registries. Repeated and nested calls do no harm.
+
+    A class whose module is still being imported and has not defined it yet is skipped. This happens where that module
+    is the first of the process to import `basicsr`: the hook then calls this function from within it. So such a module
+    calls `register` in its last line, or its package does before it imports the module.
 
     Raises:
-        RuntimeError: one of our names is already taken by another class; says by which. Nothing is registered then.
+        RuntimeError: another class already has one of our names; the message names it. Nothing is registered then.
     """
     install_import_hook()
-    registries = importlib.import_module('basicsr.utils.registry')  # fires the hook, which calls us, if it is the first
-    ours = [(getattr(registries, registry), name, getattr(importlib.import_module(module), name))
-            for registry, modules in REGISTERED.items() for name, module in modules.items()]
-    for registry, name, cls in ours:
-        if name in registry and not _same(registry.get(name), cls):
-            raise RuntimeError(_taken(registry, name))
-    for registry, name, cls in ours:
+    registries = importlib.import_module('basicsr.utils.registry')  # the first time, the hook calls `register` in here
+    classes = []
+    for registry_name, modules in REGISTERED.items():
+        for name, module_name in modules.items():
+            module = importlib.import_module(module_name)
+            if hasattr(module, name) or not _is_being_imported(module):
+                classes.append((getattr(registries, registry_name), name, getattr(module, name)))
+    for registry, name, cls in classes:
+        if name in registry and not _is_same(registry.get(name), cls):
+            raise RuntimeError(_describe_conflict(registry, name))
+    for registry, name, cls in classes:
         if name not in registry:
             registry.register(cls)
 
 
-def _same(one, other):
-    """Whether two classes are one, or one and its reloaded self."""
+def _is_being_imported(module: ModuleType) -> bool:
+    return getattr(module.__spec__, '_initializing', False)  # the flag that importlib itself uses
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two classes are the same, perhaps from before and after a reload of their module."""
     return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
 
 
-def _taken(registry, name):
+def _describe_conflict(registry: Any, name: str) -> str:
     other = registry.get(name)
     try:
-        place = f' ({inspect.getsourcefile(other)})'
+        file = f' ({inspect.getsourcefile(other)})'
     except TypeError:
-        place = ''
+        file = ''
     return (f"udl_plugin cannot register '{name}': the name is taken in BasicSR's {registry._name} registry by "
-            f'{other.__module__}.{other.__qualname__}{place}. '
-            'Rename that one, or set UDL_PLUGIN_AUTOLOAD=0 to run BasicSR without udl_plugin.')
+            f'{other.__module__}.{other.__qualname__}{file}. '
+            'Rename that class, or set UDL_PLUGIN_AUTOLOAD=0 to run BasicSR without udl_plugin.')
+
+
+# ---- import hook
+
+def install_import_hook() -> MetaPathFinder:
+    """Adds the hook to `sys.meta_path`, once, and returns it."""
+    for finder in sys.meta_path:
+        if type(finder).__qualname__ == _BasicSRFinder.__qualname__:  # by name: this module may have been reloaded
+            return finder  # type: ignore[return-value]
+    hook = _BasicSRFinder()
+    sys.meta_path.insert(0, hook)
+    return hook
+
+
+class _BasicSRFinder(MetaPathFinder):
+    """Lets the other finders find `basicsr`, and extends its loader."""
+
+    is_searching = False
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None,
+                  target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != 'basicsr' or self.is_searching:
+            return None
+        self.is_searching = True  # another finder may ask all finders in turn, as we do
+        try:
+            for finder in sys.meta_path:
+                find_spec = getattr(finder, 'find_spec', None)
+                spec = find_spec and find_spec(name, path, target)
+                if spec is not None:
+                    if spec.loader is not None:
+                        self._extend(spec.loader)
+                    return spec
+            return None
+        finally:
+            self.is_searching = False
+
+    @staticmethod
+    def _extend(loader: Any) -> None:
+        exec_module = loader.exec_module
+
+        def exec_module_and_register(module: ModuleType) -> None:
+            shim = _FunctionalTensorShim()
+            sys.meta_path.append(shim)  # last: only for what no other finder has
+            try:
+                exec_module(module)
+            finally:
+                sys.meta_path.remove(shim)
+                shim.remove_module()
+            register()
+
+        loader.exec_module = exec_module_and_register
+
+
+class _FunctionalTensorShim(MetaPathFinder, Loader):
+    """Finder and loader of the module that torchvision dropped, with the one name that BasicSR imports from it."""
+
+    parent, child = 'torchvision.transforms', 'functional_tensor'
+    name = f'{parent}.{child}'
+    module: ModuleType | None = None
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None,
+                  target: ModuleType | None = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if name == self.name else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        from torchvision.transforms.functional import rgb_to_grayscale
+        module.rgb_to_grayscale = rgb_to_grayscale  # type: ignore[attr-defined]
+        self.module = module
+
+    def remove_module(self) -> None:
+        """Removes the module again, so that no one else sees it; torchvision's own stays."""
+        if self.module is not None and sys.modules.get(self.name) is self.module:
+            del sys.modules[self.name]
+            delattr(sys.modules[self.parent], self.child)

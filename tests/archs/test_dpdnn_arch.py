@@ -34,7 +34,7 @@ def test_shapes(options, size):
 
 @pytest.mark.parametrize('options', VARIANTS)
 def test_equations(options):
-    """Written out again, with MATLAB's kernels from `imresize`'s own matrix of weights."""
+    """An independent implementation, with MATLAB's kernels from the weight matrices of `imresize`."""
     from udl_plugin.utils.imresize import _weights
 
     def resize(x, scale):
@@ -54,8 +54,8 @@ def test_equations(options):
 
 
 @pytest.mark.parametrize('arch', [DPDNNVar, DPDNNTwo])
-def test_map_is_that_of_the_last_step(arch):
-    """Of six runs of one denoiser."""
+def test_map_is_from_the_last_step(arch):
+    """One denoiser runs in every step."""
     net, x, entered = arch(1, 1, num_feat=4, num_step=3, upscale=2, img_range=1), torch.rand(1, 1, 9, 9), []
     var_net = net if arch is DPDNNVar else net.var_net
     lively(var_net.backbone)
@@ -76,7 +76,7 @@ def test_initial_steps():
 
 @pytest.mark.parametrize('scale', [2, 3, 4])
 def test_bicubic_is_matlabs(scale):
-    """But for its rounding, which stays within half a level in each direction."""
+    """Except for its rounding, of half a level in each direction."""
     img = np.random.default_rng(0).integers(100, 156, (12 * scale, 11 * scale, 3)).astype(np.uint8)
     x = torch.tensor(img.transpose(2, 0, 1)[None], dtype=torch.float32)
     for resize, factor in ((BicubicUp(scale), scale), (BicubicDown(scale), 1 / scale)):
@@ -85,7 +85,7 @@ def test_bicubic_is_matlabs(scale):
     assert torch.allclose(BicubicDown(scale)(BicubicUp(scale)(torch.full((1, 1, 4, 4), 7.))), torch.tensor(7.))
 
 
-def test_each_decoder_stage_sees_the_encoder_stage_of_its_size():
+def test_decoder_stages_take_the_encoder_stage_of_their_size():
     net, seen = UNet(1, 4), []
     for join in net.join:
         join.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -106,7 +106,7 @@ def test_every_weight_is_used():
 
 
 def receptive_radius(net):
-    """How far, in HR pixels, the output of one denoising reaches."""
+    """How many HR pixels away the denoiser sees."""
     with torch.no_grad():
         x = torch.zeros(1, 1, 512, 512)
         x[..., 256, 256] = float('nan')
@@ -114,23 +114,22 @@ def receptive_radius(net):
     return max(256 - rows.min().item(), rows.max().item() - 256)
 
 
-def test_sizes_that_are_no_multiples_of_16_have_no_seam():
-    """The result is that of a larger image, away from the border by as far as the network sees; so nothing was
-    stretched or shifted. And near the border it is no worse than with a size that fits."""
+def test_sizes_that_are_not_multiples_of_16_shift_nothing():
+    """Farther from the border than the network sees, the result is the same as in a larger image."""
     net = lively(DPDNN(1, 1, num_feat=4, num_step=1, upscale=2, img_range=1))
-    reach = receptive_radius(net) // 2 + 4
-    image = torch.rand(1, 1, reach + 40, reach + 40)
+    radius = receptive_radius(net) // 2 + 4
+    image = torch.rand(1, 1, radius + 40, radius + 40)
     with torch.no_grad():
-        whole = net(image)
+        full = net(image)
         for less in (1, 3, 7):
             part = net(image[..., :-less, :-less])
             inner = 2 * (40 - less)
-            assert torch.allclose(part[..., :inner, :inner], whole[..., :inner, :inner], atol=1e-4)
+            assert torch.allclose(part[..., :inner, :inner], full[..., :inner, :inner], atol=1e-4)
             assert (part - net.up(image[..., :-less, :-less])).abs().mean() > 0.01
 
 
-def test_constant_image_stays_even_where_it_is_odd():
-    """The crop of the decoder is on one side only; a constant image shows what it does at the border."""
+def test_odd_sizes_do_not_disturb_the_border():
+    """The decoder crops on one side only; a constant image shows the effect on the border."""
     net = DPDNN(1, 1, num_feat=4, num_step=2, upscale=3)
     x = torch.full((1, 1, 7, 11), 0.5)
     with torch.no_grad():
@@ -139,55 +138,53 @@ def test_constant_image_stays_even_where_it_is_odd():
 
 
 @pytest.mark.parametrize('arch', [DPDNN, DPDNNVar])
-def test_checkpointing_changes_no_figure(arch):
+def test_checkpointing_changes_no_result(arch):
     options = {**VARIANTS[0], 'num_step': 3}
-    plain, saving = arch(**options), arch(**options, checkpointing=True)
-    saving.load_state_dict(plain.state_dict())
+    standard, checkpointed = arch(**options), arch(**options, checkpointing=True)
+    checkpointed.load_state_dict(standard.state_dict())
     x, outputs = torch.rand(1, 3, 12, 12), []
-    for net in (plain, saving):
+    for net in (standard, checkpointed):
         output = net(x) if arch is DPDNN else torch.cat(net(x, return_log_var=True))
         output.square().sum().backward()
         outputs.append(output)
     assert torch.equal(*outputs)
-    for one, other in zip(plain.parameters(), saving.parameters()):
+    for one, other in zip(standard.parameters(), checkpointed.parameters()):
         assert torch.equal(one.grad, other.grad)
 
 
 def saved_bytes(net, x):
-    """What autograd keeps for the backward pass."""
-    kept = {}
+    """Bytes that autograd keeps for the backward pass."""
+    saved = {}
 
-    def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    def save(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = net(x)
-    return sum(kept.values()), output
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        net(x)
+    return sum(saved.values())
 
 
-def test_checkpointing_keeps_less():
-    plain, saving = (DPDNN(**{**VARIANTS[0], 'num_step': 3}, checkpointing=on) for on in (False, True))
+def test_checkpointing_saves_memory():
+    standard, checkpointed = (DPDNN(**{**VARIANTS[0], 'num_step': 3}, checkpointing=on) for on in (False, True))
     x = torch.rand(1, 3, 24, 24)
-    before, _ = saved_bytes(plain, x)
-    after, _ = saved_bytes(saving, x)
-    assert after < before / 4
+    assert saved_bytes(checkpointed, x) < saved_bytes(standard, x) / 4
 
 
 @pytest.mark.parametrize('options', VARIANTS)
-def test_options_are_read_from_weights(options):
+def test_options_are_inferred_from_weights(options):
     for arch in (DPDNN, DPDNNVar, DPDNNTwo):
         assert infer_dpdnn_config(arch(**options).state_dict()) == options
         assert infer_edsr_config(arch(**options).state_dict()) is None
     assert infer_dpdnn_config({'delta': torch.zeros(6)}) is None
 
 
-def test_result_loads_into_the_plain_network():
+def test_checkpoint_loads_into_the_base_network():
     x = torch.rand(1, 3, 9, 9)
     for arch in (DPDNNVar, DPDNNTwo):
-        net, plain = arch(**VARIANTS[0]), DPDNN(**VARIANTS[0])
-        plain.load_state_dict(base_state_dict(net.state_dict()), strict=True)
-        assert torch.equal(plain(x), net(x))
+        net, base = arch(**VARIANTS[0]), DPDNN(**VARIANTS[0])
+        base.load_state_dict(base_state_dict(net.state_dict()), strict=True)
+        assert torch.equal(base(x), net(x))
 
 
 def test_weights_of_another_scale_do_not_fit():
@@ -195,7 +192,7 @@ def test_weights_of_another_scale_do_not_fit():
         DPDNN(3, 3, num_feat=4, upscale=2).load_state_dict(DPDNN(3, 3, num_feat=4, upscale=4).state_dict())
 
 
-def test_smaller_range_inside():
+def test_img_range():
     net, x = DPDNN(**VARIANTS[0], img_range=1), torch.rand(1, 3, 4, 4)
     wide = DPDNN(**VARIANTS[0])
     wide.load_state_dict(net.state_dict())
@@ -205,11 +202,11 @@ def test_smaller_range_inside():
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
-    ({'num_in_ch': 1}, 'num_in_ch: 1 and num_out_ch: 3'),
-    ({'upscale': 1}, 'upscale: 1 is not a whole number from 2 on'),
-    ({'upscale': 2.0}, r'upscale: 2\.0 is not'),
-    ({'num_feat': '64'}, "num_feat: '64' is not a whole number"),
-    ({'num_step': 0}, 'num_step: 0 is not'),
+    ({'num_in_ch': 1}, 'num_in_ch: 1 and num_out_ch: 3 must be equal'),
+    ({'upscale': 1}, 'upscale: expected an integer of at least 2, got 1'),
+    ({'upscale': 2.0}, r'upscale: expected an integer of at least 2, got 2\.0'),
+    ({'num_feat': '64'}, "num_feat: expected an integer of at least 1, got '64'"),
+    ({'num_step': 0}, 'num_step: expected an integer of at least 1, got 0'),
     ({'num_steps': 2}, "'num_steps' is not an option of type: DPDNN.* .did you mean 'num_step'"),
 ])
 @pytest.mark.parametrize('arch', ['DPDNN', 'DPDNNVar', 'DPDNNTwo'])

@@ -1,4 +1,4 @@
-"""What autocast leaves in float32, and why."""
+"""What stays in float32 under autocast, and why."""
 import copy
 import pickle
 
@@ -24,22 +24,22 @@ def in_float32(net):
     return {name for name, module in net.named_modules() if type(module) is Float32Conv2d}
 
 
-@pytest.mark.parametrize(('section', 'names'), [
+@pytest.mark.parametrize(('network_g', 'names'), [
     ({'type': 'EDSR', **EDSR_S}, {'conv_first', 'conv_last'}),
     ({'type': 'DPDNN', **DPDNN, 'num_in_ch': 1, 'num_out_ch': 1}, {'denoiser.encoder.0.0', 'denoiser.conv_last'}),
     ({'type': 'EDSRVar', **EDSR_S}, {'backbone.conv_first', 'backbone.conv_last', 'var_conv.4'}),
     ({'type': 'EDSRTwo', **EDSR_S}, {'sr_net.conv_first', 'sr_net.conv_last', 'var_net.backbone.conv_first',
                                      'var_net.backbone.conv_last', 'var_net.var_conv.4'}),
     ({'type': 'DPDNN', **DPDNN}, {'denoiser.encoder.0.0', 'denoiser.conv_last'}),
-    (VGG, {'body.0', 'body.6'}),  # the last one makes 12 channels, which are shuffled to the image's 3
+    (VGG, {'body.0', 'body.6'}),  # the last one returns 12 channels, which are shuffled to 3
     ({'type': 'RRDBNet', **RGB, 'scale': 2, 'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4},
      {'conv_first', 'conv_last'}),  # the first one takes 12 channels, of an image whose pixels were shuffled
     (SWINIR, {'conv_first', 'upsample.0'}),
     ({'type': 'TwoStep', 'backbone': VGG}, {'sr_net.body.0', 'sr_net.body.6', 'var_net.backbone.body.0',
                                             'var_net.backbone.body.6', 'var_net.var_conv.4'}),
 ])
-def test_convolutions_of_images(section, names):
-    net = build_network(section)
+def test_convolutions_of_images(network_g, names):
+    net = build_network(network_g)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     keep_image_convs_in_fp32(net)
     assert in_float32(net) == names
@@ -49,11 +49,11 @@ def test_convolutions_of_images(section, names):
         assert in_float32(twin) == names
 
 
-@pytest.mark.parametrize('section', [{'type': 'EDSR', **EDSR_S, 'rgb_mean': [0, 0, 0]}, {'type': 'DPDNN', **DPDNN},
+@pytest.mark.parametrize('network_g', [{'type': 'EDSR', **EDSR_S, 'rgb_mean': [0, 0, 0]}, {'type': 'DPDNN', **DPDNN},
                                      VGG])
-def test_images_are_not_rounded(section):
-    """Neither what comes in nor what goes out: bfloat16 has 128 values from 0.5 to 1, an 8-bit image near 180."""
-    net = lively(build_network(section)) if section['type'] == 'DPDNN' else build_network(section)
+def test_images_are_not_rounded(network_g):
+    """Neither the input nor the output: from 0.5 to 1, bfloat16 has 128 values, fewer than an 8-bit image."""
+    net = lively(build_network(network_g)) if network_g['type'] == 'DPDNN' else build_network(network_g)
     keep_image_convs_in_fp32(net)
     levels = torch.arange(128, 256) / 255
     x = levels.view(1, 1, 8, 16).repeat(1, 3, 1, 1)
@@ -70,7 +70,7 @@ def test_images_are_not_rounded(section):
 
 
 def test_bicubic_steps_of_dpdnn_stay_exact():
-    """They resize images outside of any module's weights."""
+    """They resize images, with convolutions that are not modules."""
     net = build_network({'type': 'DPDNN', **DPDNN})
     x = torch.rand(1, 3, 8, 8) * 255
     with torch.autocast('cpu', torch.bfloat16):

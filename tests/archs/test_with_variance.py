@@ -1,4 +1,4 @@
-"""A variance head on every super-resolution network of BasicSR, and the pair of step 2 for it."""
+"""A variance head on every super-resolution network of BasicSR, and its step-2 network."""
 import copy
 import pickle
 import threading
@@ -12,17 +12,18 @@ from conftest import model_options
 from torch import nn
 
 from udl_plugin.archs import EDSRTwo, EDSRVar, TwoStep, VarianceHead, WithVariance
-from udl_plugin.archs.build import build_network
+from udl_plugin.archs.build import build_network, get_network_class
 from udl_plugin.archs.feature_hook import find_feature_layer
+from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
 from udl_plugin.archs.with_variance import takes_options_of
-from udl_plugin.archs.wrapping import base_config, base_state_dict
+from udl_plugin.archs.wrapping import base_config, base_state_dict, network_stage, wrapped_config
 from udl_plugin.errors import UserError
 
 RGB = {'num_in_ch': 3, 'num_out_ch': 3}
 SWINIR = {'type': 'SwinIR', 'img_size': 8, 'window_size': 8, 'depths': [2], 'embed_dim': 12, 'num_heads': [2],
           'mlp_ratio': 2}
 ECBSR = {'type': 'ECBSR', **RGB, 'num_block': 2, 'num_channel': 8, 'with_idt': False, 'act_type': 'prelu'}
-# each backbone, and where its features are: the module that they enter, their channels, how often they are smaller
+# backbone -> feature layer: the module that the features enter, their channels, the SR image's size over theirs
 BACKBONES = [
     *[({'type': 'EDSR', **RGB, 'num_feat': 8, 'num_block': 2, 'upscale': s}, ('upsample.0', 8, s)) for s in (2, 3, 4)],
     *[({'type': 'RCAN', **RGB, 'num_feat': 16, 'num_group': 1, 'num_block': 1, 'upscale': s}, ('upsample.0', 16, s))
@@ -38,31 +39,35 @@ BACKBONES = [
     *[({**ECBSR, 'scale': s}, ('backbone.3', 8, s)) for s in (2, 3, 4)],
     ({**ECBSR, 'num_in_ch': 1, 'num_out_ch': 1, 'with_idt': True, 'scale': 2}, ('backbone.3', 8, 2)),
 ]
-IDS = [f'{backbone["type"]}-x{backbone.get("upscale", backbone.get("scale"))}' for backbone, _ in BACKBONES]
+ONE_PER_TYPE = {(backbone['type'], backbone.get('upsampler')): backbone for backbone, _ in BACKBONES}.values()
+EDSR_X2 = BACKBONES[0][0]
 pytestmark = [pytest.mark.usefixtures('seed'), pytest.mark.filterwarnings('ignore:torch.meshgrid')]
 
 
-def side(backbone):
-    """Of an image that the backbone takes; SwinIR's windows must fit."""
-    return 2 * backbone.get('window_size', 4)
+def name_of(value):
+    return f'{value["type"]}-x{scale_of(value)}' if isinstance(value, dict) else ''
+
+
+def scale_of(backbone):
+    return backbone.get('upscale', backbone.get('scale'))
 
 
 def lq_for(backbone):
-    return torch.rand(2, backbone.get('num_in_ch', 3), side(backbone), 2 * side(backbone))
+    side = 2 * backbone.get('window_size', 4)
+    return torch.rand(2, backbone.get('num_in_ch', 3), side, 2 * side)
 
 
-@pytest.mark.parametrize(('backbone', 'place'), BACKBONES, ids=IDS)
-def test_features_and_head(backbone, place):
-    net, plain = WithVariance(backbone), ARCH_REGISTRY.get(type_of(backbone))(**without_type(backbone))
-    assert type(net.backbone) is type(plain)
+@pytest.mark.parametrize(('backbone', 'layer'), BACKBONES, ids=name_of)
+def test_features_and_head(backbone, layer):
+    net = WithVariance(backbone).eval()
+    assert type(net.backbone) is get_network_class(backbone['type'])
     found = find_feature_layer(net.backbone)
-    assert (found.module, found.num_feat, found.upscale) == place
+    assert (found.module, found.num_feat, found.upscale) == layer
     entered = []
-    net.backbone.get_submodule(place[0]).register_forward_pre_hook(lambda _, args: entered.append(args[0].clone()))
-    net.eval()
+    net.backbone.get_submodule(layer[0]).register_forward_pre_hook(lambda _, args: entered.append(args[0].clone()))
     x = lq_for(backbone)
     sr, log_var = net(x, return_log_var=True)
-    scale = backbone.get('upscale', backbone.get('scale'))
+    scale = scale_of(backbone)
     assert sr.shape == log_var.shape == (2, x.shape[1], scale * x.shape[2], scale * x.shape[3])
     assert torch.equal(log_var, net.var_conv(entered[0]))
     assert torch.equal(net.log_var(x), log_var)
@@ -70,32 +75,32 @@ def test_features_and_head(backbone, place):
     assert torch.is_tensor(net(x))
 
 
-@pytest.mark.parametrize(('backbone', 'place'), BACKBONES, ids=IDS)
-def test_names_are_the_backbones(backbone, place):
-    net, plain = WithVariance(backbone), ARCH_REGISTRY.get(type_of(backbone))(**without_type(backbone)).eval()
+@pytest.mark.parametrize('backbone', [backbone for backbone, _ in BACKBONES], ids=name_of)
+def test_state_dict_has_the_backbones_names(backbone):
+    net, base = WithVariance(backbone), build_network(backbone).eval()
     step1 = net.state_dict()
-    assert [name for name in step1 if not name.startswith('var_conv.')] == list(plain.state_dict())
-    plain.load_state_dict(base_state_dict(step1), strict=True)
+    assert [name for name in step1 if not name.startswith('var_conv.')] == list(base.state_dict())
+    base.load_state_dict(base_state_dict(step1), strict=True)
     x = lq_for(backbone)
-    assert torch.equal(plain(x), net.eval()(x))
+    assert torch.equal(base(x), net.eval()(x))
     two = TwoStep(backbone).eval()
     two.load_state_dict(step1, strict=True)
-    assert type(two.sr_net) is type(plain)
-    assert torch.equal(two(x), plain(x))
+    assert type(two.sr_net) is type(base)
+    assert torch.equal(two(x), base(x))
     assert torch.equal(two.var_net.log_var(x), net.log_var(x))
     fresh = WithVariance(backbone)
     fresh.load_state_dict(step1, strict=True)
     assert all(torch.equal(value, step1[name]) for name, value in fresh.state_dict().items())
-    # a pretrained plain network is a start for step 1
-    missing, unexpected = WithVariance(backbone).load_state_dict(plain.state_dict(), strict=False)
+    # step 1 may start from a pretrained base network
+    missing, unexpected = WithVariance(backbone).load_state_dict(base.state_dict(), strict=False)
     assert unexpected == []
     assert {name.split('.')[0] for name in missing} == {'var_conv'}
 
 
-@pytest.mark.parametrize(('backbone', 'place'), BACKBONES, ids=IDS)
-def test_two_iterations_of_both_steps(tmp_path, backbone, place):
-    """As BasicSR trains them; the whole network moves in step 1, only `sr_net` in step 2."""
-    scale = backbone.get('upscale', backbone.get('scale'))
+@pytest.mark.parametrize('backbone', ONE_PER_TYPE, ids=name_of)
+def test_two_iterations_of_both_steps(tmp_path, backbone):
+    """Step 1 trains the head and the backbone, step 2 only `sr_net`."""
+    scale = scale_of(backbone)
     opt = model_options(1, tmp_path)
     opt.update(scale=scale, network_g={'type': 'WithVariance', 'backbone': backbone})
     step1 = build_model(opt)
@@ -107,10 +112,9 @@ def test_two_iterations_of_both_steps(tmp_path, backbone, place):
     for name, parameter in step1.net_g.named_parameters():
         if parameter.requires_grad and parameter.grad is not None:
             assert torch.isfinite(parameter.grad).all(), name
-    moved = {name.split('.')[0] for name, value in step1.net_g.state_dict().items()
-             if not torch.equal(value, before[name])}
-    assert 'var_conv' in moved
-    assert len(moved) > 1
+    trained = changed_modules(step1.net_g, before)
+    assert 'var_conv' in trained
+    assert len(trained) > 1
 
     torch.save({'params': step1.net_g.state_dict()}, tmp_path / 'step1.pth')
     opt = model_options(2, tmp_path)
@@ -119,9 +123,7 @@ def test_two_iterations_of_both_steps(tmp_path, backbone, place):
     step2 = build_model(opt)
     before = copy.deepcopy(step2.net_g.state_dict())
     iterate(step2, batch)
-    moved = {name.split('.')[0] for name, value in step2.net_g.state_dict().items()
-             if not torch.equal(value, before[name])}
-    assert moved == {'sr_net'}
+    assert changed_modules(step2.net_g, before) == {'sr_net'}
 
 
 def iterate(model, batch):
@@ -131,16 +133,12 @@ def iterate(model, batch):
         model.optimize_parameters(iteration)
 
 
-def type_of(backbone):
-    return backbone['type'] if backbone['type'] in ARCH_REGISTRY else f'{backbone["type"]}_basicsr'
-
-
-def without_type(backbone):
-    return {key: value for key, value in backbone.items() if key != 'type'}
+def changed_modules(net, before):
+    return {name.split('.')[0] for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
 
 
 def test_gradients_reach_head_and_features():
-    net = WithVariance(BACKBONES[0][0])
+    net = WithVariance(EDSR_X2)
     net(torch.rand(1, 3, 8, 8), return_log_var=True)[1].sum().backward()
     grads = {name: parameter.grad for name, parameter in net.named_parameters()}
     assert grads['var_conv.0.weight'].abs().sum() > 0
@@ -148,25 +146,24 @@ def test_gradients_reach_head_and_features():
     assert grads['backbone.conv_last.weight'] is None
 
 
-def test_named_features():
-    backbone = BACKBONES[0][0]
-    net = WithVariance(backbone, features='conv_last').eval()
+def test_features_option():
+    net = WithVariance(EDSR_X2, features='conv_last').eval()
     assert net.var_conv[0].upscale == 1
     x = torch.rand(1, 3, 8, 8)
     feat = []
     net.backbone.conv_last.register_forward_pre_hook(lambda _, args: feat.append(args[0]))
     assert torch.equal(net(x, return_log_var=True)[1], net.var_conv(feat[0]))
-    assert TwoStep(backbone, features='conv_last').var_net.var_conv[0].upscale == 1
+    assert TwoStep(EDSR_X2, features='conv_last').var_net.var_conv[0].upscale == 1
 
 
 def test_wrong_name_lists_candidates():
     with pytest.raises(UserError, match=r"EDSR: features: there is no 'upsmple' .did you mean 'upsample'.*"
                                          r'conv_after_body \(8\), upsample \(8\), upsample.0 \(8\),.* conv_last \(8\)'):
-        WithVariance(BACKBONES[0][0], features='upsmple')
+        WithVariance(EDSR_X2, features='upsmple')
 
 
 class Functional(nn.Module):
-    """A backbone without modules but for one that no map enters."""
+    """A backbone whose only module gets no feature map."""
 
     def __init__(self, upscale=2):
         super().__init__()
@@ -177,7 +174,7 @@ class Functional(nn.Module):
 
 
 class PreUpsampled(nn.Module):
-    """The image is enlarged first, by a module, as in VDSR."""
+    """Enlarges the image first, with a module, like VDSR."""
 
     def __init__(self, upscale=2):
         super().__init__()
@@ -190,7 +187,7 @@ class PreUpsampled(nn.Module):
 
 
 class Transposed(nn.Module):
-    """Enlarges with a transposed convolution, as FSRCNN does."""
+    """Enlarges with a transposed convolution, like FSRCNN."""
 
     def __init__(self, upscale=2):
         super().__init__()
@@ -202,7 +199,7 @@ class Transposed(nn.Module):
 
 
 class Padded(nn.Module):
-    """Fills its input up to a multiple of 8, and cuts its output."""
+    """Pads its input to a multiple of 8 and crops its output."""
 
     def __init__(self, upscale=2):
         super().__init__()
@@ -222,11 +219,11 @@ class Broken(nn.Module):
 
 @pytest.fixture
 def registered(monkeypatch):
-    for cls in (Functional, PreUpsampled, Transposed, Padded, Broken):
+    for cls in (Functional, PreUpsampled, Transposed, Padded, Broken, Shuffled, ShuffledVar):
         monkeypatch.setitem(ARCH_REGISTRY._obj_map, cls.__name__, cls)
 
 
-def test_other_ways_to_enlarge(registered):
+def test_other_upsamplers(registered):
     assert find_feature_layer(PreUpsampled()) == ('body.2', 1, 8, 1, 3, 2)
     assert find_feature_layer(Transposed()) == ('enlarge', 1, 8, 2, 3, 2)
     net = WithVariance({'type': 'Transposed'})
@@ -243,13 +240,13 @@ def test_backbone_that_pads(registered):
 def test_options_that_a_backbone_cannot_take():
     for changes in ({'num_feat': 'a'}, {'num_feat': -1}, {'upscale': 5}):
         with pytest.raises(UserError, match=r'type: EDSR: cannot be built with these options .*Error'):
-            WithVariance({**BACKBONES[0][0], **changes})
-    with pytest.raises(UserError, match=r"features: \['conv_last'\] is no name"):
-        WithVariance(BACKBONES[0][0], features=['conv_last'])
+            WithVariance({**EDSR_X2, **changes})
+    with pytest.raises(UserError, match=r"features: expected the name of a module, got \['conv_last'\]"):
+        WithVariance(EDSR_X2, features=['conv_last'])
 
 
 def test_features_that_cannot_be_found(registered):
-    with pytest.raises(UserError, match='Functional: features: the place cannot be found by itself; name the module'):
+    with pytest.raises(UserError, match='Functional: features: cannot be found automatically; set it to the name of '):
         WithVariance({'type': 'Functional'})
     with pytest.raises(UserError, match=r'Broken cannot be run on a small image .*RuntimeError: never runs'):
         WithVariance({'type': 'Broken'})
@@ -257,9 +254,9 @@ def test_features_that_cannot_be_found(registered):
 
 @pytest.mark.parametrize(('backbone', 'message'), [
     ({'type': 'RCANN'}, "backbone: type: there is no 'RCANN' .did you mean 'RCAN'"),
-    ('EDSR', 'backbone: is a section such as'),
-    ({'num_feat': 8}, 'backbone: is a section such as'),
-    ({'type': 'EDSRVar', **RGB}, 'EDSRVar has a variance head already'),
+    ('EDSR', "backbone: expected a config such as .*, got 'EDSR'"),
+    ({'num_feat': 8}, "backbone: expected a config such as .*, got {'num_feat': 8}"),
+    ({'type': 'EDSRVar', **RGB}, 'backbone: type: EDSRVar already has a variance head'),
 ])
 def test_bad_backbone(backbone, message):
     for arch in (WithVariance, TwoStep):
@@ -267,22 +264,19 @@ def test_bad_backbone(backbone, message):
             arch(backbone)
 
 
-def test_watching_changes_nothing():
-    torch.manual_seed(0)
-    net = ARCH_REGISTRY.get('RCAN')(**without_type(BACKBONES[3][0]))
-    expected = torch.rand(1)
-    torch.manual_seed(0)
-    net = ARCH_REGISTRY.get('RCAN')(**without_type(BACKBONES[3][0]))
-    before = copy.deepcopy(net.state_dict())
+def test_probe_changes_nothing():
+    """Neither the random numbers nor the network."""
+    net = build_network(BACKBONES[3][0])
+    before, random_state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
     find_feature_layer(net)
-    assert torch.equal(torch.rand(1), expected)
+    assert torch.equal(torch.get_rng_state(), random_state)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(module.training for module in net.modules())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
 def test_copy_and_pickle():
-    net, x = WithVariance(BACKBONES[0][0]), torch.rand(1, 3, 8, 8)
+    net, x = WithVariance(EDSR_X2), torch.rand(1, 3, 8, 8)
     expected = net.log_var(x)
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         assert torch.equal(other.log_var(x), expected)
@@ -292,8 +286,8 @@ def test_copy_and_pickle():
 
 
 def test_many_threads_at_once():
-    """DataParallel runs replicas that share their hooks."""
-    net, images = WithVariance(BACKBONES[0][0]).eval(), torch.rand(8, 1, 3, 16, 16)
+    """DataParallel runs replicas that share their hooks in one thread each."""
+    net, images = WithVariance(EDSR_X2).eval(), torch.rand(8, 1, 3, 16, 16)
     with torch.no_grad():
         expected = [net(x, return_log_var=True)[1] for x in images]
         for _ in range(5):
@@ -312,7 +306,7 @@ def test_many_threads_at_once():
 
 
 def test_error_in_the_backbone_leaves_nothing_behind():
-    net = WithVariance(BACKBONES[0][0])
+    net = WithVariance(EDSR_X2)
     with pytest.raises(RuntimeError):
         net(torch.rand(1, 2, 8, 8), return_log_var=True)
     with pytest.raises(RuntimeError):
@@ -321,7 +315,7 @@ def test_error_in_the_backbone_leaves_nothing_behind():
     assert torch.equal(net(x, return_log_var=True)[1], net.log_var(x))
 
 
-def test_one_head_and_one_pair():
+def test_own_networks_share_the_general_classes():
     for name in ('EDSR', 'DPDNN'):
         assert issubclass(ARCH_REGISTRY.get(f'{name}Var'), WithVariance)
         assert issubclass(ARCH_REGISTRY.get(f'{name}Two'), TwoStep)
@@ -329,21 +323,66 @@ def test_one_head_and_one_pair():
 
 
 @pytest.mark.parametrize('arch', [EDSRVar, EDSRTwo])
-def test_hand_named_features_of_one_backbone(arch):
-    section = {'type': arch.__name__, **RGB, 'num_feat': 8, 'num_block': 1, 'upscale': 2, 'features': 'conv_last'}
-    net = build_network(section)
+def test_features_option_of_edsr(arch):
+    network_g = {'type': arch.__name__, **RGB, 'num_feat': 8, 'num_block': 1, 'upscale': 2, 'features': 'conv_last'}
+    net = build_network(network_g)
     head = (net.var_net if arch is EDSRTwo else net).var_conv
     assert head[0].upscale == 1
-    assert 'features' not in base_config(section)
-    build_network(base_config(section)).load_state_dict(base_state_dict(net.state_dict()))
+    assert 'features' not in base_config(network_g)
+    build_network(base_config(network_g)).load_state_dict(base_state_dict(net.state_dict()))
     with pytest.raises(UserError, match="there is no 'conv_lost' .did you mean 'conv_last'"):
-        build_network({**section, 'features': 'conv_lost'})
+        build_network({**network_g, 'features': 'conv_lost'})
 
 
-def test_default_features_of_one_backbone():
+def test_class_with_options_of_edsr_and_default_features():
     @takes_options_of(EDSR, features='conv_last')
     class LastVar(WithVariance):
         pass
 
     assert LastVar(3, 3, num_feat=8, num_block=1).var_conv[0].upscale == 1
     assert LastVar(3, 3, num_feat=8, num_block=1, features='upsample').var_conv[0].upscale == 4
+
+
+class Shuffled(Transposed):
+    required_multiple = 4
+
+
+@takes_options_of(Shuffled)
+class ShuffledVar(WithVariance):
+    pass
+
+
+@pytest.mark.parametrize(('network_g', 'multiple'), [
+    (EDSR_X2, 1),
+    ({'type': 'EDSRTwo', **RGB}, 1),
+    *[({'type': 'RRDBNet', **RGB, 'scale': scale}, multiple) for scale, multiple in ((1, 4), (2, 2), (4, 1))],
+    ({'type': 'RRDBNet', **RGB}, 1),
+    ({**SWINIR, 'window_size': 5}, 5),
+    ({'type': 'TwoStep', 'backbone': {'type': 'SwinIR'}}, 7),
+    ({'type': 'Shuffled'}, 4),
+    ({'type': 'ShuffledVar'}, 4),
+    ({'type': 'WithVariance', 'backbone': {'type': 'Shuffled'}}, 4),
+])
+def test_required_multiple(registered, network_g, multiple):
+    assert get_required_multiple(network_g) == multiple
+
+
+def test_pad_to_multiple():
+    lq = torch.arange(6.).view(1, 1, 2, 3)
+    assert pad_to_multiple(lq, 4).tolist() == [[[[0, 1, 2, 2], *[[3, 4, 5, 5]] * 3]]]
+    assert torch.equal(pad_to_multiple(lq, 1), lq)
+
+
+def test_config_and_stage_of_each_step():
+    """Those of EDSR and DPDNN have classes of their own, unless their features are named; others are wrapped."""
+    rcan = BACKBONES[3][0]
+    for base, features, step1, step2 in (
+            (EDSR_X2, None, {**EDSR_X2, 'type': 'EDSRVar'}, {**EDSR_X2, 'type': 'EDSRTwo'}),
+            (EDSR_X2, 'conv_last', *({'type': name, 'backbone': EDSR_X2, 'features': 'conv_last'}
+                                     for name in ('WithVariance', 'TwoStep'))),
+            (rcan, None, *({'type': name, 'backbone': rcan} for name in ('WithVariance', 'TwoStep')))):
+        for stage, expected in (('plain', base), ('step 1', step1), ('step 2', step2)):
+            config = wrapped_config(stage, base, features)
+            assert config == expected
+            assert base_config(config) == base
+            assert network_stage(build_network(config).state_dict()) == stage

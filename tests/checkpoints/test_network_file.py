@@ -228,7 +228,7 @@ def test_strange_metadata(tmp_path, said, message):
     ({**RCAN, 'num_group': 30000}, 'num_group: 30000 is more than its weights can have'),
     ({**RCAN, 'squeeze_factor': 0}, 'type: RCAN: cannot be built'),
     ({key: value for key, value in RCAN.items() if key != 'num_in_ch'}, 'type: RCAN: cannot be built'),
-    ({'type': 'WithVariance', 'backbone': RCAN, 'features': [1]}, 'is no name of a module'),
+    ({'type': 'WithVariance', 'backbone': RCAN, 'features': [1]}, 'expected the name of a module'),
     ({'type': 'SwinIR', 'norm_layer': 'x'}, "norm_layer: 'x' must be left out"),
 ])
 def test_absurd_metadata(tmp_path, section, message):

@@ -1,4 +1,4 @@
-"""Errors must be measured in 8-bit levels, or the variance head saturates: METHOD's trap of the value range."""
+"""Errors must be measured in 8-bit levels: of errors in [0, 1], the variance head saturates at its lower bound."""
 import pytest
 import torch
 from basicsr.utils import img2tensor
@@ -12,12 +12,13 @@ from udl_plugin.utils.imresize import imresize
 
 @pytest.fixture(scope='module')
 def photo():
-    """GT `(1, 3, H, W)` and its LR of half the size, in [0, 1]."""
+    """GT `(1, 3, H, W)` and LR of half the size, in [0, 1]."""
     gt = training_photos()['rocket'][:240, :240]
     return tuple(img2tensor(image / 255.).unsqueeze(0) for image in (gt, imresize(gt, 1 / 2)))
 
 
 def map_after_training(photo, img_range, iterations=300):
+    """Spread of the map, and its rank correlation with the error."""
     gt, lq = photo
     torch.manual_seed(0)
     net = EDSRVar(3, 3, num_feat=16, num_block=2, upscale=2)
@@ -37,7 +38,7 @@ def map_after_training(photo, img_range, iterations=300):
     return float(log_var.max() - log_var.min()), correlation
 
 
-def test_map_tells_the_error_in_8_bit_levels(photo):
+def test_map_predicts_errors_in_8_bit_levels(photo):
     spread, correlation = map_after_training(photo, img_range=255)
     assert spread > 1
     assert correlation > 0.4

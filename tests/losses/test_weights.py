@@ -18,14 +18,14 @@ def inputs():
     return pred, target, torch.randn(SHAPE, generator=generator, dtype=torch.float64), frozen_sr
 
 
-def test_tables_have_what_is_tested():
+def test_all_table_entries_are_tested():
     assert set(SCALINGS) == set(FORMULAS)
     assert set(SOURCES) == {'log_var', 'error', 'gradient'}
 
 
 @pytest.mark.parametrize('scaling', FORMULAS)
 @pytest.mark.parametrize('offset', [0.0, 1.0])
-def test_scaling_is_of_what_exceeds_the_minimum_of_image_and_channel(scaling, offset):
+def test_scaling_of_the_map_minus_its_minimum_per_image_and_channel(scaling, offset):
     log_var = inputs()[2]
     weight = udl_weight(log_var, offset, scaling)
     for n in range(SHAPE[0]):
@@ -37,11 +37,11 @@ def test_scaling_is_of_what_exceeds_the_minimum_of_image_and_channel(scaling, of
 
 
 @pytest.mark.parametrize('scaling', FORMULAS)
-def test_constant_map_weighs_all_alike(scaling):
+def test_constant_map_gives_equal_weights(scaling):
     assert (udl_weight(torch.full(SHAPE, -0.9), 1.0, scaling) == 1).all()
 
 
-def test_error_weighs_in_8_bit_levels():
+def test_error_source_is_in_8_bit_levels():
     pred, target, _, frozen_sr = inputs()
     error = 255 * (target - frozen_sr).abs()
     expected = (error - error.amin((2, 3), keepdim=True) + 1) * 255 * (target - pred).abs()
@@ -58,23 +58,24 @@ def test_gradient_of_a_ramp_and_an_edge():
     torch.testing.assert_close(SOURCES['gradient'].weight_map(ramp, None, None), torch.full((1, 1, 4, 4), 5.))
 
 
-@pytest.mark.parametrize(('source', 'required_outputs'), [('log_var', ('log_var',)), ('error', ('frozen_sr',)), ('gradient', ())])
-def test_loss_declares_its_required_outputs(source, required_outputs):
+@pytest.mark.parametrize(('source', 'required'),
+                         [('log_var', ('log_var',)), ('error', ('frozen_sr',)), ('gradient', ())])
+def test_loss_declares_its_required_outputs(source, required):
     loss = UDL(source=source)
     pred, target, log_var, frozen_sr = inputs()
-    assert loss.required_outputs == required_outputs
-    given = {name: {'log_var': log_var, 'frozen_sr': frozen_sr}[name] for name in required_outputs}
+    assert loss.required_outputs == required
+    given = {name: {'log_var': log_var, 'frozen_sr': frozen_sr}[name] for name in required}
     assert loss(pred, target, **given).isfinite()
-    if required_outputs:
-        with pytest.raises(ValueError, match=f'UDL needs {needs[0]}.*return_{needs[0]}=True'):
+    if required:
+        with pytest.raises(ValueError, match=f'UDL requires {required[0]}.*return_{required[0]}=True'):
             loss(pred, target)
         with pytest.raises(ValueError, match='one shape'):
-            loss(pred, target, **{needs[0]: given[needs[0]][:, :1]})
+            loss(pred, target, **{required[0]: given[required[0]][:, :1]})
 
 
 @pytest.mark.parametrize('source', ['log_var', 'error', 'gradient'])
 @pytest.mark.parametrize('scaling', ['linear', 'log', 'sqrt', 'minmax'])
-def test_weight_lets_no_gradient_through(source, scaling):
+def test_no_gradient_flows_through_the_weight(source, scaling):
     pred, target, log_var, frozen_sr = inputs()
     for tensor in (log_var, frozen_sr):
         tensor.requires_grad_()
@@ -84,10 +85,10 @@ def test_weight_lets_no_gradient_through(source, scaling):
     assert frozen_sr.grad is None
 
 
-def test_bad_choice():
+def test_bad_source_and_scaling():
     with pytest.raises(UserError, match=r"UDL: source is 'eror' \(did you mean 'error'\?\), not one of log_var"):
         UDL(source='eror')
     with pytest.raises(UserError, match="UDL: scaling is 'cubic', not one of linear"):
         UDL(scaling='cubic')
-    with pytest.raises(UserError, match='scaling: exp is for source: log_var'):
+    with pytest.raises(UserError, match='scaling: exp requires source: log_var; with source: gradient'):
         UDL(source='gradient', scaling='exp')

@@ -28,7 +28,7 @@ ERROR = np.abs(np.random.default_rng(0).normal(size=5000))
 
 
 def by_hand(uncertainty, error, steps):
-    """Takes the most uncertain samples away, one curve point at a time."""
+    """Removes the most uncertain samples, one point of the curve at a time."""
     order = sorted(range(len(error)), key=lambda i: -uncertainty[i])
     curve = []
     for step in range(steps):
@@ -42,21 +42,21 @@ def test_sparsification_by_hand():
     np.testing.assert_allclose(sparsification(uncertainty, ERROR[:200], 20), by_hand(uncertainty, ERROR[:200], 20))
 
 
-def test_ause_of_the_error_itself_is_0_and_of_its_opposite_the_worst():
+def test_ause_is_0_for_the_error_itself_and_worst_for_its_opposite():
     noise = np.random.default_rng(1).normal(size=ERROR.size)
     assert ause(ERROR, ERROR) == 0
     assert ause(np.exp(ERROR), ERROR) == pytest.approx(0)
     assert 0.05 < ause(ERROR + 0.5 * noise, ERROR) < ause(noise, ERROR) < ause(-ERROR, ERROR)
 
 
-def test_samples_of_equal_uncertainty_leave_in_random_order():
-    """A constant map knows nothing, however the errors lie in the image."""
+def test_samples_of_equal_uncertainty_are_removed_in_random_order():
+    """A constant map has no information, wherever the errors are in the image."""
     np.testing.assert_allclose(sparsification(np.zeros(ERROR.size), np.sort(ERROR)), 1)
     ordered = sparsification(np.r_[np.zeros(50), np.ones(50)], np.r_[np.arange(50.), np.arange(50.) + 50], 4)
     np.testing.assert_allclose(ordered, np.array([49.5, (50 * 24.5 + 25 * 74.5) / 75, 24.5, 24.5]) / 49.5)
 
 
-def test_without_any_error_nothing_is_sparsified():
+def test_curve_without_any_error():
     assert (sparsification(ERROR, np.zeros(ERROR.size)) == 1).all()
 
 
@@ -68,8 +68,8 @@ def test_correlations():
 
 
 @pytest.mark.parametrize(('loss', 'shift'), [('EU', 0.0), ('ESU', np.log(2))])
-def test_calibration_of_a_laplace_scale_that_is_right(loss, shift):
-    """At EU's optimum exp(s) is the mean error, at ESU's the half of it."""
+def test_calibration_of_a_correct_laplace_scale(loss, shift):
+    """At the optimum of EU, exp(s) is the mean error, at that of ESU half of it."""
     scale = np.random.default_rng(2).uniform(1, 20, 100_000)
     error = np.abs(laplace.rvs(scale=scale, random_state=3))
     log_var = np.log(scale) - shift
@@ -80,7 +80,7 @@ def test_calibration_of_a_laplace_scale_that_is_right(loss, shift):
     assert (np.diff(predicted) > 0).all()
 
 
-def test_calibration_of_a_gaussian_variance_that_is_right():
+def test_calibration_of_a_correct_gaussian_variance():
     deviation = np.random.default_rng(2).uniform(1, 20, 100_000)
     error = np.abs(np.random.default_rng(3).normal(scale=deviation))
     log_var = 2 * np.log(deviation)  # the log of the variance
@@ -90,8 +90,8 @@ def test_calibration_of_a_gaussian_variance_that_is_right():
 
 
 @pytest.mark.parametrize(('loss', 'cls'), [('ESU', ESU), ('EU', EU), ('GaussianNLL', GaussianNLL)])
-def test_what_a_map_states_is_where_its_loss_is_least(loss, cls):
-    """Of errors of the loss's own distribution."""
+def test_expected_error_is_where_the_loss_is_minimal(loss, cls):
+    """For errors of the loss's own distribution."""
     distribution = norm if loss == 'GaussianNLL' else laplace
     error = torch.from_numpy(distribution.rvs(scale=5, size=20_000, random_state=0))
     levels = torch.linspace(-1, 5, 601, dtype=torch.float64)
@@ -101,7 +101,7 @@ def test_what_a_map_states_is_where_its_loss_is_least(loss, cls):
 
 
 def test_unknown_loss():
-    with pytest.raises(UserError, match="loss: 'L1' is none that maps are trained with: ESU, EU, GaussianNLL"):
+    with pytest.raises(UserError, match="loss: 'L1' does not train a map; use one of ESU, EU, GaussianNLL"):
         expected_error(np.zeros(3), 'L1')
 
 
@@ -127,7 +127,7 @@ def images():
 
 
 def test_samples_match_the_channels_of_map_and_image():
-    """Images are BGR and the map is RGB; the border is left out."""
+    """Images are BGR and the map is RGB; the border is cropped."""
     sr, gt = images()
     error = np.abs(sr.astype(float) - gt)
     rgb = np.stack([error[..., 2], error[..., 1], error[..., 0]])
@@ -142,13 +142,13 @@ def test_samples_match_the_channels_of_map_and_image():
     assert samples(sr[..., 2], gt[..., 2], grey)[1].tolist() == grey.ravel().tolist()
 
 
-def test_sizes_that_differ():
+def test_different_sizes():
     sr, gt = images()
-    with pytest.raises(ValueError, match='not of one size'):
+    with pytest.raises(ValueError, match='must have the same size'):
         samples(sr, gt, np.zeros((1, 12, 10)))
 
 
-def test_map_sparsity_is_of_the_weight_of_step_2():
+def test_map_sparsity_is_that_of_the_weights_of_step_2():
     log_var = np.random.default_rng(0).normal(size=(3, 12, 10)) + np.array([0, 5, -3])[:, None, None]
     sr, gt = images()
     weight = log_var - log_var.min((1, 2), keepdims=True)

@@ -1,125 +1,182 @@
-"""From a config to a network: class lookup, construction, and a probe of its image shapes."""
-import contextlib
+"""From a config to a network: class lookup, construction, and a probe run that reports shapes and module calls."""
+from __future__ import annotations
+
 import inspect
 import itertools
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
-from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch import nn
 
 from udl_plugin.errors import UserError, lookup_class
 
-PROBE_HEIGHTS = (8, 16, 56, 64, 128)  # of the input on which a network is watched; SwinIR wants multiples of its window
+# heights of the probe image, tried in turn: some networks need more than a few pixels, SwinIR multiples of its window
+PROBE_HEIGHTS = (8, 16, 56, 64, 128)
 
 
-def build_backbone(section):
-    """The plain network that a section of a yml, `{type: EDSR, ...}`, describes.
+# ---- config -> network
 
-    Raises:
-        UserError: no such section or type, or one that has a variance head already.
-    """
-    if not isinstance(section, dict) or 'type' not in section:
-        raise UserError(f'backbone: is a section such as {{type: EDSR, num_in_ch: 3, num_out_ch: 3}}, not {section}.')
-    cls = get_network_class(section['type'], 'backbone: ')
-    if hasattr(cls, 'trains_log_var'):
-        raise UserError(f'backbone: type: {section["type"]} has a variance head already; name a plain network.')
-    return build_network(section)
+def get_network_class(name: str, where: str = '') -> Any:
+    """Returns the class registered as `name` in BasicSR's ARCH_REGISTRY.
 
-
-def build_network(section):
-    """The network that a section of a yml describes, as BasicSR's `build_network` does it, without its log.
+    Args:
+        name: The `type` of a config.
+        where: Prefix of the error message, such as `backbone: `.
 
     Raises:
-        UserError: no such type, or options that it cannot be built with.
-    """
-    cls = get_network_class(section['type'])
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', 'torch.meshgrid')  # from BasicSR's SwinIR
-            return cls(**{key: value for key, value in section.items() if key != 'type'})
-    except UserError:
-        raise
-    except Exception as err:  # a string for a number, a size below zero: what a network makes of it
-        raise UserError(f'type: {section["type"]}: cannot be built with these options ({type(err).__name__}: {err}): '
-                         f'{dict(section)}.') from err
-
-
-@contextlib.contextmanager
-def no_larger_than(tensors, values):
-    """In the block, a network of more parameters than these is not built to its end, which could fill the memory.
-
-    Raises:
-        UserError: one was begun.
-    """
-    left = [tensors, values]
-
-    def count(module, name, parameter):
-        if parameter is not None:
-            left[0], left[1] = left[0] - 1, left[1] - parameter.numel()
-            if min(left) < 0:
-                raise UserError(f'it would be of more than {tensors} tensors, or {values:,} values, and is not built.')
-
-    handle = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def get_network_class(name, where=''):
-    """The class that BasicSR's registry has under `name`.
-
-    Raises:
-        UserError: none.
+        UserError: no such class; suggests the nearest name.
     """
     return lookup_class(ARCH_REGISTRY, name, f'{where}type: ')
 
 
-def is_map(shape):
-    """Whether it is as wide as the watched image for its height; attention has other tensors of four dimensions."""
-    return shape is not None and len(shape) == 4 and shape[3] == 2 * shape[2] > 0
-
-
-@torch.no_grad()
-def probe_shapes(net):
-    """Runs a network on a small black image, twice as wide as high, of the channels and size that it takes.
-
-    Returns:
-        tuple[tuple[int], tuple[int]]: The shapes of image and output, `(1, C, H, W)`.
+def build_network(network_g: Mapping[str, Any]) -> nn.Module:
+    """Builds the network of a config, like BasicSR's `build_network` but without logging or changing the config.
 
     Raises:
-        UserError: it takes none, or its output is no larger image.
+        UserError: no such type, or the class does not accept these options.
+    """
+    cls = get_network_class(network_g['type'])
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'torch.meshgrid')  # from BasicSR's SwinIR
+            return cls(**{key: value for key, value in network_g.items() if key != 'type'})
+    except UserError:
+        raise
+    except Exception as err:  # a string for a number, a negative size: each network fails in its own way
+        raise UserError(f'type: {network_g["type"]}: cannot be built with these options ({type(err).__name__}: {err}): '
+                        f'{dict(network_g)}.') from err
+
+
+def build_backbone(backbone: Any) -> nn.Module:
+    """Builds the base network under the key `backbone` of a `WithVariance` or `TwoStep`.
+
+    Raises:
+        UserError: not a config with a `type`, or a network that already has a variance head.
+    """
+    if not isinstance(backbone, dict) or 'type' not in backbone:
+        raise UserError('backbone: expected a config such as {type: EDSR, num_in_ch: 3, num_out_ch: 3}, '
+                        f'got {backbone!r}.')
+    if hasattr(get_network_class(backbone['type'], 'backbone: '), 'trains_log_var'):
+        raise UserError(f'backbone: type: {backbone["type"]} already has a variance head; use a base network.')
+    return build_network(backbone)
+
+
+def with_defaults(network_g: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config of a base network, completed by the defaults of its class."""
+    parameters = inspect.signature(get_network_class(network_g['type'])).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()
+                if parameter.default is not parameter.empty}
+    return {**defaults, **network_g}
+
+
+# ---- probe
+
+@torch.no_grad()
+def probe_shapes(net: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Runs a network on a small black image, twice as wide as high, of a channel count and size that it accepts.
+
+    Returns:
+        The shapes of input and output, `(1, C, H, W)` each.
+
+    Raises:
+        UserError: no image works, or the output is not an image enlarged by an integer.
     """
     was_training, first_error = net.training, None
     device = next(itertools.chain(net.parameters(), net.buffers()), torch.zeros(0)).device
     net.eval()
     try:
-        for channels in (3, 1):
-            for height in PROBE_HEIGHTS:
-                lq = torch.zeros(1, channels, height, 2 * height, device=device)
-                try:
-                    output = shape_of_first((net(lq),))
-                except Exception as err:  # a foreign network: anything can be wrong with a size
-                    first_error = first_error or err
-                    continue
-                if output is None or len(output) != 4 or not is_map(output) or output[2] % height:
-                    raise UserError(f'{type(net).__name__} makes {output} of an image {tuple(lq.shape)}, and not one '
-                                     'that is larger by a whole number.')
-                return tuple(lq.shape), output
+        for channels, height in itertools.product((3, 1), PROBE_HEIGHTS):
+            lq = torch.zeros(1, channels, height, 2 * height, device=device)
+            try:
+                output = _shape_of(net(lq))
+            except Exception as err:  # an unknown network: any error may come from an unsuitable size
+                first_error = first_error or err
+                continue
+            if not _is_map(output) or output[2] % height:
+                raise UserError(f'{type(net).__name__} returns a result of shape {output} for an image of shape '
+                                f'{tuple(lq.shape)}, not an image enlarged by an integer factor.')
+            return tuple(lq.shape), output
     finally:
         net.train(was_training)
     raise UserError(f'{type(net).__name__} cannot be run on a small image of 3 channels or 1 '
-                     f'({type(first_error).__name__}: {first_error}).') from first_error
+                    f'({type(first_error).__name__}: {first_error}).') from first_error
 
 
-def shape_of_first(args):
-    return tuple(args[0].shape) if args and torch.is_tensor(args[0]) else None
+@dataclass
+class ModuleCall:
+    """One call of a submodule during a probe run.
+
+    Attributes:
+        name: As in `net.named_modules()`.
+        module: The submodule.
+        input, output: Shapes of its first argument and its result; `()` where these are not tensors.
+        is_leaf: It called no other submodule.
+    """
+
+    name: str
+    module: nn.Module
+    input: tuple[int, ...]
+    output: tuple[int, ...] = ()
+    is_leaf: bool = True
+
+    @property
+    def takes_map(self) -> bool:
+        """Whether the input is a feature map or an image, `(N, C, H, W)`."""
+        return _is_map(self.input)
+
+    @property
+    def returns_map(self) -> bool:
+        """Whether the output is a feature map or an image, `(N, C, H, W)`."""
+        return _is_map(self.output)
 
 
-def with_defaults(network_g):
-    """`network_g` of a plain network with the defaults that it leaves out."""
-    parameters = inspect.signature(get_network_class(network_g['type'])).parameters
-    defaults = {name: parameter.default for name, parameter in parameters.items()
-                if parameter.default is not parameter.empty}
-    return {**defaults, **network_g}
+def trace_modules(net: nn.Module) -> tuple[list[ModuleCall], tuple[int, ...], tuple[int, ...]]:
+    """Runs `net` as `probe_shapes` does and records the calls of its submodules.
+
+    Returns:
+        The calls, in the order in which they started; the shapes of the input and the output image.
+
+    Raises:
+        UserError: see `probe_shapes`.
+    """
+    calls: list[ModuleCall] = []
+    open_calls: list[ModuleCall] = []
+
+    def before_net(*_: Any) -> None:  # `probe_shapes` may have failed with another size before
+        calls.clear()
+        open_calls.clear()
+
+    def before(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple) -> None:
+            if open_calls:
+                open_calls[-1].is_leaf = False
+            open_calls.append(ModuleCall(name, module, _shape_of(args[0] if args else None)))
+            calls.append(open_calls[-1])
+        return hook
+
+    def after(module: nn.Module, args: tuple, output: Any) -> None:
+        open_calls.pop().output = _shape_of(output)
+
+    handles = [net.register_forward_pre_hook(before_net)]
+    for name, module in net.named_modules():
+        if name:
+            handles += [module.register_forward_pre_hook(before(name)), module.register_forward_hook(after)]
+    try:
+        lq, sr = probe_shapes(net)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls, lq, sr
+
+
+def _shape_of(value: Any) -> tuple[int, ...]:
+    return tuple(value.shape) if torch.is_tensor(value) else ()
+
+
+def _is_map(shape: tuple[int, ...]) -> bool:
+    """Whether it has the aspect ratio of the probe image; attention has other tensors of four dimensions."""
+    return len(shape) == 4 and shape[3] == 2 * shape[2] > 0

@@ -1,141 +1,132 @@
 """Finds the layer whose input the variance head takes, and captures that input in a forward pass."""
-import threading
-from collections import namedtuple
+from __future__ import annotations
 
+import threading
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
 from torch import nn
 
-from udl_plugin.archs.build import is_map, probe_shapes, shape_of_first
+from udl_plugin.archs.build import ModuleCall, trace_modules
 from udl_plugin.errors import UserError, did_you_mean
 
 MAX_SHOWN = 12  # candidates in an error
 
 
-# ---- where the features are
+# ---- find the features
 
-# runs: of the module, in one pass; num_feat, upscale and num_out_ch of the head; scale of the network
-FeatureLayer = namedtuple('Place', 'module runs num_feat upscale num_out_ch scale')
-ModuleCall = namedtuple('Run', 'name module input output is_leaf')  # of a module; input and output are shapes
+class FeatureLayer(NamedTuple):
+    """The module whose input the variance head takes, and what the head and its user have to know.
+
+    Attributes:
+        module: Name of the module.
+        calls: How often it is called in one forward pass.
+        num_feat: Channels of its input.
+        upscale: Size of the SR image over the size of its input.
+        num_out_ch: Channels of the SR image.
+        scale: Size of the SR image over the size of the LR image.
+    """
+
+    module: str
+    calls: int
+    num_feat: int
+    upscale: int
+    num_out_ch: int
+    scale: int
 
 
-def find_feature_layer(net, name=None):
+def find_feature_layer(net: nn.Module, name: str | None = None) -> FeatureLayer:
     """Finds the features that enter the upsampler of `net`, by running it on a small black image.
 
     Args:
-        net (nn.Module): `(N, C, H, W)` to a larger image, or one of that size, of 3 or 1 channels.
-        name (str): The module whose input they are; None: see `WithVariance`.
+        net: A base network: `(N, C, H, W)` to the SR image, of 3 channels or 1.
+        name: The module whose input to use; None finds it, see `WithVariance`.
 
     Raises:
-        UserError: `net` cannot be run, there is nothing of that name, or what enters there is no map of features.
+        UserError: `net` cannot be run, has no such module, or no feature map enters that module.
     """
-    what = f'{type(net).__name__}: features:'
+    where = f'{type(net).__name__}: features:'
     if name is not None and not isinstance(name, str):
-        raise UserError(f'{what} {name!r} is no name of a module.')
-    runs, lq, output = trace_modules(net)
-    usable = {run.name: run for run in runs if is_map(run.input) and output[2] % run.input[2] == 0}
-    if name is None:
-        chosen = usable.get(_entry_of_upsampler(runs))
-        hint = 'the place cannot be found by itself; name the module whose input they are.'
-    else:
-        chosen = usable.get(name)
-        hint = f"there is no '{name}'{did_you_mean(name, usable)}, or no map enters it."
-    if chosen is None:
-        raise UserError(f'{what} {hint} Those that run last, with the channels of their input: '
-                         + ', '.join(f'{run.name} ({run.input[1]})' for run in list(usable.values())[-MAX_SHOWN:]) + '.')
-    return FeatureLayer(chosen.name, sum(run.name == chosen.name for run in runs), chosen.input[1],
-                 output[2] // chosen.input[2], output[1], output[2] // lq[2])
+        raise UserError(f'{where} expected the name of a module, got {name!r}.')
+    calls, lq, sr = trace_modules(net)
+    usable = {call.name: call.input for call in calls if call.takes_map and sr[2] % call.input[2] == 0}
+    chosen = _find_upsampler(calls) if name is None else name
+    if chosen is None or chosen not in usable:
+        problem = 'cannot be found automatically; set it to the name of the module whose input they are.' \
+            if name is None else f"there is no '{name}'{did_you_mean(name, usable)}, or no feature map enters it."
+        candidates = ', '.join(f'{one} ({shape[1]})' for one, shape in list(usable.items())[-MAX_SHOWN:])
+        raise UserError(f'{where} {problem} The last modules to run, with the channels of their input: {candidates}.')
+    _, num_feat, height, _ = usable[chosen]
+    return FeatureLayer(chosen, sum(call.name == chosen for call in calls), num_feat, sr[2] // height, sr[1],
+                        sr[2] // lq[2])
 
 
-def _entry_of_upsampler(runs):
-    """The name of the module whose input enters the upsampler, or None."""
-    runs = [run for run in runs if run.is_leaf and is_map(run.input) and is_map(run.output)]
-    while runs and not any(True for _ in runs[0].module.parameters()):  # the image itself may be enlarged first
-        runs = runs[1:]
-    height = runs[0].input[2] if runs else 0  # the largest so far
-    for number, run in enumerate(runs):
-        if run.input[2] > height:  # enlarged by a function, not by a module
-            return run.name
-        if run.output[2] > height:
-            before = runs[number - 1]
-            return before.name if isinstance(run.module, nn.PixelShuffle) and before.output == run.input else run.name
-    convolutions = [run.name for run in runs if isinstance(run.module, nn.Conv2d)]
+def _find_upsampler(calls: list[ModuleCall]) -> str | None:
+    """Returns the name of the first module that enlarges, or None.
+
+    Of a convolution and a pixel shuffle it is the convolution; where nothing enlarges, the last convolution.
+    """
+    layers = [call for call in calls if call.is_leaf and call.takes_map and call.returns_map]
+    while layers and next(layers[0].module.parameters(), None) is None:  # it may enlarge the image itself
+        layers = layers[1:]
+    height = layers[0].input[2] if layers else 0
+    for number, layer in enumerate(layers):
+        if layer.input[2] > height:  # enlarged by a function, not by a module
+            return layer.name
+        if layer.output[2] > height:
+            before = layers[number - 1]
+            is_shuffled = isinstance(layer.module, nn.PixelShuffle) and before.output == layer.input
+            return before.name if is_shuffled else layer.name
+    convolutions = [layer.name for layer in layers if isinstance(layer.module, nn.Conv2d)]
     return convolutions[-1] if convolutions else None
 
 
-def trace_modules(net):
-    """Runs `net` on a small black image.
+# ---- capture the features
 
-    Returns:
-        tuple[list[Run], tuple[int], tuple[int]]: What ran, in the order in which it began; the shapes of the image and
-        of its output.
-
-    Raises:
-        UserError: see `run_small`.
-    """
-    runs, stack, handles = [], [], []
-
-    def enter(name):
-        def hook(module, args):
-            if stack:
-                stack[-1]['is_leaf'] = False
-            stack.append({'name': name, 'module': module, 'input': shape_of_first(args), 'is_leaf': True})
-            runs.append(stack[-1])
-        return hook
-
-    def leave(module, args, output):
-        stack.pop()['output'] = shape_of_first((output,))
-
-    def forget(*_):
-        runs.clear()
-        stack.clear()
-
-    handles.append(net.register_forward_pre_hook(forget))
-    for name, module in net.named_modules():
-        if name:
-            handles += [module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave)]
-    try:
-        lq, output = probe_shapes(net)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [ModuleCall(**run) for run in runs], lq, output
-
-
-# ---- how they are taken out
-
-_current = threading.local()  # `taken` in it: of the pass that this thread is in. DataParallel runs one network in many
-
-
-def capture_hook(module, args):
-    """The hook on the module that the features enter. A function of the module's own, so that networks with it can be
-    copied, pickled and run in several threads."""
-    taken = getattr(_current, 'taken', None)
-    if taken is not None:
-        taken.take(args[0])
+# The active capture of this thread, under `capture`: nn.DataParallel runs replicas that share one hook in many threads.
+_active = threading.local()
 
 
 class _StopForward(Exception):
-    """Ends a pass of the backbone."""
+    """Ends a forward pass of the backbone early."""
 
 
 class FeatureCapture:
-    """A block in which the backbone runs; `features` are what entered the module with the hook, at its last run.
+    """Context in which the backbone runs; `features` is the input of the module with `capture_hook` at its last call.
 
     Args:
-        enough (int): After so many runs the rest of the block is left out.
+        stop_after: Ends the block, without an error, at this call of the module; None runs all of it.
     """
 
-    def __init__(self, enough=None):
-        self.enough, self.runs, self.features = enough, 0, None
+    features: torch.Tensor
 
-    def __enter__(self):
-        _current.taken = self
+    def __init__(self, stop_after: int | None = None):
+        self.stop_after = stop_after
+        self.calls = 0
+
+    def __enter__(self) -> FeatureCapture:
+        _active.capture = self
         return self
 
-    def take(self, features):
-        self.features, self.runs = features, self.runs + 1
-        if self.runs == self.enough:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 traceback: TracebackType | None) -> bool:
+        _active.capture = None
+        return kind is _StopForward
+
+    def add(self, features: torch.Tensor) -> None:
+        """Records one call of the module."""
+        self.features = features
+        self.calls += 1
+        if self.calls == self.stop_after:
             raise _StopForward
 
-    def __exit__(self, kind, error, traceback):
-        _current.taken = None
-        return kind is _StopForward
+
+def capture_hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+    """Forward pre-hook: passes the input of its module to this thread's `FeatureCapture`, if there is one.
+
+    A function, not a closure, so that networks with it can be copied and pickled.
+    """
+    capture = getattr(_active, 'capture', None)
+    if capture is not None:
+        capture.add(args[0])

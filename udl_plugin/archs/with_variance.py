@@ -1,29 +1,33 @@
-"""A variance head on any super-resolution network: where its features are found, and how they are taken out."""
-import inspect
+"""Step-1 network: any super-resolution network of BasicSR's registry, plus a variance head."""
+from __future__ import annotations
 
-from torch import nn
+import inspect
+from typing import Any, Callable, TypeVar
+
+from torch import Tensor, nn
 
 from udl_plugin.archs.build import build_backbone
 from udl_plugin.archs.feature_hook import FeatureCapture, capture_hook, find_feature_layer
 from udl_plugin.archs.variance_head import VarianceHead
+from udl_plugin.archs.wrapping import HEAD
 from udl_plugin.errors import check_kwargs, reject_unknown_kwargs
 
-HEAD = 'var_conv'  # the name of the head in every state dict, as the authors have it
+T = TypeVar('T', bound=type)
 
 
 @reject_unknown_kwargs
 class WithVariance(nn.Module):
-    """A network of BasicSR's registry, as it is, plus a variance head, `var_conv`, on what enters its upsampler.
+    """A base network, unchanged, and a variance head, `var_conv`, on the features that enter its upsampler.
 
-    State dicts have the backbone's own names and `var_conv.*` beside them: weights of the plain network go in with
-    `strict_load_g: false`, and the network's own class takes them back.
+    State dicts use the backbone's own names, plus `var_conv.*`: the weights of a pretrained base network load with
+    `strict_load_g: false`, and the base network's class loads a checkpoint of this one the same way.
 
     Args:
-        backbone (dict): Its section of a yml: `{type: RCAN, num_in_ch: 3, ...}`.
-        features (str): The module of the backbone whose input the head takes, such as `upsample`; where it runs more
-            than once, its last run. Without it the place is found by watching the backbone at work: what enters the
-            first layer that enlarges (of a convolution and pixel shuffle, the convolution), or the last convolution
-            where none does.
+        backbone: Config of the base network: `{type: RCAN, num_in_ch: 3, ...}`.
+        features: Name of the module of the backbone whose input the head takes, such as `upsample`; if it is called
+            more than once, the input of its last call. None finds it by running the backbone on a small image: the
+            first layer that enlarges (of a convolution and a pixel shuffle, the convolution), or the last
+            convolution if none does.
 
     Raises:
         UserError: an unknown option or type, a backbone that cannot run, features that cannot be found.
@@ -31,75 +35,77 @@ class WithVariance(nn.Module):
 
     trains_log_var = True
 
-    def __init__(self, backbone, features=None):
+    def __init__(self, backbone: dict[str, Any], features: str | None = None):
         super().__init__()
         self.backbone = build_backbone(backbone)
-        place = find_feature_layer(self.backbone, features)
-        self.backbone.get_submodule(place.module).register_forward_pre_hook(capture_hook)
-        self.runs, self.scale = place.runs, place.scale
-        self.var_conv = VarianceHead(place.num_feat, place.num_out_ch, place.upscale)
+        layer = find_feature_layer(self.backbone, features)
+        self.backbone.get_submodule(layer.module).register_forward_pre_hook(capture_hook)
+        self.calls, self.scale = layer.calls, layer.scale
+        self.var_conv = VarianceHead(layer.num_feat, layer.num_out_ch, layer.upscale)
 
-    def forward(self, x, return_log_var=False):
+    def forward(self, x: Tensor, return_log_var: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """
         Args:
-            x (Tensor): LR image `(N, C, H, W)`, RGB in [0, 1].
-            return_log_var (bool): Also run the variance head.
+            x: LR image `(N, C, H, W)`, RGB in [0, 1].
+            return_log_var: Also run the variance head.
 
         Returns:
-            Tensor | tuple[Tensor]: The SR image `(N, C, upscale * H, upscale * W)`; with `return_log_var` the pair of
-            it and its log-variance of the same shape: the log of the error's scale in 8-bit levels, above -1.
+            The SR image `(N, C, scale * H, scale * W)`; with `return_log_var`, the SR image and its log-variance of the
+            same shape: the log of the error's scale in 8-bit levels, above -1.
         """
         if not return_log_var:
             return self.backbone(x)
-        with FeatureCapture() as taken:
+        with FeatureCapture() as capture:
             sr = self.backbone(x)
-        return sr, self._head(taken, x)
+        return sr, self._run_head(capture.features, x)
 
-    def log_var(self, x):
-        """The log-variance alone: of the backbone, no more is run than the head needs."""
-        with FeatureCapture(self.runs) as taken:
+    def log_var(self, x: Tensor) -> Tensor:
+        """Returns only the log-variance; stops the backbone as soon as it has the features."""
+        with FeatureCapture(stop_after=self.calls) as capture:
             self.backbone(x)
-        return self._head(taken, x)
+        return self._run_head(capture.features, x)
 
-    def _head(self, taken, x):
+    def _run_head(self, features: Tensor, x: Tensor) -> Tensor:
         height, width = x.shape[2:]  # a backbone that pads its input has larger features
-        return self.var_conv(taken.features)[:, :, :self.scale * height, :self.scale * width]
+        return self.var_conv(features)[:, :, :self.scale * height, :self.scale * width]
 
-    def state_dict(self, *args, destination=None, prefix='', keep_vars=False):
-        """As usual, but under the backbone's own names."""
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = '', keep_vars: bool = False) -> Any:
+        """Like `nn.Module.state_dict`, with the backbone's own names."""
         destination = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
-        ours = f'{prefix}backbone.'
+        long = f'{prefix}backbone.'
         for name in [name for name in destination if name.startswith(prefix)]:
-            value = destination.pop(name)  # all of them, so that their order stays
-            destination[prefix + name[len(ours):] if name.startswith(ours) else name] = value
+            value = destination.pop(name)  # also where the name stays, to keep the order
+            destination[prefix + name[len(long):] if name.startswith(long) else name] = value
         return destination
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         for name in [name for name in state_dict if name.startswith(prefix)]:
             if not name.startswith(f'{prefix}{HEAD}.'):
                 state_dict[f'{prefix}backbone.{name[len(prefix):]}'] = state_dict.pop(name)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def takes_options_of(backbone, features=None):
-    """Class decorator for a `WithVariance` or `TwoStep` of one `backbone`, a class in BasicSR's registry: takes that
-    class's options, with their defaults, and `features`.
+def takes_options_of(backbone: type[nn.Module], features: str | None = None) -> Callable[[T], T]:
+    """Class decorator for a `WithVariance` or `TwoStep` of one base network: takes that network's options.
 
     Args:
-        backbone (type): Class of the network without a variance head.
-        features (str): Default of the option `features`; see `WithVariance`.
+        backbone: Class of the base network, in BasicSR's registry.
+        features: Default of the option `features`; see `WithVariance`.
     """
     signature = inspect.signature(backbone)
     own = inspect.Parameter('features', inspect.Parameter.KEYWORD_ONLY, default=features)
 
-    def decorate(cls):
-        def __init__(self, *args, features=features, **options):
+    def decorate(cls: T) -> T:
+        def __init__(self: Any, *args: Any, features: str | None = features, **options: Any) -> None:
             check_kwargs(cls, options)
-            super(cls, self).__init__({'type': backbone.__name__, **signature.bind(*args, **options).arguments},
-                                      features)
+            config = {'type': backbone.__name__, **signature.bind(*args, **options).arguments}
+            super(cls, self).__init__(config, features)  # type: ignore[arg-type]
 
-        cls.__init__ = __init__
-        cls.__signature__ = signature.replace(parameters=[*signature.parameters.values(), own])
+        cls.__init__ = __init__  # type: ignore[misc]
+        cls.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[*signature.parameters.values(), own])
+        if hasattr(backbone, 'required_multiple'):
+            cls.required_multiple = backbone.required_multiple  # type: ignore[attr-defined]
         return cls
 
     return decorate

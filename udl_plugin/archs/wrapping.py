@@ -1,46 +1,64 @@
-"""Base network <-> step 1 and step 2: the config and the names in the state dict. Needs no network to be built."""
+"""Base network <-> networks of step 1 and step 2: their configs and the names in their state dicts.
+
+Works on configs and state dicts alone; builds no network.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+HEAD = 'var_conv'  # key of the variance head in state dicts, as in the reference implementation
+NAMED_STEPS = ('EDSR', 'DPDNN')  # base networks with registered classes for the steps, such as EDSRVar and EDSRTwo
+WRAPPERS = {'step 1': ('Var', 'WithVariance'), 'step 2': ('Two', 'TwoStep')}  # suffix of NAMED_STEPS, general class
 
 
+# ---- configs
 
-
-
-OWN_STEPS = ('EDSR', 'DPDNN')  # networks whose steps have names of their own, such as EDSRVar and EDSRTwo
-
-
-def base_config(network_g):
-    """`network_g` of the plain network in a network of either step."""
+def base_config(network_g: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config of the base network inside that of a network of either step; another one as it is."""
     if 'backbone' in network_g:
         return network_g['backbone']
-    for name in OWN_STEPS:
+    for name in NAMED_STEPS:
         if network_g.get('type') in (f'{name}Var', f'{name}Two'):
             return {**{key: value for key, value in network_g.items() if key != 'features'}, 'type': name}
     return network_g
 
 
-def wrapped_config(kind, plain, features=None):
-    """`network_g` of that kind of network around the plain one; `features` as in `WithVariance`."""
-    if kind == 'plain':
-        return plain
-    step = ('step 1', 'step 2').index(kind)
-    if plain['type'] in OWN_STEPS and features is None:
-        return {**plain, 'type': plain['type'] + ('Var', 'Two')[step]}
-    section = {'type': ('WithVariance', 'TwoStep')[step], 'backbone': plain}
-    return section if features is None else {**section, 'features': features}
+def wrapped_config(stage: str, base: dict[str, Any], features: str | None = None) -> dict[str, Any]:
+    """Returns the config of the network of a stage around a base network.
+
+    Args:
+        stage: `plain`, `step 1` or `step 2`.
+        base: Config of the base network.
+        features: As in `WithVariance`.
+    """
+    if stage == 'plain':
+        return base
+    suffix, wrapper = WRAPPERS[stage]
+    if base['type'] in NAMED_STEPS and features is None:
+        return {**base, 'type': base['type'] + suffix}
+    config = {'type': wrapper, 'backbone': base}
+    return config if features is None else {**config, 'features': features}
 
 
-def sub_state_dict(state_dict, name):
-    """The tensors of one of a `TwoStep`'s networks, `sr_net` or `var_net`; none where there is no such branch."""
+# ---- state dicts
+
+def sub_state_dict(state_dict: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Returns the tensors of one submodule, such as `sr_net`, by their names in it; an empty dict if there is none."""
     prefix = f'{name}.'
     return {key[len(prefix):]: value for key, value in state_dict.items() if key.startswith(prefix)}
 
 
-def base_state_dict(state_dict):
-    """The tensors of the plain SR network inside a checkpoint of either step: what upstream's own arch loads."""
+def base_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors of the base network in a state dict of any stage: what the base network's class loads."""
     return sub_state_dict(state_dict, 'sr_net') or {name: value for name, value in state_dict.items()
-                                            if not name.startswith('var_conv.')}
+                                                    if not name.startswith(f'{HEAD}.')}
 
 
-def network_stage(state_dict):
+def network_stage(state_dict: Mapping[str, Tensor]) -> str:
+    """Returns the stage of the network that a state dict is from: `plain`, `step 1` or `step 2`."""
     if sub_state_dict(state_dict, 'sr_net'):
         return 'step 2'
-    return 'step 1' if sub_state_dict(state_dict, 'var_conv') else 'plain'
+    return 'step 1' if sub_state_dict(state_dict, HEAD) else 'plain'

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from udl_plugin.archs.build import build_network, get_network_class, no_larger_than, probe_shapes, with_defaults
+from udl_plugin.archs.build import build_network, get_network_class, probe_shapes, with_defaults
 from udl_plugin.archs.dpdnn_arch import infer_dpdnn_config
 from udl_plugin.archs.edsr_arch import infer_edsr_config
 from udl_plugin.archs.wrapping import base_config, base_state_dict, network_stage, wrapped_config
@@ -136,8 +136,7 @@ def identify_network(state_dict, said=None, network_g=None):
     if network_g is None and said is not None:
         _check_said(said, state_dict)
         section = _section(state_dict, said, notes)
-        with no_larger_than(4 * len(state_dict) + 100, 4 * sum(map(torch.numel, state_dict.values())) + 10 ** 6):
-            build_network(base_config(section))
+        build_network(base_config(section))
         return NetworkFile(state_dict, section, notes)
     return NetworkFile(state_dict, _section(state_dict, network_g, notes), notes)
 

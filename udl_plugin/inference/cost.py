@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from udl_plugin.archs.build import build_network
-from udl_plugin.archs.padding import required_multiple
+from udl_plugin.archs.padding import get_required_multiple
 from udl_plugin.archs.wrapping import base_config
 
 OUTPUT = (720, 1280)  # the field's size for multiply-adds
@@ -36,7 +36,7 @@ def multiply_adds(net, network_g, channels, upscale, output=OUTPUT):
         channels, upscale (int): Of its images.
         output (tuple[int]): Height and width of the SR image.
     """
-    multiple = required_multiple(network_g)
+    multiple = get_required_multiple(network_g)
     size = -(-48 // multiple) * multiple
     lq = torch.zeros(1, channels, size, size, device=next(net.parameters()).device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -116,7 +116,7 @@ def peak_memory(network_g, shape):
 
 
 def _runs_of(network_g, shape):
-    multiple = required_multiple(network_g)
+    multiple = get_required_multiple(network_g)
     net = build_network(network_g).eval().to('cuda' if torch.cuda.is_available() else 'cpu')
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ from basicsr.utils.color_util import bgr2ycbcr, ycbcr2bgr
 
 from udl_plugin.archs.dpdnn_arch import dpdnn_receptive_radius
 from udl_plugin.archs.edsr_arch import edsr_receptive_radius
-from udl_plugin.archs.padding import pad_to_multiple, required_multiple
+from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
 from udl_plugin.errors import UserError
 
 ALIGN = 16  # tiles begin at multiples of it: DPDNN halves four times, SwinIR's windows are 8 pixels
@@ -56,7 +56,7 @@ class Upscaler:
         self.net = (model if uncertainty else model.plain()).build().to(device)
         self.device, self.self_ensemble, self.uncertainty = torch.device(device), self_ensemble, uncertainty
         self.channels, self.upscale = model.channels_and_scale
-        self.multiple = required_multiple(section)
+        self.multiple = get_required_multiple(section)
         self.reach = REACHES[section['type']](section) if section['type'] in REACHES else None
         self.tile = tile
         self.margin = None

@@ -1,57 +1,59 @@
 """The losses of 'Uncertainty-Driven Loss for Single Image Super-Resolution' (Ning et al., NeurIPS 2021).
 
-Functions take the error `target - pred` in 8-bit levels and `log_var`, both of one shape, and return the term of every
-pixel. Modules take images in [0, 1], as BasicSR has them, and return what `reduction` says.
+The functions take the error `target - pred` in 8-bit levels and the log-variance `s`, both `(N, C, H, W)`, and return
+the loss of each pixel. The modules take images in [0, 1], as in BasicSR, and reduce.
 
-The variance head of the paper cannot go below -1 (it ends in an ELU), and is made for errors in [0, 255]. With errors
-in [0, 1] it saturates at -1 everywhere and UDL becomes plain L1; hence the modules' `img_range`.
+The modules scale errors to [0, 255] (`img_range`) because the variance head ends in an ELU and cannot go below -1: with
+errors in [0, 1] it would saturate at -1 everywhere and UDL would become plain L1.
 
 BasicSR's `weighted_loss` is not used: it divides by the sum of the weights, and UDL is a plain mean.
 """
+from __future__ import annotations
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from udl_plugin.errors import UserError, did_you_mean, reject_unknown_kwargs
 from udl_plugin.losses.weights import SCALINGS, SOURCES, udl_weight
 
 
-def gaussian_nll(error, log_var):
-    """Gaussian negative log-likelihood: `exp(-s) * e^2 / 2 + s / 2` with `s = log_var`."""
+def gaussian_nll(error: Tensor, log_var: Tensor) -> Tensor:
+    """Gaussian negative log-likelihood: `exp(-s) * e^2 / 2 + s / 2`. Minimal at `s = ln E[e^2]`."""
     return (torch.exp(-log_var) * error**2 + log_var) / 2
 
 
-def eu(error, log_var):
-    """Estimating uncertainty, Laplace form: `exp(-s) * |e| + s`. Its optimum is `s = ln E|e|`."""
+def eu(error: Tensor, log_var: Tensor) -> Tensor:
+    """Estimating uncertainty, the Laplace form: `exp(-s) * |e| + s`. Minimal at `s = ln E|e|`."""
     return torch.exp(-log_var) * error.abs() + log_var
 
 
-def esu(error, log_var):
-    """Estimating sparse uncertainty, EU with Jeffreys' prior: `exp(-s) * |e| + 2 s`. Optimum: `s = ln(E|e| / 2)`."""
+def esu(error: Tensor, log_var: Tensor) -> Tensor:
+    """Estimating sparse uncertainty, EU with Jeffreys' prior: `exp(-s) * |e| + 2 s`. Minimal at `s = ln(E|e| / 2)`."""
     return torch.exp(-log_var) * error.abs() + 2 * log_var
 
 
-def udl(error, source_map, offset=1.0, scaling='linear'):
+def udl(error: Tensor, source_map: Tensor, offset: float = 1.0, scaling: str = 'linear') -> Tensor:
     """Uncertainty-driven L1: `w * |e|` with `w = udl_weight(source_map, offset, scaling)`; the paper's map is `s`."""
     return udl_weight(source_map, offset, scaling) * error.abs()
 
 
 class _UncertaintyLoss(nn.Module):
-    """From images to one figure: range, per-pixel term, reduction, weight.
+    """Base of the losses: scales images, calls `term`, reduces, multiplies by `loss_weight`.
 
     Args:
-        loss_weight (float): The result is multiplied by it.
-        reduction (str): `mean` (over all pixels, channels and images), `sum`, or `none` for the map `(N, C, H, W)`.
-        img_range (float): Images in [0, 1] are brought to [0, img_range]. Leave it at 255 (see above); to bring the
-            loss itself to the size of BasicSR's `L1Loss`, beside a perceptual loss say, use `loss_weight: 0.00392`.
+        loss_weight: Factor on the result.
+        reduction: `mean` over all pixels, channels and images, `sum`, or `none` for a map `(N, C, H, W)`.
+        img_range: Images in [0, 1] are scaled to [0, img_range]. Keep 255 (see the top of the module). To bring the
+            loss to the size of BasicSR's `L1Loss`, for instance beside a perceptual loss, set `loss_weight: 0.00392`.
 
     Raises:
         UserError: an unknown option or `reduction`.
     """
 
-    required_outputs = ('log_var',)  # the model asks the network for it: return_log_var=True
-    trains_log_var = True  # gradients reach the variance head: a loss of step 1
+    required_outputs: tuple[str, ...] = ('log_var',)  # of the network, beside the SR image: keywords of `forward`
+    trains_log_var = True  # a loss of step 1: gradients reach the variance head
 
-    def __init__(self, loss_weight=1.0, reduction='mean', img_range=255.0):
+    def __init__(self, loss_weight: float = 1.0, reduction: str = 'mean', img_range: float = 255.0):
         super().__init__()
         if reduction not in ('none', 'mean', 'sum'):
             raise UserError(f"type: {type(self).__name__}: reduction is '{reduction}', not one of none, mean, sum.")
@@ -59,83 +61,88 @@ class _UncertaintyLoss(nn.Module):
         self.reduction = reduction
         self.img_range = img_range
 
-    def term(self, error, gt, log_var, frozen_error):
-        """The loss of every pixel; errors, of the network and of the frozen one, and ground truth times img_range."""
+    def term(self, error: Tensor, target: Tensor, log_var: Tensor, frozen_error: Tensor) -> Tensor:
+        """Returns the loss of each pixel. All but `log_var` are multiplied by `img_range`."""
         raise NotImplementedError
 
-    def forward(self, pred, target, log_var=None, frozen_sr=None):
+    def forward(self, pred: Tensor, target: Tensor, log_var: Tensor | None = None,
+                frozen_sr: Tensor | None = None) -> Tensor:
         """
         Args:
-            pred (Tensor): SR image `(N, C, H, W)` in [0, 1].
-            target (Tensor): Ground truth, same shape and range.
-            log_var (Tensor): Log of the error's scale in 8-bit levels, same shape.
-            frozen_sr (Tensor): SR image of the frozen network of step 1, same shape and range. Only `UDL` may need it.
+            pred: SR image `(N, C, H, W)` in [0, 1].
+            target: Ground truth, same shape and range.
+            log_var: Log of the error's scale in 8-bit levels, same shape.
+            frozen_sr: SR image of the frozen step-1 network, same shape and range. Only `UDL` may require it.
 
         Raises:
-            ValueError: one that is needed is missing, or the shapes differ.
-            FloatingPointError: the loss is not finite; says which input is to blame.
+            ValueError: a required output is missing, or the shapes differ.
+            FloatingPointError: the loss is not finite; names the input that is to blame.
         """
-        name, given = type(self).__name__, {'log_var': log_var, 'frozen_sr': frozen_sr}
-        inputs = {'pred': pred, 'target': target, **{need: given[need] for need in self.required_outputs}}
-        for need in self.required_outputs:
-            if given[need] is None:
-                raise ValueError(f'{name} needs {need}: call the network with return_{need}=True (model_type: UDLModel '
-                                 'does), and use one that has it, such as EDSRTwo.')
+        name = type(self).__name__
+        outputs = {'log_var': log_var, 'frozen_sr': frozen_sr}
+        inputs = {'pred': pred, 'target': target}
+        for required in self.required_outputs:
+            tensor = outputs[required]
+            if tensor is None:
+                raise ValueError(f'{name} requires {required}: call the network with return_{required}=True '
+                                 '(model_type: UDLModel does), and use one that supports it, such as EDSRTwo.')
+            inputs[required] = tensor
         if len({tensor.shape for tensor in inputs.values()}) > 1:
-            raise ValueError(f'{name} needs tensors of one shape, not '
+            raise ValueError(f'{name} requires tensors of one shape, got '
                              + ', '.join(f'{key} {tuple(tensor.shape)}' for key, tensor in inputs.items()) + '.')
         frozen_error = None if frozen_sr is None else (target - frozen_sr) * self.img_range
-        loss = self.term((target - pred) * self.img_range, target * self.img_range, log_var, frozen_error)
+        loss = self.term((target - pred) * self.img_range, target * self.img_range,
+                         log_var, frozen_error)  # type: ignore[arg-type]  # None only where not required
         if self.reduction != 'none':
             loss = loss.mean() if self.reduction == 'mean' else loss.sum()
         if not torch.isfinite(loss).all():
-            raise FloatingPointError(f'{name} is not finite. ' + _blame(**inputs))
+            raise FloatingPointError(f'{name} is not finite. {_blame(inputs)}')
         return self.loss_weight * loss
 
 
-def _blame(**inputs):
-    bad = [f'{name} has {int((~torch.isfinite(x)).sum())} non-finite of {x.numel()} values'
-           for name, x in inputs.items() if not torch.isfinite(x).all()]
-    return '; '.join(bad) + '.' if bad else 'All inputs are finite: their sizes overflow; lower the learning rate.'
+def _blame(inputs: dict[str, Tensor]) -> str:
+    counts = {name: int((~torch.isfinite(tensor)).sum()) for name, tensor in inputs.items()}
+    bad = [f'{name} has {count} non-finite of {inputs[name].numel()} values' for name, count in counts.items() if count]
+    return '; '.join(bad) + '.' if bad else 'All inputs are finite, but their size overflows; lower the learning rate.'
 
 
 @reject_unknown_kwargs
 class GaussianNLL(_UncertaintyLoss):
-    __doc__ = f'{gaussian_nll.__doc__}\n\n{_UncertaintyLoss.__doc__}'
+    """Gaussian negative log-likelihood, `gaussian_nll`. Options: see `_UncertaintyLoss`."""
 
-    def term(self, error, gt, log_var, frozen_error):
+    def term(self, error: Tensor, target: Tensor, log_var: Tensor, frozen_error: Tensor) -> Tensor:
         return gaussian_nll(error, log_var)
 
 
 @reject_unknown_kwargs
 class EU(_UncertaintyLoss):
-    __doc__ = f'{eu.__doc__}\n\n{_UncertaintyLoss.__doc__}'
+    """Estimating uncertainty, `eu`: a baseline for step 1. Options: see `_UncertaintyLoss`."""
 
-    def term(self, error, gt, log_var, frozen_error):
+    def term(self, error: Tensor, target: Tensor, log_var: Tensor, frozen_error: Tensor) -> Tensor:
         return eu(error, log_var)
 
 
 @reject_unknown_kwargs
 class ESU(_UncertaintyLoss):
-    __doc__ = f'{esu.__doc__}\n\n{_UncertaintyLoss.__doc__}'
+    """Estimating sparse uncertainty, `esu`: the paper's step 1. Options: see `_UncertaintyLoss`."""
 
-    def term(self, error, gt, log_var, frozen_error):
+    def term(self, error: Tensor, target: Tensor, log_var: Tensor, frozen_error: Tensor) -> Tensor:
         return esu(error, log_var)
 
 
 @reject_unknown_kwargs
 class UDL(_UncertaintyLoss):
-    """Uncertainty-driven L1 of step 2: `(s - min(s) + offset) * |e|`, `s` from the frozen network of step 1.
+    """Uncertainty-driven L1 of step 2: `(s - min(s) + offset) * |e|`, `s` from the frozen step-1 network.
 
-    Other weights take the place of `s - min(s)` for comparison: `scaling(m - min(m))`, `m` the map of `source`. See
-    udl_plugin/losses/weights.py, which also says what of it is the paper's.
+    For comparison, other weights may replace `s - min(s)`: `scaling(m - min(m))` with the map `m` of `source`. See
+    udl_plugin/losses/weights.py, also for which of them are the paper's.
 
     Args:
-        offset (float): 1 as in the authors' released code, 0 as in the paper.
-        source (str): What weighs: `log_var`; `error`, the frozen network's absolute error; `gradient`, that of the
-            ground truth.
-        scaling (str): `linear`, `log`, `exp` (of log_var only), `sqrt` or `minmax`.
-        loss_weight, reduction, img_range: as in the other losses.
+        loss_weight, reduction, img_range: See `_UncertaintyLoss`.
+        offset: 1 as in the authors' released code, 0 as in the paper.
+        source: Map that gives the weights: `log_var`; `error`, the frozen network's absolute error; or `gradient`, the
+            gradient magnitude of the ground truth.
+        scaling: `linear`, `log`, `exp` (of log_var only), `sqrt` or `minmax`.
 
     Raises:
         UserError: an unknown option, `reduction`, `source` or `scaling`, or a pair of these that overflows.
@@ -143,19 +150,18 @@ class UDL(_UncertaintyLoss):
 
     trains_log_var = False
 
-    def __init__(self, loss_weight=1.0, reduction='mean', img_range=255.0, offset=1.0, source='log_var',
-                 scaling='linear'):
+    def __init__(self, loss_weight: float = 1.0, reduction: str = 'mean', img_range: float = 255.0,
+                 offset: float = 1.0, source: str = 'log_var', scaling: str = 'linear'):
         super().__init__(loss_weight, reduction, img_range)
-        for key, value, known in (('source', source, SOURCES), ('scaling', scaling, SCALINGS)):
+        for key, value, known in (('source', source, list(SOURCES)), ('scaling', scaling, list(SCALINGS))):
             if value not in known:
                 raise UserError(f"type: UDL: {key} is '{value}'{did_you_mean(value, known)}, not one of "
-                                 f"{', '.join(known)}.")
+                                f"{', '.join(known)}.")
         if scaling == 'exp' and not SOURCES[source].is_log:
-            raise UserError(f'type: UDL: scaling: exp is for source: log_var; of source: {source}, which goes up to '
-                             '255, it overflows. Write another one.')
+            raise UserError(f'type: UDL: scaling: exp requires source: log_var; with source: {source}, which reaches '
+                            '255, it overflows. Use another scaling.')
         self.offset, self.source, self.scaling = offset, source, scaling
         self.required_outputs = SOURCES[source].required_outputs
 
-    def term(self, error, gt, log_var, frozen_error):
-        source_map = SOURCES[self.source].weight_map(gt, log_var, frozen_error)
-        return udl(error, source_map, self.offset, self.scaling)
+    def term(self, error: Tensor, target: Tensor, log_var: Tensor, frozen_error: Tensor) -> Tensor:
+        return udl(error, SOURCES[self.source].weight_map(target, log_var, frozen_error), self.offset, self.scaling)

@@ -1,38 +1,40 @@
-"""How much each pixel weighs in step 2: what weighs (`SOURCES`), and how it is scaled (`SCALINGS`).
+"""Pixel weights of step 2: which map gives them (`SOURCES`) and how its values become weights (`SCALINGS`).
 
-A new one of either is a function and a line in its table; the option `source` or `scaling` of `UDL` then takes it.
-Of these, the paper (Ning et al., NeurIPS 2021) has the three sources and, of the scalings, `linear`, which it keeps,
-and a logarithmic one. Its formula of that one and its other scalings are not known to us: `log`, `exp`, `sqrt` and
-`minmax` are ours, and so is how the gradient is measured.
+To add one, write a function and a line in its table; the option `source` or `scaling` of `UDL` then accepts it.
+The three sources are from the paper (Ning et al., NeurIPS 2021), and so is the scaling `linear`, which it adopts. It
+also tries a logarithmic scaling and others, whose formulas we do not know: `log`, `exp`, `sqrt` and `minmax` are our
+own, and so is the definition of the gradient.
 """
+from __future__ import annotations
+
 from typing import Callable, NamedTuple
 
 import torch
+from torch import Tensor
 
-# ---- what weighs: ground truth, log-variance and error of the frozen network, all (N, C, H, W), the first and the last
-# in 8-bit levels, to a map of that shape
+# ---- sources: (target, log_var, frozen_error) -> map, all (N, C, H, W). `target`, the ground truth, and `frozen_error`
+# are in 8-bit levels; those of the three that a source does not use may be None.
 
 
-def log_var(gt, log_var, frozen_error):
-    """The log-variance of the frozen network of step 1: of ESU or of EU, as that was trained."""
+def log_var(target: Tensor, log_var: Tensor, frozen_error: Tensor) -> Tensor:
+    """Log-variance of the frozen step-1 network, which was trained with ESU or EU."""
     return log_var
 
 
-def error(gt, log_var, frozen_error):
-    """The absolute error of the frozen network's own SR image, in 8-bit levels."""
+def error(target: Tensor, log_var: Tensor, frozen_error: Tensor) -> Tensor:
+    """Absolute error of the frozen network's own SR image, in 8-bit levels."""
     return frozen_error.abs()
 
 
-def gradient(gt, log_var, frozen_error):
-    """The gradient's magnitude of the ground truth, in 8-bit levels a pixel (central differences, channel by channel).
-    """
-    return torch.hypot(*torch.gradient(gt, dim=(-2, -1)))
+def gradient(target: Tensor, log_var: Tensor, frozen_error: Tensor) -> Tensor:
+    """Gradient magnitude of the ground truth, in 8-bit levels per pixel: central differences, for each channel."""
+    return torch.hypot(*torch.gradient(target, dim=(-2, -1)))
 
 
 class Source(NamedTuple):
-    weight_map: Callable
-    required_outputs: tuple  # what the network must return beside the SR image
-    is_log: bool = False  # of a few units; the others go up to 255 and beyond
+    weight_map: Callable[[Tensor, Tensor, Tensor], Tensor]
+    required_outputs: tuple[str, ...]  # what the network must return beside the SR image
+    is_log: bool = False  # values of a few units; the other maps reach 255 and more
 
 
 SOURCES = {
@@ -41,47 +43,47 @@ SOURCES = {
     'gradient': Source(gradient, required_outputs=()),
 }
 
-# ---- how it is scaled: u is the map less its minimum, so 0 or more, the minimum per image and per channel
+# ---- scalings: u -> weight, where u >= 0 is the map minus its minimum per image and per channel
 
 
-def linear(u):
+def linear(u: Tensor) -> Tensor:
     """`u`, the paper's choice."""
     return u
 
 
-def log(u):
+def log(u: Tensor) -> Tensor:
     """`ln(1 + u)`."""
     return torch.log1p(u)
 
 
-def exp(u):
-    """`exp(u) - 1`: from a log-variance, the error's scale itself. Of `source: log_var` only, the others overflow."""
+def exp(u: Tensor) -> Tensor:
+    """`exp(u) - 1`: turns a log-variance into the error's scale. Only for `source: log_var`; others overflow."""
     return torch.expm1(u)
 
 
-def sqrt(u):
-    """The root of `u`."""
+def sqrt(u: Tensor) -> Tensor:
+    """The square root of `u`."""
     return torch.sqrt(u)
 
 
-def minmax(u):
-    """`u / max(u)`, the maximum per image and per channel: from 0 to 1. Where `u` is 0 throughout, 0."""
+def minmax(u: Tensor) -> Tensor:
+    """`u / max(u)`, the maximum per image and per channel: in [0, 1], and 0 for a constant map."""
     return u / u.amax(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(u.dtype).tiny)
 
 
 SCALINGS = {scaling.__name__: scaling for scaling in (linear, log, exp, sqrt, minmax)}
 
 
-def udl_weight(source_map, offset=1.0, scaling='linear'):
-    """The weight of each pixel in step 2: `scaling(m - min(m)) + offset`, the minimum per image and per channel.
+def udl_weight(source_map: Tensor, offset: float = 1.0, scaling: str = 'linear') -> Tensor:
+    """Pixel weights of step 2: `scaling(m - min(m)) + offset`, the minimum per image and per channel.
 
     Args:
-        source_map (Tensor): `(N, C, H, W)`, such as log_var. No gradient flows through it.
-        offset (float): 1 in the authors' released code, 0 in the paper.
-        scaling (str): One of `SCALINGS`; `linear` is the paper's.
+        source_map: `m`, `(N, C, H, W)`, such as the log-variance. No gradient flows through it.
+        offset: 1 in the authors' released code, 0 in the paper.
+        scaling: A key of `SCALINGS`; `linear` is the paper's.
 
     Returns:
-        Tensor: `(N, C, H, W)`, at least `offset`.
+        `(N, C, H, W)`, at least `offset`.
     """
     source_map = source_map.detach()
     return SCALINGS[scaling](source_map - source_map.amin(dim=(-2, -1), keepdim=True)) + offset

@@ -1,1 +1,1 @@
-"""How good an uncertainty map is."""
+"""Metrics of uncertainty maps."""

@@ -1,8 +1,12 @@
-"""How well an uncertainty map tells the error: rank and linear correlation, sparsification, calibration, sparsity.
+"""How well an uncertainty map predicts the error: correlation, sparsification, calibration; and how sparse it is.
 
-First the arithmetic, on flat arrays of samples; below, the functions that BasicSR's validation calls, with its images.
-A sample is one channel of one pixel. Errors are absolute, in 8-bit levels.
+First the arithmetic on flat arrays of samples, then the metrics that BasicSR's validation calls with its images. A
+sample is one channel of one pixel. Errors are absolute, in 8-bit levels.
 """
+from __future__ import annotations
+
+from typing import Any, Callable
+
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
@@ -11,24 +15,26 @@ from udl_plugin.errors import UserError
 STEPS = 100  # of the sparsification curves
 
 
-def sparsification(uncertainty, error, steps=STEPS):
-    """Mean error of what is left when the most uncertain samples are taken away, over the mean error of all.
+# ---- sparsification
+
+def sparsification(uncertainty: np.ndarray, error: np.ndarray, steps: int = STEPS) -> np.ndarray:
+    """Mean error of the samples left when the most uncertain ones are removed, over the mean error of all.
 
     Ilg et al., 'Uncertainty Estimates and Multi-Hypotheses Networks for Optical Flow', ECCV 2018. Samples of equal
-    uncertainty leave in random order, of which this is the expectation.
+    uncertainty are removed in random order; the curve is the expectation over these orders.
 
     Args:
-        uncertainty (ndarray): `(N,)`; only its order counts. The error itself gives the oracle.
-        error (ndarray): `(N,)`, 0 or more.
-        steps (int): The curve's fractions taken away are 0, 1 / steps, and so on below 1.
+        uncertainty: `(N,)`; only its order counts. The error itself gives the oracle curve.
+        error: `(N,)`, 0 or more.
+        steps: The fractions removed are 0, 1 / steps, 2 / steps, and so on below 1.
 
     Returns:
-        ndarray: `(steps,)`, from 1 downwards; 1 throughout where there is no error, or no order.
+        `(steps,)`, starting at 1; 1 everywhere if there is no error.
     """
     count = len(error)
     order = np.argsort(uncertainty, kind='stable')
     ranked, ordered = uncertainty[order], error[order].astype(np.float64)
-    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
+    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])  # of each group of equal uncertainty
     sizes = np.diff(np.r_[starts, count])
     expected = np.repeat(np.add.reduceat(ordered, starts) / sizes, sizes)
     left = count - count * np.arange(steps) // steps
@@ -36,99 +42,110 @@ def sparsification(uncertainty, error, steps=STEPS):
     return means / means[0] if means[0] > 0 else np.ones(steps)
 
 
-def ause(uncertainty, error, steps=STEPS):
-    """Area under the sparsification error: between the curve of the uncertainty and that of the error itself.
+def sparsification_area(curve: np.ndarray, oracle: np.ndarray) -> float:
+    """Area between two curves from `sparsification`: the AUSE."""
+    return float(np.mean(curve - oracle))
+
+
+def ause(uncertainty: np.ndarray, error: np.ndarray, steps: int = STEPS) -> float:
+    """Area under the sparsification error: between the curves of the uncertainty and of the error itself.
 
     Returns:
-        float: 0 for the error's own order, larger is worse.
+        0 if the uncertainty has the order of the error; larger is worse.
     """
     return sparsification_area(sparsification(uncertainty, error, steps), sparsification(error, error, steps))
 
 
-def sparsification_area(curve, oracle):
-    """AUSE of two curves from `sparsification`."""
-    return float(np.mean(curve - oracle))
+# ---- correlation
 
-
-def spearman(uncertainty, error):
-    """Spearman's rank correlation, in [-1, 1]; 0 where one of the two is constant."""
+def spearman(uncertainty: np.ndarray, error: np.ndarray) -> float:
+    """Spearman's rank correlation, in [-1, 1]; 0 if either array is constant."""
     return _correlation(spearmanr, uncertainty, error)
 
 
-def pearson(uncertainty, error):
-    """Pearson's linear correlation, in [-1, 1]; 0 where one of the two is constant."""
+def pearson(uncertainty: np.ndarray, error: np.ndarray) -> float:
+    """Pearson's linear correlation, in [-1, 1]; 0 if either array is constant."""
     return _correlation(pearsonr, uncertainty, error)
 
 
-def _correlation(function, uncertainty, error):
+def _correlation(function: Callable[..., Any], uncertainty: np.ndarray, error: np.ndarray) -> float:
     if np.ptp(uncertainty) == 0 or np.ptp(error) == 0:
         return 0.0
     return float(function(uncertainty, error).statistic)
 
 
-# what a map states, by the loss that it comes from: mean absolute error = factor * exp(power * s), where that is least
-ERROR_SCALES = {'ESU': (2.0, 1.0), 'EU': (1.0, 1.0), 'GaussianNLL': (np.sqrt(2 / np.pi), 0.5)}
+# ---- calibration
+
+# loss that a map was trained with -> (factor, power): its minimum is where E|e| = factor * exp(power * s), for errors
+# of the loss's own distribution
+ERROR_SCALES = {'ESU': (2.0, 1.0), 'EU': (1.0, 1.0), 'GaussianNLL': (float(np.sqrt(2 / np.pi)), 0.5)}
 
 
-def expected_error(log_var, loss='ESU'):
-    """The mean absolute error that a map states, in 8-bit levels.
+def expected_error(log_var: np.ndarray, loss: str = 'ESU') -> np.ndarray:
+    """Mean absolute error that a map predicts, in 8-bit levels, of the same shape.
 
     Args:
-        log_var (ndarray): Any shape.
-        loss (str): That the map was trained with: `ESU`, `EU` (a Laplace distribution's) or `GaussianNLL`.
+        log_var: Any shape.
+        loss: Loss that the map was trained with: `ESU`, `EU` (both of a Laplace distribution) or `GaussianNLL`.
 
     Raises:
         UserError: another loss.
     """
     if loss not in ERROR_SCALES:
-        raise UserError(f"loss: '{loss}' is none that maps are trained with: {', '.join(ERROR_SCALES)}.")
+        raise UserError(f"loss: '{loss}' does not train a map; use one of {', '.join(ERROR_SCALES)}.")
     factor, power = ERROR_SCALES[loss]
-    return factor * np.exp(power * log_var.astype(np.float64))  # an untrained map may state what float32 cannot hold
+    return factor * np.exp(power * log_var.astype(np.float64))  # an untrained map may exceed the range of float32
 
 
-def reliability(log_var, error, loss='ESU', bins=10):
-    """Predicted and observed mean absolute error, over samples of like prediction.
+def reliability(log_var: np.ndarray, error: np.ndarray, loss: str = 'ESU',
+                bins: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted and observed mean absolute error in bins of similar prediction.
 
     Args:
-        log_var (ndarray): `(N,)`: log of the error's scale in 8-bit levels.
-        error (ndarray): `(N,)`.
-        loss (str): See `expected_error`.
-        bins (int): Of equally many samples, by prediction; fewer where there are fewer samples.
+        log_var: `(N,)`: log of the error's scale in 8-bit levels.
+        error: `(N,)`.
+        loss: See `expected_error`.
+        bins: Number of bins with equally many samples, ordered by prediction; fewer if there are fewer samples.
 
     Returns:
-        tuple[ndarray, ndarray]: `(bins,)` each, in 8-bit levels.
+        Predicted and observed error, `(bins,)` each, in 8-bit levels.
     """
     predicted = expected_error(log_var, loss)
     order = np.argsort(predicted, kind='stable')
     parts = [part for part in np.array_split(order, bins) if len(part)]
-    return tuple(np.array([values[part].mean() for part in parts]) for values in (predicted, error))
+    means = [np.array([values[part].mean() for part in parts]) for values in (predicted, error)]
+    return means[0], means[1]
 
 
-def calibration(log_var, error, loss='ESU', bins=10):
-    """Expected normalised calibration error: the mean over bins of |observed - predicted| error
-    over the predicted one. Levi et al., 'Evaluating and Calibrating Uncertainty Prediction in Regression Tasks',
-    Sensors 2022, with the mean absolute error in place of the root of the mean square.
+def normalised_error(predicted: np.ndarray, observed: np.ndarray) -> float:
+    """Calibration error of the two results of `reliability`; see `calibration`."""
+    return float(np.mean(np.abs(observed - predicted) / predicted))
+
+
+def calibration(log_var: np.ndarray, error: np.ndarray, loss: str = 'ESU', bins: int = 10) -> float:
+    """Expected normalised calibration error: the mean over bins of `|observed - predicted| / predicted` error.
+
+    Levi et al., 'Evaluating and Calibrating Uncertainty Prediction in Regression Tasks', Sensors 2022, with the mean
+    absolute error instead of the root mean square.
 
     Returns:
-        float: 0 is perfect; 1 is wrong by as much as is predicted.
+        0 is perfect; 1 is off by as much as the prediction itself.
     """
     return normalised_error(*reliability(log_var, error, loss, bins))
 
 
-def normalised_error(predicted, observed):
-    """Calibration error of what `reliability` returns."""
-    return float(np.mean(np.abs(observed - predicted) / predicted))
+# ---- sparsity
 
+def gini(values: np.ndarray) -> float:
+    """Gini index as a measure of sparsity.
 
-def gini(values):
-    """Gini index, the measure of sparsity of Hurley and Rickard, 'Comparing Measures of Sparsity', IEEE Trans. Inf.
-    Theory 2009.
+    Hurley and Rickard, 'Comparing Measures of Sparsity', IEEE Trans. Inf. Theory 2009.
 
     Args:
-        values (ndarray): `(N,)`, 0 or more.
+        values: `(N,)`, 0 or more.
 
     Returns:
-        float: 0 where all are equal, near 1 where few hold all.
+        0 if all values are equal, near 1 if few hold the entire sum.
     """
     ordered = np.sort(values).astype(np.float64)
     total, count = ordered.sum(), len(ordered)
@@ -137,9 +154,16 @@ def gini(values):
     return float(1 - 2 * np.sum(ordered / total * (count - np.arange(1, count + 1) + 0.5) / count))
 
 
-def hoyer(values):
-    """Hoyer's sparsity, 'Non-negative Matrix Factorization with Sparseness Constraints', JMLR 2004: from 0 where all
-    are equal to 1 where one holds all.
+def hoyer(values: np.ndarray) -> float:
+    """Hoyer's sparsity.
+
+    Hoyer, 'Non-negative Matrix Factorization with Sparseness Constraints', JMLR 2004.
+
+    Args:
+        values: `(N,)`, 0 or more.
+
+    Returns:
+        0 if all values are equal, 1 if one holds the entire sum.
     """
     values = values.astype(np.float64)
     norm, root = np.sqrt(np.sum(values**2)), np.sqrt(len(values))
@@ -149,23 +173,25 @@ def hoyer(values):
 SPARSITIES = {'gini': gini, 'hoyer': hoyer}
 
 
-def step2_weight(log_var):
-    """What weighs the pixels in step 2, `s - min(s)`, the minimum per channel: `(C, H, W)` to `(C * H * W,)`."""
+def step2_weight(log_var: np.ndarray) -> np.ndarray:
+    """Pixel weight of step 2, `s - min(s)` with the minimum per channel: `(C, H, W)` to `(C * H * W,)`."""
     return (log_var - log_var.min(axis=(-2, -1), keepdims=True)).ravel()
 
 
-# ---- as BasicSR's validation calls them
+# ---- metrics as BasicSR's validation calls them; it also passes its option `better`
 
-def samples(img, img2, log_var, crop_border=0):
-    """Log-variance and absolute error, sample by sample.
+def samples(img: np.ndarray, img2: np.ndarray, log_var: np.ndarray,
+            crop_border: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Turns images into samples of log-variance and absolute error.
 
     Args:
-        img, img2 (ndarray): SR image and ground truth, uint8 `(H, W, 3)`, BGR, or `(H, W)`.
-        log_var (ndarray): `(C, H, W)`, RGB.
-        crop_border (int): Pixels of border left out.
+        img: SR image, uint8 `(H, W, 3)`, BGR, or `(H, W)`.
+        img2: Ground truth, same shape.
+        log_var: `(C, H, W)`, RGB or one channel.
+        crop_border: Pixels to crop on each side.
 
     Returns:
-        tuple[ndarray, ndarray]: `(N,)` each.
+        Log-variance and error, `(N,)` each.
 
     Raises:
         ValueError: their sizes differ.
@@ -173,40 +199,45 @@ def samples(img, img2, log_var, crop_border=0):
     error = np.abs(img.astype(np.float64) - img2)
     error = error[None] if error.ndim == 2 else error[:, :, ::-1].transpose(2, 0, 1)
     if img.shape != img2.shape or error.shape != log_var.shape:
-        raise ValueError(f'Images {img.shape} and {img2.shape} and map {log_var.shape} are not of one size.')
+        raise ValueError(f'Images {img.shape} and {img2.shape} and map {log_var.shape} must have the same size.')
     return crop(log_var, crop_border).ravel(), crop(error, crop_border).ravel()
 
 
-def crop(planes, border):
-    """`(C, H, W)` without its border."""
+def crop(planes: np.ndarray, border: int) -> np.ndarray:
+    """Crops `border` pixels on each side of `(C, H, W)`."""
     return planes[:, border:planes.shape[1] - border, border:planes.shape[2] - border]
 
 
-def calculate_map_spearman(img, img2, log_var, crop_border, better=None):
-    """Rank correlation of the map with the absolute error. For arguments see `samples`; `better` is upstream's."""
+def calculate_map_spearman(img: np.ndarray, img2: np.ndarray, log_var: np.ndarray, crop_border: int,
+                           better: str | None = None) -> float:
+    """Rank correlation of the map with the absolute error, in [-1, 1]. For the arguments see `samples`."""
     return spearman(*samples(img, img2, log_var, crop_border))
 
 
-def calculate_map_pearson(img, img2, log_var, crop_border, loss='ESU', better=None):
-    """Linear correlation of the error that the map states, `expected_error`, with the absolute error."""
+def calculate_map_pearson(img: np.ndarray, img2: np.ndarray, log_var: np.ndarray, crop_border: int, loss: str = 'ESU',
+                          better: str | None = None) -> float:
+    """Linear correlation of the `expected_error` with the absolute error, in [-1, 1]."""
     log_var, error = samples(img, img2, log_var, crop_border)
     return pearson(expected_error(log_var, loss), error)
 
 
-def calculate_map_ause(img, img2, log_var, crop_border, better=None):
-    """Area under the sparsification error of the map; lower is better."""
+def calculate_map_ause(img: np.ndarray, img2: np.ndarray, log_var: np.ndarray, crop_border: int,
+                       better: str | None = None) -> float:
+    """Area under the sparsification error, `ause`; lower is better."""
     return ause(*samples(img, img2, log_var, crop_border))
 
 
-def calculate_map_calibration(img, img2, log_var, crop_border, loss='ESU', bins=10, better=None):
-    """Calibration error of a map that was trained with `loss`; lower is better."""
+def calculate_map_calibration(img: np.ndarray, img2: np.ndarray, log_var: np.ndarray, crop_border: int,
+                              loss: str = 'ESU', bins: int = 10, better: str | None = None) -> float:
+    """Calibration error, `calibration`, of a map that was trained with `loss`; lower is better."""
     return calibration(*samples(img, img2, log_var, crop_border), loss, bins)
 
 
-def calculate_map_sparsity(img, img2, log_var, crop_border, measure='gini', better=None):
-    """Sparsity of the map as step 2 weighs by it, `log_var` less its minimum in each channel.
+def calculate_map_sparsity(img: np.ndarray, img2: np.ndarray, log_var: np.ndarray, crop_border: int,
+                           measure: str = 'gini', better: str | None = None) -> float:
+    """Sparsity, in [0, 1], of the weights that step 2 takes from the map: see `step2_weight`.
 
     Args:
-        measure (str): `gini` or `hoyer`.
+        measure: `gini` or `hoyer`.
     """
     return SPARSITIES[measure](step2_weight(crop(log_var, crop_border)))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from udl_plugin.archs.mixed_precision import keep_image_convs_in_fp32
 from udl_plugin.archs.outputs import EXTRA_OUTPUTS, forward_with_outputs, required_outputs_of
-from udl_plugin.archs.padding import pad_to_multiple, required_multiple
+from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
 from udl_plugin.archs.two_step import TwoStep
 from udl_plugin.checkpoints.state_dict import fingerprint, load_matching_state_dict
 from udl_plugin.config.cross_checks import check_map_fingerprint, check_options
@@ -165,7 +165,7 @@ class UDLModel(SRModel):
         """Sets `output` and, if validation needs it, `log_var`, for an image of any size."""
         lq, net = self.lq, self.get_bare_model(getattr(self, 'net_g_ema', self.net_g))
         height, width = (self.opt['scale'] * size for size in lq.shape[2:])
-        self.lq = pad_to_multiple(lq, required_multiple(self.opt['network_g']))
+        self.lq = pad_to_multiple(lq, get_required_multiple(self.opt['network_g']))
         with self._autocast(self.val_amp):
             if self.validates_maps:
                 # not through DataParallel, which cannot split a batch of one with keyword arguments

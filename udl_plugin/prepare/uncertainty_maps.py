@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 
-from udl_plugin.archs.padding import pad_to_multiple, required_multiple
+from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
 from udl_plugin.archs.wrapping import base_config
 from udl_plugin.checkpoints.network_file import load_network_file
 from udl_plugin.checkpoints.state_dict import fingerprint
@@ -71,7 +71,7 @@ def prepare_uncertainty(model, hr, lr, out, param_key='params', network_g=None, 
         raise UserError(f"'{hr}' and '{lr}' are no training set for it: {problems[0]}.")
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     run = _Run(getattr(net, 'var_net', net).to(device), device, channels, scale,
-               required_multiple(base_config(read.network_g)))
+               get_required_multiple(base_config(read.network_g)))
     batch = batch or (16 if device.type == 'cuda' else 1)
     with atomic_folders(out.parent, [out.name], force) as unfinished:
         limits, pixels = {}, 0

@@ -8,7 +8,7 @@ from basicsr.utils import img2tensor
 from torch.nn import functional as F
 
 from udl_plugin.archs.build import build_network, probe_shapes
-from udl_plugin.archs.padding import required_multiple
+from udl_plugin.archs.padding import get_required_multiple
 from udl_plugin.archs.two_step import TwoStep
 from udl_plugin.archs.with_variance import WithVariance
 from udl_plugin.archs.wrapping import base_config
@@ -111,7 +111,7 @@ def quality_of(sr, gt, log_var, border, loss='ESU'):
         calibration, sparsity = metrics.normalised_error(*bins), (metrics.gini(weight), metrics.hoyer(weight))
     curve, oracle = metrics.sparsification(uncertainty, error), metrics.sparsification(error, error)
     return MapQuality(metrics.spearman(uncertainty, error), metrics.pearson(linear, error),
-                      metrics.area_between(curve, oracle), calibration, *sparsity, curve, oracle, *bins)
+                      metrics.sparsification_area(curve, oracle), calibration, *sparsity, curve, oracle, *bins)
 
 
 # ---- what is compared
@@ -298,7 +298,7 @@ def _measure(results, entries, scale):
     lq = img2tensor(np.atleast_3d(results[0].shown.lq) / 255.).float().unsqueeze(0)
     functions = {BICUBIC: lambda lq: F.interpolate(lq, scale_factor=scale, mode='bicubic', antialias=True)}
     for result, entry in zip(results[1:], entries):
-        functions[result.label] = _padded(entry, required_multiple(entry.network_g))
+        functions[result.label] = _padded(entry, get_required_multiple(entry.network_g))
         result.cost['params'] = cost.parameters(entry.net)
         result.cost['madds'] = cost.multiply_adds(entry.net, entry.network_g, entry.channels, scale)
         result.cost['memory'] = cost.peak_memory(entry.network_g, (1, entry.channels, *lq.shape[2:]))

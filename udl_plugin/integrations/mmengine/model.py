@@ -9,7 +9,7 @@ from mmengine.registry import MODELS
 from udl_plugin.archs.build import build_network
 from udl_plugin.archs.mixed_precision import keep_image_convs_in_fp32
 from udl_plugin.archs.outputs import EXTRA_OUTPUTS, forward_with_outputs, required_outputs_of
-from udl_plugin.archs.padding import pad_to_multiple, required_multiple
+from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
 from udl_plugin.checkpoints.safe_load import load_checkpoint
 from udl_plugin.checkpoints.state_dict import match_state_dict
 from udl_plugin.config.class_options import build_loss, check_class_options
@@ -103,7 +103,7 @@ class UDLRestorer(BaseModel):
     @torch.no_grad()
     def _predict(self, inputs, data_samples):
         height, width = inputs.shape[2:]
-        lq = pad_to_multiple(inputs, required_multiple(self.network_g))
+        lq = pad_to_multiple(inputs, get_required_multiple(self.network_g))
         sr, maps = forward_with_outputs(self.generator, lq, ['log_var'] * self.wants_log_var, {})
         scale = sr.shape[2] // lq.shape[2]
         images = {name: value[:, :, :scale * height, :scale * width].cpu() for name, value in

@@ -1,6 +1,6 @@
-"""The authors' networks, written anew from a description of their layout: for comparison, sharing no code with ours.
+"""An independent implementation of the authors' networks, for comparison; it shares no code with the package.
 
-Images are in [0, 255]. Step 1 returns the image and the log-variance; step 2 holds it twice.
+Images are in [0, 255]. The step-1 network returns the SR image and the log-variance; that of step 2 contains it twice.
 """
 import math
 
@@ -57,6 +57,6 @@ class AuthorsTwo(nn.Module):
 
 
 def authors_esu(sr, hr, log_var):
-    """ESU in [0, 255]: the L1 of the two, each scaled, and the term that keeps the variance small."""
+    """ESU in [0, 255]: the L1 loss of the scaled images, and the term that keeps the variance small."""
     scale = torch.exp(-log_var)
     return F.l1_loss(sr * scale, hr * scale) + 2 * log_var.mean()
