@@ -22,7 +22,7 @@ class Session:
         self.module, self.resume = module, resume
         self.state = self.model = self.train_loader = None
         self.val_loaders, self.notes = [], []
-        self.lock, self.lock_file = contextlib.ExitStack(), None
+        self.lock = contextlib.ExitStack()
         self.upstream = {name: getattr(module, name) for name in self.names() if hasattr(module, name)}
 
     @staticmethod
@@ -47,7 +47,7 @@ class Session:
         """
         self.lock.close()
         if opt['rank'] == 0 and osp.isdir(opt['path']['experiments_root']):
-            self.lock_file = self.lock.enter_context(exclusive_lock(opt['path']['experiments_root']))
+            self.lock.enter_context(exclusive_lock(opt['path']['experiments_root']))
 
     def load_resume_state(self, opt):
         self.state, self.notes = self.resume(opt)
@@ -82,8 +82,7 @@ class Session:
             self.val_loaders.append(build(CheckedDataset(dataset, where), sampler=sampler))
             return self.val_loaders[-1]
         careful = CheckedDataset(dataset, 'datasets: train', dataset_opt.get('on_bad_record') or 'stop')
-        self.train_loader = ResumableDataLoader(lambda *args: build(args[0], sampler=args[1]), careful, sampler,
-                                          self.lock_file)
+        self.train_loader = ResumableDataLoader(lambda *args: build(args[0], sampler=args[1]), careful, sampler)
         self._go_on(sampler)
         return self.train_loader
 

@@ -5,7 +5,6 @@ made it, as they were behind it. The first that a resumed epoch hands to each su
 of indices; then come the indices that are left.
 """
 import dataclasses
-import os
 import pickle
 import queue
 import threading
@@ -140,17 +139,15 @@ class ResumableDataLoader:
         build (Callable): `build(dataset, sampler)`, as upstream's `build_dataloader` with all else given.
         dataset (CheckedDataset): Of the training.
         sampler (EnlargedSampler): Upstream's; upstream sets its `epoch`.
-        lock_file (int | None): Number of an open file that loading processes close, so that this process alone holds
-            the lock on it.
 
     Raises:
         UserError: there are too few images for one batch. In the loop: a record is bad.
     """
 
-    def __init__(self, build, dataset, sampler, lock_file=None):
+    def __init__(self, build, dataset, sampler):
         self.dataset, self.sampler = dataset, _ResumeSampler(sampler)
         self.loader = build(_RngTrackingDataset(dataset), self.sampler)
-        self.loader.collate_fn, self.loader.worker_init_fn = _collate, _Init(self.loader.worker_init_fn, lock_file)
+        self.loader.collate_fn, self.loader.worker_init_fn = _collate, _Init(self.loader.worker_init_fn)
         self.loader.timeout = TIMEOUT if self.loader.num_workers else 0
         self.sampler.batch_size, self.sampler.num_workers = self.loader.batch_size, self.loader.num_workers
         # upstream's CUDAPrefetcher has one batch more drawn than is trained with
@@ -230,16 +227,11 @@ class ResumableDataLoader:
 class _Init:
     """Upstream's `worker_init_fn`, and what Ctrl-C does in a loading process."""
 
-    def __init__(self, upstream, lock_file):
-        self.upstream, self.lock_file = upstream, lock_file
-
-    def __getstate__(self):  # a process that is not forked has no such file
-        return {**vars(self), 'lock_file': None}
+    def __init__(self, upstream):
+        self.upstream = upstream
 
     def __call__(self, worker_id):
         signals.ignore_signals_in_worker()
-        if self.lock_file is not None:
-            os.close(self.lock_file)
         if self.upstream is not None:
             self.upstream(worker_id)
 
