@@ -210,7 +210,7 @@ NUMBER, FLAG = 'must be a number', 'must be true or false'
     ('datasets: train: gt_size', ..., 'is missing'), ('datasets: train: use_hflip', 'yes', f'yes: {FLAG}'),
     ('datasets: train: type', 'PairedImageDatset', "(did you mean 'PairedImageDataset'"),
     ('datasets: train: name', '../x', 'must be a plain name'), ('datasets: train: prefetch_mode', 'gpu', 'must be cpu'),
-    ('datasets: train: io_backend: type', 'imdb', "'imdb' is not read (did you mean 'lmdb'?)"),
+    ('datasets: train: io_backend: type', 'imdb', "'imdb' is not supported (did you mean 'lmdb'?)"),
     ('datasets: val: persistent_workers', True, 'there are no workers in validation'),
     ('datasets: train', ..., 'is missing, or not a section'), ('datasets: valid', {}, 'is no phase of a training'),
     ('name', '../x', '../x: must be a plain name'), ('name', '/tmp/x', 'must be a plain'), ('name', 'a\\b', 'must'),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from udl_plugin.data.image_io import list_images, pair_names, read_image
-from udl_plugin.data.lmdb_io import LmdbVerifier, encode, is_lmdb, lmdb_key, shape_of, writer
+from udl_plugin.data.lmdb_io import LmdbVerifier, encode, is_lmdb, lmdb_key, open_writer, shape_of
 from udl_plugin.errors import UserError
 from udl_plugin.prepare.verify import check_images, check_pair, no_progress
 from udl_plugin.utils.atomic_io import atomic_folders
@@ -197,7 +197,7 @@ def _prepare(make, sources, parent, pairs, *, kept=(), compress=True, keep_grey=
     with atomic_folders(parent, written, force) as unfinished:
         with contextlib.ExitStack() as stack:
             writers = {target: stack.enter_context(LmdbVerifier(parent / target) if target in kept else
-                                                   writer(unfinished / target)) for target in targets}
+                                                   open_writer(unfinished / target)) for target in targets}
             results = stack.enter_context(parallel_map(make, sources, workers))
             for made, source in zip(progress(results, len(sources), 'preparing'), sources):
                 if made.problem and not skip_bad:

@@ -14,8 +14,8 @@ from udl_plugin.archs.wrapping import base_config
 from udl_plugin.checkpoints.network_file import load_network_file
 from udl_plugin.checkpoints.state_dict import fingerprint
 from udl_plugin.data.image_io import decode
-from udl_plugin.data.lmdb_io import encode, is_lmdb, open_lmdb, read_meta_info, shape_of, writer
-from udl_plugin.data.map_format import ABOUT, make_metadata, quantize
+from udl_plugin.data.lmdb_io import LmdbWriter, encode, is_lmdb, open_lmdb, read_meta_info, shape_of
+from udl_plugin.data.map_format import METADATA, make_metadata, quantize
 from udl_plugin.errors import UserError
 from udl_plugin.prepare.verify import check_images, check_pair, no_progress
 from udl_plugin.utils.atomic_io import atomic_folders, atomic_write
@@ -75,12 +75,12 @@ def prepare_uncertainty(model, hr, lr, out, param_key='params', network_g=None, 
     batch = batch or (16 if device.type == 'cuda' else 1)
     with atomic_folders(out.parent, [out.name], force) as unfinished:
         limits, pixels = {}, 0
-        with writer(unfinished / out.name) as maps, open_lmdb(lr) as env, ThreadPoolExecutor(available_cores()) as pool:
+        with LmdbWriter(unfinished / out.name) as maps, open_lmdb(lr) as env, ThreadPoolExecutor(available_cores()) as pool:
             for key, png, shape, limit in progress(_packed(env, shapes, batch, run, pool, compress), len(shapes), 'maps'):
                 maps.put(key, png, shape, key=key)
                 limits[key] = limit
                 pixels += shape[0] * shape[1]
-        atomic_write(unfinished / out.name / ABOUT, make_metadata(
+        atomic_write(unfinished / out.name / METADATA, make_metadata(
             model, param_key, fingerprint(run.net.state_dict()), to_builtins(read.network_g), scale, limits))
         problems = check_images(unfinished / out.name, workers, progress).problems
         if problems:

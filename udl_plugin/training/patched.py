@@ -133,7 +133,7 @@ class Session:
         if not re.match('DataLoader (worker|timed out)', str(err)):
             return None
         try:
-            self.train_loader.dataset.refuse_damaged()
+            self.train_loader.dataset.check_lmdbs()
         except UserError as found:
             return str(found)
         said = ' '.join(str(err).split()).partition(' Details are lost')[0].rstrip('.')  # of either of two wordings
