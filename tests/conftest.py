@@ -12,7 +12,7 @@ import torch
 import yaml
 
 import udl_plugin.archs  # noqa: F401 (first: makes basicsr importable and registers our names)
-from udl_plugin.data.lmdb_io import encode, shape_of, writer
+from udl_plugin.data.lmdb_io import encode, open_writer, shape_of
 from udl_plugin.prepare.demo_data import write_demo_data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +34,7 @@ def random_images(count=3, height=12, width=None):
 
 def write_images(path, images):
     """Writes an LMDB where `path` ends in `.lmdb`, otherwise a folder of PNG files. Returns `path`."""
-    with writer(path) as records:
+    with open_writer(path) as records:
         for name, img in images.items():
             records.put(name, encode(img), shape_of(img))
     return path

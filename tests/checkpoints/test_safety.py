@@ -1,5 +1,4 @@
 """Files from strangers: nothing in them runs, and nothing is written where the options do not say."""
-import json
 import subprocess
 import sys
 import zipfile
@@ -132,20 +131,6 @@ def test_backend_that_would_run_code_or_write(runner, run, backend, arguments):
     assert status == 2
     assert 'io_backend: ' in last
     assert not list(runner.folder.rglob('payload'))
-
-
-@pytest.mark.parametrize('names', [['../payload'], ['..'], ['a/b'], [5], 5])
-def test_unfinished_folder_of_a_stranger(tmp_path, names):
-    """What was left of a run is moved by the names that it left; none leads out of the folder."""
-    from udl_plugin.errors import UserError
-    from udl_plugin.utils.atomic_io import COMPLETE, UNFINISHED, atomic_folders
-    (tmp_path / 'payload').write_text('mine')
-    (tmp_path / 'data/payload').mkdir(parents=True)
-    (tmp_path / 'data' / UNFINISHED).mkdir()
-    (tmp_path / 'data' / UNFINISHED / COMPLETE).write_text(json.dumps({'names': names, 'force': True}))
-    with pytest.raises(UserError, match='is not of ours'), atomic_folders(tmp_path / 'data', ['x']):
-        pass
-    assert (tmp_path / 'payload').read_text() == 'mine'
 
 
 def swollen(tmp_path, kind):

@@ -1,4 +1,4 @@
-"""The command itself: run in a process of its own where its end matters (kill, Ctrl-C, a full disk)."""
+"""Tests the command; in a process of its own if the exit matters (kill, Ctrl-C, full disk)."""
 import os
 import random
 import re
@@ -17,7 +17,7 @@ from udl_plugin.prepare.verify import check_images
 
 COMMAND = [sys.executable, '-m', 'udl_plugin.cli.prepare']
 NAMES = ['SET_train_HR_sub.lmdb', 'SET_train_LR_bicubic_X2_sub.lmdb']
-linux = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='looks into /proc')
+linux = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads /proc')
 
 
 @pytest.fixture
@@ -47,11 +47,11 @@ def test_train(tmp_path, hr, capsys):
     assert left(tmp_path / 'SET') == NAMES
     out, err = capsys.readouterr()
     assert f'From 6 HR images:\n  {tmp_path}/SET/SET_train_HR_sub.lmdb: 54 images, ' in out
-    assert re.search(r'preparing: 100%.*6/6 \[.*<.* images/s\]', err)  # rate and time left
+    assert re.search(r'preparing: 100%.*6/6 \[.*<.* images/s\]', err)  # with rate and time left
     assert re.search(r'checking SET_train_HR_sub.lmdb: 100%.*54/54', err)
 
 
-def test_uncompressed_records_hold_the_same(tmp_path, hr):
+def test_uncompressed_records_hold_the_same_images(tmp_path, hr):
     for name, more in (('png', ()), ('bmp', ('--uncompressed',))):
         assert main([*train(hr, tmp_path / name, *more), '--name', 'SET', '--quiet']) == 0
     png, bmp = (read_pairs(*(tmp_path / kind / name for name in NAMES)) for kind in ('png', 'bmp'))
@@ -68,7 +68,7 @@ def test_benchmark_and_check(tmp_path, hr, capsys):
     capsys.readouterr()
     assert main(['check', str(tmp_path / 'S' / 'GTmod3'), str(tmp_path / 'S' / 'LRbicx3')]) == 0
     out = capsys.readouterr().out
-    assert f'{tmp_path}/S/GTmod3: 6 images, 48 x 48 pixels' in out and 'names and sizes fit a scale of 3.' in out
+    assert f'{tmp_path}/S/GTmod3: 6 images, 48 x 48 pixels' in out and 'names and sizes match at scale 3.' in out
 
 
 def test_check_lists_bad_records(tmp_path, hr, capsys):
@@ -81,8 +81,8 @@ def test_check_lists_bad_records(tmp_path, hr, capsys):
     out, err = capsys.readouterr()
     assert out == ''
     assert err.splitlines() == ['udl-prepare: problems: 1',
-                                f'  {paths[1]}: image_2_s004: truncated, damaged or not an image.']
-    assert main(['check', paths[0] + '/', '--quiet']) == 0  # as the shell completes it
+                                f'  {paths[1]}: image_2_s004: truncated, corrupted or not an image.']
+    assert main(['check', paths[0] + '/', '--quiet']) == 0  # as shells complete it
     assert main(['check', *paths, '--quiet', '--scale', '3']) == 1
 
 
@@ -91,46 +91,46 @@ def test_quiet(tmp_path, hr, capfd):
     assert capfd.readouterr() == ('', '')
 
 
-def test_truncated_lmdb_is_told_from_the_other(tmp_path, hr, capsys):
+def test_check_names_the_truncated_lmdb(tmp_path, hr, capsys):
     assert main(train(hr, tmp_path / 'SET', '--quiet')) == 0
     paths = [str(tmp_path / 'SET' / name) for name in NAMES]
     with open(Path(paths[1], 'data.mdb'), 'r+b') as file:
         file.truncate(20000)
     assert main(['check', *paths, '--quiet']) == 1
     (line,) = capsys.readouterr().err.splitlines()[1:]
-    assert line.startswith(f"  {paths[1]}: '{paths[1]}/data.mdb' is truncated: 20000 of ")
+    assert line.startswith(f"  {paths[1]}: '{paths[1]}/data.mdb' is truncated: it has 20000 of ")
 
 
-def test_skipped_are_listed_even_when_quiet(tmp_path, hr, capsys):
+def test_skipped_images_are_listed_even_with_quiet(tmp_path, hr, capsys):
     (hr / 'image_1.png').write_bytes(b'')
     assert main(train(hr, tmp_path / 'SET', '--quiet')) == 2
     assert one_line(capsys.readouterr().err)
     assert main(train(hr, tmp_path / 'SET', '--quiet', '--skip-bad')) == 0
-    assert f"images left out: 1\n  '{hr}/image_1.png' cannot be read" in capsys.readouterr().err
+    assert f"skipped images: 1\n  '{hr}/image_1.png' cannot be read" in capsys.readouterr().err
 
 
 def test_notes(tmp_path, hr, capsys):
     write_images(tmp_path / 'more', {'alpha': random_images(1, 48, 64)['image_0'].reshape(48, 48, 4),
                                      'small': random_images(1, 12, 48)['image_0']})
-    assert main(train(hr, tmp_path / 'SET', '--hr', tmp_path / 'more')) == 0  # the last --hr counts
+    assert main(train(hr, tmp_path / 'SET', '--hr', tmp_path / 'more')) == 0  # the last --hr is used
     out = capsys.readouterr().out
-    assert f'Alpha channel dropped from: 1\n  {tmp_path}/more/alpha.png\n' in out
-    assert f'for training: 1\n  {tmp_path}/more/small.png\n' in out
+    assert f'Images whose alpha channel was dropped: 1\n  {tmp_path}/more/alpha.png\n' in out
+    assert f'smaller than gt_size: 1\n  {tmp_path}/more/small.png\n' in out
 
 
 @pytest.mark.parametrize('arguments, words', [
     (['train', '--hr', 'none', '--scales', '2', '--out', 'x'], "there is no folder 'none'"),
     (['check', 'none.lmdb'], "there is no LMDB 'none.lmdb'"),
-    (['train', '--hr', '.', '--scales', '2', '--out', '/proc/x'], 'holds no image'),
+    (['train', '--hr', '.', '--scales', '2', '--out', '/proc/x'], 'has no image'),
 ])
-def test_one_line_for_bad_input(arguments, words, capsys, monkeypatch, tmp_path):
+def test_user_errors_are_one_line(arguments, words, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert main([*arguments, '--workers', '1']) == 2
     err = capsys.readouterr().err
     assert one_line(err) and words in err
 
 
-def test_no_right_to_write(hr, capsys):
+def test_missing_write_permission_is_one_line(hr, capsys):
     assert main(train(hr, '/proc/no/such')) == 2
     err = capsys.readouterr().err
     assert one_line(err) and '/proc/no' in err
@@ -139,7 +139,7 @@ def test_no_right_to_write(hr, capsys):
 @pytest.mark.parametrize('arguments', [[], ['train'], ['check', 'a', 'b', 'c'], ['train', '--hr', 'a', '--scales', '0'],
                                        ['benchmark', '--workers', '-1'], ['check', 'a', '--scale', '2'], ['check', ''],
                                        ['train', '--hr', 'a', '--scale', '4', '--out', 'b']])
-def test_usage(arguments, capsys):
+def test_usage_errors(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
@@ -155,11 +155,11 @@ def test_help_shows_an_example_that_can_be_parsed(command, capsys, monkeypatch):
     assert examples
     for example in examples:
         monkeypatch.chdir('/')
-        assert main(example[1:]) == 2  # the folders are missing; the options are right
+        assert main(example[1:]) == 2  # the options are valid; only the folders are missing
 
 
 @pytest.mark.parametrize('page', ['README.md', 'docs/performance.md', 'udl_plugin/cli/prepare.py'])
-def test_pages_name_commands_that_can_be_parsed(page):
+def test_commands_in_docs_can_be_parsed(page):
     text = (ROOT / page).read_text().replace('\\\\\n', ' ').replace('\\\n', ' ')
     commands = re.findall(r'^ +udl-prepare (.*)', text, re.MULTILINE)
     assert len(commands) >= 2
@@ -167,35 +167,35 @@ def test_pages_name_commands_that_can_be_parsed(page):
         parse(command.split())
 
 
-def test_script_runs_from_a_checkout(tmp_path, hr):
+def test_runs_from_a_checkout(tmp_path, hr):
     environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
-    subprocess.run([sys.executable, ROOT / 'scripts' / 'prepare_data.py', *train(hr, tmp_path / 'SET', '--workers', 2)],
-                   cwd=tmp_path, env=environment, check=True, capture_output=True)
+    subprocess.run([*COMMAND, *train(hr, tmp_path / 'SET', '--workers', 2)], cwd=ROOT, env=environment, check=True,
+                   capture_output=True)
     assert left(tmp_path / 'SET') == NAMES
 
 
-def test_start_is_quick():
-    """No torch, no BasicSR: they cost seconds, and memory in each worker."""
+def test_imports_neither_torch_nor_basicsr():
+    """They take seconds at start, and memory in each worker."""
     script = 'import sys, udl_plugin.cli.prepare; assert not {"torch", "basicsr"} & set(sys.modules)'
     subprocess.run([sys.executable, '-c', script], check=True)
 
 
-# ---- ends that nobody planned
+# ---- interrupts, kills, full disks
 
 
 @pytest.fixture(scope='module')
 def many(tmp_path_factory):
-    """As many images as take some seconds."""
+    """Enough images to take some seconds."""
     return write_images(tmp_path_factory.mktemp('many') / 'hr', random_images(120, 360))
 
 
 def start(hr, out, **options):
-    def hear_everything():  # shells have background jobs ignore Ctrl-C, and nohup the end of the terminal
+    def reset_signals():  # shells make background jobs ignore SIGINT, and nohup makes them ignore SIGHUP
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
 
     return subprocess.Popen([*COMMAND, *train(hr, out, '--workers', 2, crop=120)], stderr=subprocess.PIPE, text=True,
-                            start_new_session=True, preexec_fn=hear_everything, **options)
+                            start_new_session=True, preexec_fn=reset_signals, **options)
 
 
 def wait_for(condition, seconds=30):
@@ -203,7 +203,7 @@ def wait_for(condition, seconds=30):
         if condition():
             return
         time.sleep(0.01)
-    raise AssertionError('waited in vain')
+    raise AssertionError('timed out')
 
 
 def children(process):
@@ -228,7 +228,7 @@ def growing(out):
     (os.killpg, [signal.SIGINT]), (os.killpg, [signal.SIGTERM]), (os.killpg, [signal.SIGHUP]),
     (os.kill, [signal.SIGTERM]), (os.killpg, [signal.SIGINT] * 3)])
 def test_interrupt(tmp_path, many, send, numbers, moment):
-    """Ctrl-C, which the workers hear too, a terminal that closes, what `kill` and batch systems send, impatience."""
+    """Ctrl-C (also sent to the workers), a closed terminal, `kill` and batch systems, repeated Ctrl-C."""
     out = tmp_path / 'SET'
     process = start(many, out)
     wait_for(lambda: growing(out))
@@ -248,9 +248,9 @@ def test_interrupt(tmp_path, many, send, numbers, moment):
 
 
 @linux
-def test_nohup(tmp_path, many):
-    out = tmp_path / 'SET'
-    process = subprocess.Popen(['nohup', *COMMAND, *train(many, out, '--workers', 2, crop=120)], start_new_session=True,
+def test_nohup(tmp_path):
+    hr, out = write_images(tmp_path / 'hr', random_images(30, 360)), tmp_path / 'SET'
+    process = subprocess.Popen(['nohup', *COMMAND, *train(hr, out, '--workers', 2, crop=120)], start_new_session=True,
                                stderr=subprocess.DEVNULL)
     wait_for(lambda: growing(out))
     os.killpg(process.pid, signal.SIGHUP)
@@ -260,12 +260,11 @@ def test_nohup(tmp_path, many):
 
 @linux
 def test_kill_at_any_time(tmp_path, many):
-    """At several moments, all at random but the first: what is under the final names is whole, no worker stays behind,
-    and the next run starts clean."""
+    """At random moments: LMDBs under final names are complete, no worker survives, and the next run starts clean."""
     out, seconds = tmp_path / 'SET', random.Random(0)
     for moment in [0.0, *(seconds.uniform(0.2, 3) for _ in range(4))]:
         process = start(many, out)
-        wait_for(lambda: growing(out) or process.poll() is not None)  # noqa: B023 (called at once)
+        wait_for(lambda: growing(out) or process.poll() is not None)  # noqa: B023 (called in this iteration)
         time.sleep(moment)
         workers = children(process) if process.poll() is None else []
         process.kill()
@@ -283,7 +282,7 @@ def test_kill_at_any_time(tmp_path, many):
     'udl_plugin.data.lmdb_io:LmdbWriter put 1', 'udl_plugin.data.lmdb_io:LmdbWriter put 70',
     'udl_plugin.data.lmdb_io:LmdbWriter _commit 1', 'udl_plugin.data.lmdb_io:LmdbWriter _commit 2',
     'udl_plugin.data.lmdb_io atomic_write 1', 'udl_plugin.data.lmdb_io atomic_write 2',
-    'udl_plugin.prepare.datasets _verify 1', 'pathlib:Path rename 1', 'pathlib:Path rename 2'])
+    'udl_plugin.prepare.datasets _verify 1', 'pathlib:Path rename 1', 'pathlib:Path rename 2', 'pathlib:Path rename 3'])
 def test_kill_at_a_moment(tmp_path, hr, moment):
     out = tmp_path / 'SET'
     run_killed(moment, 'from udl_plugin.cli.prepare import main; main()', *train(hr, out))
@@ -291,7 +290,7 @@ def test_kill_at_a_moment(tmp_path, hr, moment):
         found = check_images(out / name, workers=1)
         assert len(found.shapes) == 54 and not found.problems
     status = main(train(hr, out, '--quiet'))
-    assert status == (2 if 'rename' in moment else 0)  # it had been complete; now it is all there
+    assert status == (2 if moment[-8:] in ('rename 2', 'rename 3') else 0)  # complete; this run moved the rest
     assert left(out) == NAMES
     assert len(read_pairs(*(out / name for name in NAMES))) == 54
 
@@ -313,25 +312,26 @@ def test_killed_worker(tmp_path, many):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 1 MB."""
+    """A file system of 1 MB."""
     disk = tmp_path / 'disk'
     disk.mkdir()
     mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', disk], capture_output=True, check=False)
     if mounted.returncode:
-        pytest.skip('mounting a small disk needs root')
+        pytest.skip('mounting requires root')
     yield disk
     subprocess.run(['umount', disk], check=True)
 
 
-@pytest.mark.parametrize('workers', [1, 2])
-def test_full_disk(small_disk, many, workers):
-    result = run(*train(many, small_disk / 'SET', '--quiet', '--workers', workers, crop=120))
+@pytest.mark.parametrize('batch', ['first', 'last'])
+def test_full_disk(small_disk, tmp_path, many, batch):
+    hr = many if batch == 'first' else write_images(tmp_path / 'hr', random_images(4, 360))  # less than one batch
+    result = run(*train(hr, small_disk / 'SET', '--quiet', '--workers', 2 if batch == 'first' else 1, crop=120))
     assert result.returncode == 2
     assert one_line(result.stderr) and 'cannot be written: the disk is full (0 MB are free)' in result.stderr
     assert left(small_disk / 'SET') == []
 
 
-def test_full_disk_of_png_files(small_disk, many):
+def test_full_disk_with_png_files(small_disk, many):
     result = run('benchmark', '--hr', many, '--name', 'S', '--scales', 2, '--out', small_disk, '--quiet')
     assert result.returncode == 2
     assert one_line(result.stderr) and 'image_' in result.stderr and 'No space left on device' in result.stderr

@@ -176,7 +176,7 @@ def test_bad_input(tmp_path, photos, model, capsys):
     refused(capsys, r"plain\.pth': it holds a plain network", image, tmp_path / 'out', tmp_path / 'plain.pth',
             '--uncertainty')
     image.write_bytes(b'no image')
-    refused(capsys, r"image_0\.png' cannot be read: it is no image", image, tmp_path / 'out', model)
+    refused(capsys, r"image_0\.png' cannot be read: it is not an image", image, tmp_path / 'out', model)
     assert not (tmp_path / 'out').exists()
 
 

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from udl_plugin.data.map_format import ABOUT, dequantize, make_metadata, quantize, read_metadata
+from udl_plugin.data.map_format import METADATA, dequantize, make_metadata, quantize, read_metadata
 from udl_plugin.errors import UserError
 
 
@@ -19,12 +19,12 @@ def test_round_trip(channels):
     assert half < 0.012
     assert np.abs(back - log_var).max() <= half + 1e-5
     assert back[:, 2:4, 3:7] == pytest.approx(dequantize(img[2:4, 3:7], limits))
-    if channels == 1:  # as cv2 reads it
+    if channels == 1:  # cv2 reads it without a channel axis
         assert np.array_equal(dequantize(img[:, :, 0], limits), back)
 
 
 def test_order_of_channels():
-    """The picture shows red where the map of red is high."""
+    """The image is red where the map of the red channel is high."""
     img, _ = quantize(np.array([1, 0, 0], np.float32).reshape(3, 1, 1))
     assert img.tolist() == [[[0, 0, 255]]]
 
@@ -34,22 +34,25 @@ def test_constant_map():
     assert np.array_equal(dequantize(img, limits), np.full((3, 2, 2), -0.25, np.float32))
 
 
-def test_about(tmp_path):
+def test_metadata_round_trip(tmp_path):
     data = make_metadata('x.pth', 'params', 'f', {'type': 'EDSRVar'}, 2, {'0001_s001': (-1.0, 2.5)})
-    (tmp_path / ABOUT).write_bytes(data)
+    (tmp_path / METADATA).write_bytes(data)
     assert read_metadata(tmp_path) == {
         'model': 'x.pth', 'param_key': 'params', 'fingerprint': 'f', 'network_g': {'type': 'EDSRVar'}, 'scale': 2,
         'limits': {'0001_s001': (-1.0, 2.5)}}
 
 
 @pytest.mark.parametrize('data', [b'', b'[]', b'{}', b'{"limits": {}}', b'{"limits": {"a": [1, "x"]}, "scale": 2}'])
-def test_damaged(tmp_path, data):
-    (tmp_path / ABOUT).write_bytes(data)
-    with pytest.raises(UserError, match=f'{ABOUT}.* is damaged'):
+def test_corrupted_metadata_raises(tmp_path, data):
+    (tmp_path / METADATA).write_bytes(data)
+    with pytest.raises(UserError, match=f'{METADATA}.* is corrupted'):
         read_metadata(tmp_path)
 
 
-def test_missing(tmp_path):
-    with pytest.raises(UserError, match='udl-prepare uncertainty writes'):
+def test_missing_metadata_raises(tmp_path):
+    with pytest.raises(UserError, match='has no uncertainty.json: it was not written by udl-prepare uncertainty'):
         read_metadata(tmp_path)
+
+
+def test_metadata_without_images():
     assert json.loads(make_metadata('m', 'params', 'f', {}, 2, {}))['limits'] == {}

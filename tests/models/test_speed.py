@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from udl_plugin.archs import EDSRVar
 from udl_plugin.checkpoints.state_dict import fingerprint
 from udl_plugin.config.cross_checks import check_map_fingerprint, check_network
-from udl_plugin.data.map_format import ABOUT, make_metadata
+from udl_plugin.data.map_format import METADATA, make_metadata
 from udl_plugin.errors import UserError
 from udl_plugin.utils.atomic_io import atomic_write
 
@@ -211,7 +211,7 @@ def test_maps_of_another_network(tmp_path):
     opt = options(2, tmp_path)
     frozen = torch.load(opt['path']['pretrain_network_g'])['params']
     for name, print_of in (('right', fingerprint(frozen)), ('wrong', 'of something else')):
-        atomic_write(tmp_path / name / ABOUT, make_metadata('old.pth', 'params', print_of, {}, 2, {}))
+        atomic_write(tmp_path / name / METADATA, make_metadata('old.pth', 'params', print_of, {}, 2, {}))
         maps = {'train': {'dataroot_uncertainty': str(tmp_path / name)}}
         if name == 'right':
             check_map_fingerprint({'datasets': maps}, build_model(opt).net_g.var_net.state_dict())

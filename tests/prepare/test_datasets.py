@@ -11,7 +11,7 @@ from conftest import OPTIONS, random_images, read_pairs, write_images
 from udl_plugin.data.lmdb_io import encode
 from udl_plugin.errors import UserError
 from udl_plugin.prepare import datasets
-from udl_plugin.prepare.datasets import positions, prepare_benchmark, prepare_train
+from udl_plugin.prepare.datasets import crop_positions, prepare_benchmark, prepare_train
 from udl_plugin.utils.imresize import imresize
 
 SMALL = {'crop': 24, 'step': 12}
@@ -36,30 +36,30 @@ def content(path):
 @pytest.mark.parametrize('length, crop, step, expected', [
     (48, 24, 12, [0, 12, 24]), (50, 24, 12, [0, 12, 24, 26]), (24, 24, 12, [0]), (25, 24, 12, [0, 1]),
     (20, 24, 12, [0]), (60, 24, 36, [0, 36]), (59, 24, 36, [0, 35])])
-def test_positions(length, crop, step, expected):
-    assert positions(length, crop, step) == expected
+def test_crop_positions(length, crop, step, expected):
+    assert crop_positions(length, crop, step) == expected
 
 
 def test_train(tmp_path):
-    """Sub-images are the same part of the same photo on both sides, whatever its size, and upstream reads them."""
+    """Sub-images of HR and LR show the same part of the same photo, whatever its size, and BasicSR reads them."""
     hr = folder(tmp_path / 'hr', a=image(50, 61), b=image(24, 24))
     prepared = prepare_train([hr], [2, 3], tmp_path / 'SET', **SMALL)
     names = ['SET_train_HR_sub.lmdb', 'SET_train_LR_bicubic_X2_sub.lmdb', 'SET_train_LR_bicubic_X3_sub.lmdb']
     assert prepared == ({tmp_path / 'SET' / name: 13 for name in names}, 2, [], [], [])
     assert sorted(path.name for path in (tmp_path / 'SET').iterdir()) == names
-    whole = image(50, 61)[:48, :60]
+    hr_image = image(50, 61)[:48, :60]
     for scale in (2, 3):
         pairs = read_pairs(*(tmp_path / 'SET' / names[number] for number in (0, scale - 1)), scale=scale)
         assert list(pairs) == [f'a_s{number:03d}' for number in range(1, 13)] + ['b_s001']
-        lr = imresize(whole, 1 / scale)
-        places = [(top, left) for top in (0, 12, 24) for left in (0, 12, 24, 36)]
-        for (top, left), (key, (gt, lq)) in zip(places, pairs.items()):
-            np.testing.assert_array_equal(gt, whole[top:top + 24, left:left + 24], key)
+        lr = imresize(hr_image, 1 / scale)
+        corners = [(top, left) for top in (0, 12, 24) for left in (0, 12, 24, 36)]
+        for (top, left), (key, (gt, lq)) in zip(corners, pairs.items()):
+            np.testing.assert_array_equal(gt, hr_image[top:top + 24, left:left + 24], key)
             np.testing.assert_array_equal(lq, lr[top // scale:(top + 24) // scale, left // scale:(left + 24) // scale])
 
 
 def test_given_lr(tmp_path):
-    """Official LR images are taken as they are; those rounded up, as MATLAB leaves them, lose the extra pixel."""
+    """Given LR images are used unchanged; those of MATLAB's size, rounded up, lose the extra pixel."""
     hr = folder(tmp_path / 'hr', **{'0001': image(48, 48), '0002': image(50, 62)})
     lr2 = folder(tmp_path / 'x2', **{'0001x2': image(24, 24), '0002x2': image(25, 31)})
     lr4 = folder(tmp_path / 'x4', **{'0001x4': image(12, 12), '0002x4': image(13, 16)})
@@ -80,13 +80,13 @@ def test_several_hr_folders(tmp_path):
     prepare_train([a, b], [2, 3], tmp_path / 'SET', lr, name='N', **SMALL)
     meta = (tmp_path / 'SET' / 'N_train_LR_bicubic_X3_sub.lmdb' / 'meta_info.txt').read_text().splitlines()
     assert [line.split('.')[0] for line in meta] == ['z_s001', 'y_s001', 'y_s002', 'y_s003']
-    with pytest.raises(UserError, match='lr: 3 given, but 4 needed'):
+    with pytest.raises(UserError, match='lr: 3 folders given, but 4 needed'):
         prepare_train([a, b], [2, 3], tmp_path / 'other', lr[:3], **SMALL)
     with pytest.raises(UserError, match=r"a/z\.png' and '.*b/z\.png' have the same name"):
         prepare_train([a, folder(tmp_path / 'c' / 'b', z=image(24, 24))], [2], tmp_path / 'other', **SMALL)
 
 
-def test_small_image_stays_whole(tmp_path):
+def test_small_image_is_not_cropped(tmp_path):
     hr = folder(tmp_path / 'hr', a=image(20, 61))
     prepared = prepare_train([hr], [2], tmp_path / 'SET', **SMALL)
     assert prepared.small == [hr / 'a.png']
@@ -97,7 +97,7 @@ def test_small_image_stays_whole(tmp_path):
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_is_deterministic(tmp_path, workers):
+def test_result_is_deterministic(tmp_path, workers):
     images = {name: image(48, 40 + number) for number, name in enumerate(['b', 'ä', 'A', '10', '9'])}
     hr = folder(tmp_path / 'hr', **images)
     again = folder(tmp_path / 'again', **dict(reversed(images.items())))
@@ -127,8 +127,8 @@ def test_benchmark_as_lmdb_with_grey_and_mirrored_border(tmp_path):
     assert (lq[..., 0] != imresize(gt[..., 0], 1 / 2)).any()
 
 
-def test_options_name_what_is_written(tmp_path):
-    """Below datasets/, as the README has it prepared."""
+def test_paths_in_options_are_those_written(tmp_path):
+    """Prepared below datasets/ as in the README."""
     hr = folder(tmp_path / 'hr', a=image(48, 48))
     written = set(prepare_train(hr, [4], tmp_path / 'datasets' / 'DIV2K', **SMALL).folders)
     for name in ('Set5', 'Set14', 'B100', 'Urban100'):
@@ -141,7 +141,7 @@ def test_options_name_what_is_written(tmp_path):
             assert dataset['io_backend']['type'] == ('lmdb' if '.lmdb' in dataset['dataroot_gt'] else 'disk')
 
 
-def test_alpha_is_dropped_with_a_note(tmp_path):
+def test_dropped_alpha_is_reported(tmp_path):
     hr = folder(tmp_path / 'hr', a=random_images(1, 24, 32)['image_0'].reshape(24, 24, 4), b=image(24, 24))
     assert prepare_benchmark(hr, [2], tmp_path, 'SET').alpha == [hr / 'a.png']
     lr = folder(tmp_path / 'lr', a=image(12, 12), b=image(12, 12))
@@ -150,7 +150,7 @@ def test_alpha_is_dropped_with_a_note(tmp_path):
 
 @pytest.fixture
 def one_bad(tmp_path):
-    """HR and LR, where image_1 is truncated in HR, image_2 in LR, and image_3 is of 16 bits."""
+    """HR and LR; image_1 is truncated in HR, image_2 in LR, and image_3 has 16 bits in HR."""
     images = random_images(5, 24)
     hr, lr = write_images(tmp_path / 'hr', images), write_images(tmp_path / 'lr', random_images(5, 12))
     for path in (hr / 'image_1.png', lr / 'image_2.png'):
@@ -160,7 +160,7 @@ def one_bad(tmp_path):
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_bad_image_stops(tmp_path, one_bad, workers):
+def test_bad_image_raises(tmp_path, one_bad, workers):
     hr, lr = one_bad
     with pytest.raises(UserError, match=r'hr/image_1\.png.*--skip-bad'):
         prepare_train([hr], [2], tmp_path / 'SET', [lr], workers=workers, **SMALL)
@@ -168,7 +168,7 @@ def test_bad_image_stops(tmp_path, one_bad, workers):
 
 
 def test_skip_bad(tmp_path, one_bad):
-    """On both sides, whichever of them is bad."""
+    """A pair is skipped if either side is bad."""
     hr, lr = one_bad
     prepared = prepare_train([hr], [2], tmp_path / 'SET', [lr], skip_bad=True, **SMALL)
     for problem, file in zip(prepared.skipped, ('hr/image_1.png', 'lr/image_2.png', 'hr/image_3.png')):
@@ -177,16 +177,16 @@ def test_skip_bad(tmp_path, one_bad):
     assert list(read_pairs(*prepared.folders)) == ['image_0_s001', 'image_4_s001']
 
 
-def test_all_bad(tmp_path):
+def test_all_images_bad_raises(tmp_path):
     hr = tmp_path / 'hr'
     hr.mkdir()
     (hr / 'a.png').write_bytes(b'')
-    with pytest.raises(UserError, match=r'no image is left, 1 were bad.*a\.png'):
+    with pytest.raises(UserError, match=r'no image is left: all 1 cannot be used.*a\.png'):
         prepare_benchmark(hr, [2], tmp_path, 'SET', skip_bad=True)
     assert not (tmp_path / 'SET').exists()
 
 
-def test_unpaired_names(tmp_path):
+def test_unpaired_names_raise(tmp_path):
     hr = folder(tmp_path / 'hr', a=image(24, 24), b=image(24, 24))
     lr = folder(tmp_path / 'lr', ax2=image(12, 12), cx2=image(12, 12))
     with pytest.raises(UserError, match=r'Without partner: .*hr/b\.png, .*lr/cx2\.png'):
@@ -194,34 +194,35 @@ def test_unpaired_names(tmp_path):
     assert not (tmp_path / 'SET').exists()
 
 
-def test_many_unpaired_names(tmp_path):
+def test_many_unpaired_names_are_truncated(tmp_path):
     hr = write_images(tmp_path / 'hr', random_images(30))
     lr = folder(tmp_path / 'lr', image_0=image(6, 6))
     with pytest.raises(UserError, match='and 19 more$'):
         prepare_train([hr], [2], tmp_path / 'SET', [lr], **SMALL)
 
 
-def test_lr_of_another_scale(tmp_path):
+def test_lr_of_another_scale_raises(tmp_path):
     hr = folder(tmp_path / 'hr', a=image(24, 24))
     for size in ((6, 6), (12, 13), (13, 12), (11, 12)):
         lr = folder(tmp_path / 'x'.join(map(str, size)), a=image(*size))
-        with pytest.raises(UserError, match=rf"a\.png' is {size[1]} x {size[0]} .*hr/a\.png', 24 x 24, at a scale"):
+        found, needed = f"a.png' is {size[1]} x {size[0]} .*hr/a.png', 24 x 24", '12 x 12 at a scale of 2'
+        with pytest.raises(UserError, match=f'{found}, requires {needed}'):
             prepare_train([hr], [2], tmp_path / 'SET', [lr], **SMALL)
 
 
-def test_smaller_than_the_scale(tmp_path):
+def test_image_smaller_than_the_scale_raises(tmp_path):
     hr = folder(tmp_path / 'hr', a=image(3, 24))
     with pytest.raises(UserError, match=r'a\.png.* is 24 x 3 pixels, less than the scale, 4'):
         prepare_benchmark(hr, [4], tmp_path, 'SET')
 
 
 @pytest.mark.parametrize('changes, message', [
-    ({'crop': 50}, 'crop 50 must be a multiple of every scale, so of 12'),
+    ({'crop': 50}, 'crop 50 must be a multiple of all scales, so of 12'),
     ({'step': 0}, 'step 0'), ({'step': 10}, 'step 10'),
     ({'name': 'a/b'}, "name 'a/b'"), ({'name': ''}, "name ''"), ({'name': '..'}, "name '..'"),
     ({'scales': [1]}, 'scales 1'), ({'scales': [2, 2]}, 'scales 2 2'), ({'scales': []}, 'scales'),
     ({'border': 'zero'}, 'border zero must be one of clamp, symmetric')])
-def test_bad_options(tmp_path, changes, message):
+def test_bad_options_raise(tmp_path, changes, message):
     hr = folder(tmp_path / 'hr', a=image(24, 24))
     with pytest.raises(UserError, match=message):
         prepare_train(**{'hr': [hr], 'scales': [3, 4], 'out': tmp_path / 'SET', **SMALL, **changes})
@@ -230,7 +231,7 @@ def test_bad_options(tmp_path, changes, message):
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='other file systems refuse such names')
 def test_any_name_of_a_file(tmp_path):
-    """Old archives leave names that are not UTF-8."""
+    """Old archives unpack to names that are not UTF-8."""
     names = ['ä', '图像', 'a.b', os.fsdecode(b'\xe4')]
     hr = folder(tmp_path / 'hr', **{name: image(24, 24) for name in names})
     prepared = prepare_benchmark(hr, [2], tmp_path, 'SET')
@@ -239,7 +240,7 @@ def test_any_name_of_a_file(tmp_path):
     assert list(read_pairs(*prepared.folders)) == ['%C3%A4_s001', '%E4_s001', '%E5%9B%BE%E5%83%8F_s001', 'a%2Eb_s001']
 
 
-def test_name_too_long_for_a_key(tmp_path):
+def test_name_too_long_for_a_key_raises(tmp_path):
     hr = folder(tmp_path / 'hr', **{'图' * 60: image(24, 24)})
     with pytest.raises(UserError, match='图.*too long for an LMDB'):
         prepare_train(hr, [2], tmp_path / 'SET', skip_bad=True, **SMALL)
@@ -247,7 +248,7 @@ def test_name_too_long_for_a_key(tmp_path):
     prepare_benchmark(hr, [2], tmp_path, 'SET')
 
 
-def test_existing_is_refused_and_stays(tmp_path):
+def test_existing_set_raises_and_is_kept(tmp_path):
     hr, other = folder(tmp_path / 'hr', a=image(24, 24)), folder(tmp_path / 'other', b=image(24, 24))
     prepare_train([hr], [2], tmp_path / 'SET', **SMALL)
     before = content(tmp_path / 'SET')
@@ -260,7 +261,7 @@ def test_existing_is_refused_and_stays(tmp_path):
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_another_scale_later(tmp_path, workers):
-    """HR that is there stays, when it is what would be written."""
+    """An existing HR LMDB is kept if it equals what would be written."""
     hr = folder(tmp_path / 'hr', a=image(48, 48), b=image(24, 36))
     prepare_train(hr, [4], tmp_path / 'SET', **SMALL)
     before = content(tmp_path / 'SET')
@@ -273,14 +274,14 @@ def test_another_scale_later(tmp_path, workers):
 
 
 @pytest.mark.parametrize('changes, difference', [
-    ({'a': image(48, 48)[::-1]}, "'a_s001' is another one there"), ({'c': image(24, 24)}, "'c_s001' is not there"),
-    ({'b': None}, '11 and not 9')])
-def test_another_scale_of_other_photos(tmp_path, changes, difference):
+    ({'a': image(48, 48)[::-1]}, "'a_s001' differs"), ({'c': image(24, 24)}, "'c_s001' is missing"),
+    ({'b': None}, 'it has 11 instead of 9')])
+def test_another_scale_of_other_photos_raises(tmp_path, changes, difference):
     images = {'a': image(48, 48), 'b': image(24, 36)}
     prepare_train(folder(tmp_path / 'hr', **images), [4], tmp_path / 'SET', **SMALL)
     before = content(tmp_path / 'SET')
     other = folder(tmp_path / 'other', **{name: img for name, img in {**images, **changes}.items() if img is not None})
-    with pytest.raises(UserError, match=rf"HR_sub\.lmdb' exists already, and holds other images: {difference}"):
+    with pytest.raises(UserError, match=rf"HR_sub\.lmdb' exists already and holds other images: {difference}"):
         prepare_train(other, [2], tmp_path / 'SET', **SMALL)
     assert content(tmp_path / 'SET') == before
 
@@ -289,16 +290,16 @@ def test_lr_never_outlives_its_hr(tmp_path):
     hr = folder(tmp_path / 'hr', a=image(48, 48))
     prepare_train(hr, [2, 4], tmp_path / 'SET', **SMALL)
     before = content(tmp_path / 'SET')
-    with pytest.raises(UserError, match=r'X4_sub\.lmdb: would not belong to the new HR images'):
+    with pytest.raises(UserError, match=r'X4_sub\.lmdb: would not match the new HR images'):
         prepare_train(hr, [2, 3], tmp_path / 'SET', force=True, **SMALL)
     assert content(tmp_path / 'SET') == before
     shutil.rmtree(tmp_path / 'SET' / 'SET_train_HR_sub.lmdb')
-    with pytest.raises(UserError, match=r'X2_sub\.lmdb, .*X4_sub\.lmdb: would not belong'):
+    with pytest.raises(UserError, match=r'X2_sub\.lmdb, .*X4_sub\.lmdb: would not match'):
         prepare_train(hr, [3], tmp_path / 'SET', **SMALL)
     prepare_train(hr, [2, 4, 3], tmp_path / 'SET', force=True, **SMALL)
 
 
-def test_force_keeps_the_old_until_the_new_is_whole(tmp_path, one_bad):
+def test_force_keeps_the_old_set_until_the_new_one_is_complete(tmp_path, one_bad):
     good = folder(tmp_path / 'good', a=image(24, 24))
     prepare_benchmark(good, [2], tmp_path, 'SET')
     before = content(tmp_path / 'SET')
@@ -307,7 +308,7 @@ def test_force_keeps_the_old_until_the_new_is_whole(tmp_path, one_bad):
     assert content(tmp_path / 'SET') == before
 
 
-def test_what_does_not_read_back_is_not_kept(tmp_path, monkeypatch):
+def test_data_that_does_not_read_back_is_not_kept(tmp_path, monkeypatch):
     def damaged(img, compress):
         return encode(img)[:-20]
 
@@ -318,23 +319,23 @@ def test_what_does_not_read_back_is_not_kept(tmp_path, monkeypatch):
     assert not (tmp_path / 'SET').exists()
 
 
-def test_sides_that_do_not_pair_are_not_kept(tmp_path, monkeypatch):
+def test_images_that_do_not_pair_are_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, 'imresize', lambda img, scale, border: imresize(img, 1 / 3, border))
     with pytest.raises(UserError, match='does not read back: a_s001: HR is 24 x 24 and LR .* not a scale of 2'):
         prepare_train(folder(tmp_path / 'hr', a=image(24, 24)), [2], tmp_path / 'SET', **SMALL)
     assert not (tmp_path / 'SET').exists()
 
 
-def test_source_is_not_replaced(tmp_path):
+def test_input_is_not_replaced(tmp_path):
     hr = folder(tmp_path / 'S' / 'LRbicx2', a=image(24, 24))
     before = content(hr)
-    with pytest.raises(UserError, match=r"LRbicx2' is to be written and to be read"):
+    with pytest.raises(UserError, match=r"LRbicx2' would be written, but holds input images"):
         prepare_benchmark(hr, [2], tmp_path, 'S', force=True)
     assert content(hr) == before
 
 
 def test_file_too_large(tmp_path):
-    """A quota of a kind that needs no root: the largest file that this process may write."""
+    """Like a disk quota, but needs no root: a limit for the files of this process."""
     import resource
     hr = write_images(tmp_path / 'hr', random_images(3, 240))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

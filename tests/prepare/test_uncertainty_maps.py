@@ -25,9 +25,9 @@ def training_set(folder, gt):
     return folder / 'hr.lmdb', folder / 'lr.lmdb'
 
 
-def checkpoint(folder, net, section, key='params'):
+def checkpoint(folder, net, network_g, key='params'):
     path = folder / 'net.pth'
-    save_checkpoint(path, {key: net.state_dict()}, section)
+    save_checkpoint(path, {key: net.state_dict()}, network_g)
     return path
 
 
@@ -47,7 +47,7 @@ def log_var_of(net, img):
 @pytest.mark.parametrize(('step', 'batch', 'compress'), [(1, None, True), (1, 2, False), (2, None, False),
                                                          (2, 2, True)])
 def test_maps_are_those_of_the_network(tmp_path, step, batch, compress):
-    """Of sizes that change and come back, in any number at once."""
+    """For images of several sizes and any batch size."""
     gt = {**random_images(3, 24, 16), 'wide': random_images(1, 12, 40)['image_0'],
           'ä %': random_images(1, 24, 16)['image_0']}
     net = (EDSRVar if step == 1 else EDSRTwo)(**TINY).eval()
@@ -62,8 +62,8 @@ def test_maps_are_those_of_the_network(tmp_path, step, batch, compress):
     maps = read_maps(tmp_path / 'maps.lmdb')
     assert maps.keys() == shapes.keys()
     for name, key in zip(gt, shapes):
-        wanted = log_var_of(net, gt[name])
-        assert np.abs(maps[key] - wanted).max() <= (wanted.max() - wanted.min()) / 510 + 1e-4
+        expected = log_var_of(net, gt[name])
+        assert np.abs(maps[key] - expected).max() <= (expected.max() - expected.min()) / 510 + 1e-4
     assert read_metadata(tmp_path / 'maps.lmdb')['model'] == str(path)
 
 
@@ -74,13 +74,13 @@ def test_one_channel(tmp_path):
     prepare_uncertainty(checkpoint(tmp_path, net, {'type': 'DPDNNVar', **options}), hr, lr, tmp_path / 'maps.lmdb')
     img = random_images(1, 32)['image_0'][::2, ::2].astype(np.float32) / 255
     with torch.no_grad():
-        wanted = net.log_var(torch.from_numpy(bgr2ycbcr(img, y_only=True))[None, None])[0].numpy()
+        expected = net.log_var(torch.from_numpy(bgr2ycbcr(img, y_only=True))[None, None])[0].numpy()
     got = read_maps(tmp_path / 'maps.lmdb')['image_0']
-    assert got.shape == wanted.shape == (1, 32, 32)
-    assert np.abs(got - wanted).max() <= (wanted.max() - wanted.min()) / 510 + 1e-4
+    assert got.shape == expected.shape == (1, 32, 32)
+    assert np.abs(got - expected).max() <= (expected.max() - expected.min()) / 510 + 1e-4
 
 
-def test_sizes_that_the_network_does_not_take(tmp_path):
+def test_images_are_padded_to_the_multiple_of_the_network(tmp_path):
     backbone = {'type': 'SwinIR', 'img_size': 8, 'window_size': 8, 'depths': [2], 'embed_dim': 12, 'num_heads': [2],
                 'upscale': 2, 'upsampler': 'pixelshuffledirect'}
     hr, lr = training_set(tmp_path, random_images(1, 20, 36))
@@ -89,42 +89,42 @@ def test_sizes_that_the_network_does_not_take(tmp_path):
     assert read_meta_info(tmp_path / 'maps.lmdb') == {'image_0': (20, 36, 3)}
 
 
-def refused(tmp_path, match, net=None, section=None, gt=None, out='maps.lmdb', **changes):
+def check_raises(tmp_path, match, net=None, network_g=None, gt=None, out='maps.lmdb', **changes):
     hr, lr = training_set(tmp_path, gt or random_images(2, 16))
-    path = checkpoint(tmp_path, net or EDSRVar(**TINY), section or {'type': 'EDSRVar', **TINY})
+    path = checkpoint(tmp_path, net or EDSRVar(**TINY), network_g or {'type': 'EDSRVar', **TINY})
     with pytest.raises(UserError, match=match):
         prepare_uncertainty(**{'model': path, 'hr': hr, 'lr': lr, 'out': tmp_path / out, **changes})
     assert not (tmp_path / 'maps.lmdb').exists()
     assert not (tmp_path / '.unfinished').exists()
 
 
-def test_plain_network(tmp_path):
-    refused(tmp_path, 'holds a plain network, without a variance head', EDSR(**TINY), {'type': 'EDSR', **TINY})
+def test_base_network_raises(tmp_path):
+    check_raises(tmp_path, 'holds a base network without a variance head', EDSR(**TINY), {'type': 'EDSR', **TINY})
 
 
-def test_other_scale(tmp_path):
+def test_other_scale_raises(tmp_path):
     options = {**TINY, 'upscale': 4}
-    refused(tmp_path, 'no training set for it: image_0: HR is 16 x 16 and LR 8 x 8, not a scale of 4',
+    check_raises(tmp_path, 'do not fit this network: image_0: HR is 16 x 16 and LR 8 x 8, not a scale of 4',
             EDSRVar(**options), {'type': 'EDSRVar', **options})
 
 
-def test_weights_that_give_no_numbers(tmp_path):
+def test_maps_that_are_not_finite_raise(tmp_path):
     net = EDSRVar(**TINY)
     with torch.no_grad():
         net.var_conv[4].weight.fill_(1e38)
-    refused(tmp_path, 'no finite numbers', net)
+    check_raises(tmp_path, 'NaN or infinite values', net)
 
 
-def test_places(tmp_path):
-    refused(tmp_path, "'.*maps' does not end in .lmdb", out='maps')
+def test_bad_paths_raise(tmp_path):
+    check_raises(tmp_path, "'.*maps' does not end in .lmdb", out='maps')
     for path in tmp_path.glob('*.lmdb/*'):
         path.unlink()
     for path in tmp_path.glob('*.lmdb'):
         path.rmdir()
-    refused(tmp_path, 'is to be written and to be read', out='hr.lmdb')
+    check_raises(tmp_path, 'would be written, but holds input images', out='hr.lmdb')
 
 
-def test_what_exists(tmp_path):
+def test_existing_maps_are_replaced_with_force_only(tmp_path):
     hr, lr = training_set(tmp_path, random_images(2, 16))
     path, out = checkpoint(tmp_path, EDSRVar(**TINY), {'type': 'EDSRVar', **TINY}), tmp_path / 'maps.lmdb'
     prepare_uncertainty(path, hr, lr, out)
@@ -137,21 +137,21 @@ def test_what_exists(tmp_path):
     assert (out / 'data.mdb').read_bytes() != before
 
 
-def test_moving_average_where_it_is_asked_for(tmp_path):
+def test_param_key_selects_the_moving_average(tmp_path):
     hr, lr = training_set(tmp_path, random_images(1, 16))
     nets = {key: EDSRVar(**TINY).eval() for key in ('params', 'params_ema')}
     path = tmp_path / 'net.pth'
     save_checkpoint(path, {key: copy.deepcopy(net.state_dict()) for key, net in nets.items()},
-                     {'type': 'EDSRVar', **TINY})
+                    {'type': 'EDSRVar', **TINY})
     for key, net in nets.items():
         prepare_uncertainty(path, hr, lr, tmp_path / f'{key}.lmdb', param_key=key)
-        wanted = log_var_of(net, random_images(1, 16)['image_0'])
+        expected = log_var_of(net, random_images(1, 16)['image_0'])
         got = read_maps(tmp_path / f'{key}.lmdb')['image_0']
-        assert np.abs(got - wanted).max() <= (wanted.max() - wanted.min()) / 510 + 1e-4
+        assert np.abs(got - expected).max() <= (expected.max() - expected.min()) / 510 + 1e-4
 
 
 def test_comparison_with_online_maps(tmp_path, monkeypatch):
-    """scripts/compare_maps.py: 8 bits differ by a quarter of a step on average, a patch's own map at its border."""
+    """scripts/compare_maps.py: 8-bit maps differ by a quarter of a level on average, maps of patches at the border."""
     monkeypatch.syspath_prepend(ROOT / 'scripts')
     from compare_maps import compare
     hr, lr = training_set(tmp_path, random_images(2, 64))

@@ -11,11 +11,11 @@ from udl_plugin.errors import UserError
 from udl_plugin.prepare.verify import check_images, check_pair
 
 IMAGES = random_images(40, 12)
-kinds = pytest.mark.parametrize('name', ['x.lmdb', 'x'])
+by_kind = pytest.mark.parametrize('name', ['x.lmdb', 'x'])
 
 
 def change(path, key, data):
-    """Puts `data` in the place of a record; None deletes it."""
+    """Replaces a record by `data`; None deletes it."""
     with lmdb.open(str(path), lock=False) as env, env.begin(write=True) as txn:
         assert txn.delete(key.encode()) if data is None else txn.put(key.encode(), data)
 
@@ -24,20 +24,20 @@ def problems(path):
     return check_images(path).problems
 
 
-@kinds
+@by_kind
 @pytest.mark.parametrize('workers', [0, 2])
-def test_all_is_well(tmp_path, name, workers):
+def test_good_images_have_no_problems(tmp_path, name, workers):
     write_images(tmp_path / name, IMAGES)
     found = check_images(tmp_path / name, workers)
     assert found.problems == []
     assert found.shapes == dict.fromkeys(IMAGES, (12, 12, 3))
 
 
-def test_count_that_leaves_a_rest(tmp_path):
+def test_count_that_is_not_a_multiple_of_the_chunk(tmp_path):
     assert len(check_images(write_images(tmp_path / 'x.lmdb', random_images(17))).shapes) == 17
 
 
-def test_png_that_claims_to_be_huge(tmp_path):
+def test_png_with_a_huge_size_in_its_header(tmp_path):
     path = write_images(tmp_path / 'x.lmdb', IMAGES)
     huge = bytearray(encode(IMAGES['image_0']))
     huge[16:24] = struct.pack('>II', 60000, 60000)
@@ -47,7 +47,7 @@ def test_png_that_claims_to_be_huge(tmp_path):
     assert problem.startswith('image_1: ')
 
 
-def test_meta_info_that_is_not_utf8(tmp_path):
+def test_meta_info_that_is_not_utf8_is_read(tmp_path):
     path = write_images(tmp_path / 'x.lmdb', IMAGES)
     with open(path / 'meta_info.txt', 'ab') as file:
         file.write(b'\xe4.png (12,12,3) 1\n')
@@ -55,17 +55,17 @@ def test_meta_info_that_is_not_utf8(tmp_path):
     assert 'not in data.mdb' in problem
 
 
-def test_keys_of_lmdbs_must_be_the_same():
+def test_keys_of_lmdbs_must_be_equal():
     assert check_pair({'a': (4, 4, 3)}, {'ax2': (2, 2, 3)}) == (2, [])
     assert check_pair({'a': (4, 4, 3)}, {'ax2': (2, 2, 3)}, same_names=True)[1]
 
 
-def test_grey_has_one_channel(tmp_path):
+def test_grey_image_has_one_channel(tmp_path):
     write_images(tmp_path / 'x.lmdb', {'a': IMAGES['image_0'][..., 0]})
     assert check_images(tmp_path / 'x.lmdb') == ({'a': (12, 12, 1)}, [])
 
 
-def test_bad_records(tmp_path):
+def test_bad_records_are_listed(tmp_path):
     path = write_images(tmp_path / 'x.lmdb', IMAGES)
     good = encode(IMAGES['image_0'])
     flipped = bytearray(good)
@@ -76,45 +76,46 @@ def test_bad_records(tmp_path):
     change(path, 'image_22', b'')
     change(path, 'image_23', encode(IMAGES['image_0'][:10]))
     change(path, 'image_24', encode(IMAGES['image_0'].astype(np.uint16)))
-    change(path, 'stranger', good)
+    change(path, 'unlisted', good)
     assert [problem.partition(':')[0] for problem in problems(path)] == [
-        'image_3', 'image_20', 'image_21', 'image_22', 'image_23', 'image_24', 'stranger']
+        'image_3', 'image_20', 'image_21', 'image_22', 'image_23', 'image_24', 'unlisted']
     text = '\n'.join(problems(path))
-    for part in ('not listed in meta_info.txt', 'not in data.mdb', 'damaged', '(10, 12, 3), but (12, 12, 3)', '16 b'):
+    for part in ('not listed in meta_info.txt', 'not in data.mdb', 'corrupted', '(10, 12, 3), but (12, 12, 3)', '16 b'):
         assert part in text
 
 
-def test_bad_files(tmp_path):
+def test_bad_file_is_listed(tmp_path):
     path = write_images(tmp_path / 'x', IMAGES)
     (path / 'image_7.png').write_bytes(encode(IMAGES['image_7'])[:100])
     assert len(problems(path)) == 1 and 'image_7.png' in problems(path)[0]
 
 
 @pytest.mark.parametrize('data', [b'', b'not an LMDB' * 1000])
-def test_no_lmdb_at_all(tmp_path, data):
+def test_data_that_is_not_an_lmdbs_raises(tmp_path, data):
     path = write_images(tmp_path / 'x.lmdb', IMAGES)
     (path / 'data.mdb').write_bytes(data)
-    with pytest.raises(UserError, match=r"data\.mdb' is truncated, damaged or not of an LMDB"):
+    with pytest.raises(UserError, match=r"data\.mdb' is truncated, corrupted or not an LMDB's"):
         check_images(path)
 
 
 @pytest.mark.parametrize('part', [0.05, 0.5, 0.99])
-def test_truncated_lmdb(tmp_path, part):
+def test_truncated_lmdb_raises(tmp_path, part):
     path = write_images(tmp_path / 'x.lmdb', random_images(40, 64))
     data = (path / 'data.mdb').read_bytes()
-    (path / 'data.mdb').write_bytes(data[:int(part * len(data))])
-    with pytest.raises(UserError, match=rf"data\.mdb' is truncated: {int(part * len(data))} of {len(data)} bytes"):
+    kept = int(part * len(data))
+    (path / 'data.mdb').write_bytes(data[:kept])
+    with pytest.raises(UserError, match=rf"data\.mdb' is truncated: it has {kept} of {len(data)} bytes"):
         check_images(path)
 
 
 def test_lmdb_that_crashes_a_worker(tmp_path):
-    """As one does that is cut after its size was looked at: reading beyond the end of a mapped file is fatal."""
+    """It is truncated after its size was checked; reading beyond the end of a mapped file is fatal."""
     path = write_images(tmp_path / 'x.lmdb', random_images(40, 64))
 
-    def cut(iterable, total, what):
+    def cut(items, total, description):
         with open(path / 'data.mdb', 'r+b') as file:
             file.truncate(8192)
-        return iterable
+        return items
 
     found = check_images(path, workers=1, progress=cut)
     assert found.shapes == {}
@@ -123,14 +124,14 @@ def test_lmdb_that_crashes_a_worker(tmp_path):
 
 
 @pytest.mark.parametrize('missing', ['data.mdb', 'meta_info.txt'])
-def test_incomplete(tmp_path, missing):
+def test_missing_file_raises(tmp_path, missing):
     path = write_images(tmp_path / 'x.lmdb', IMAGES)
     (path / missing).unlink()
     with pytest.raises(UserError, match=missing):
         check_images(path)
 
 
-def test_strange_meta_info(tmp_path):
+def test_bad_meta_info_raises(tmp_path):
     path = write_images(tmp_path / 'x.lmdb', IMAGES)
     (path / 'meta_info.txt').write_text('0001.png\n')
     with pytest.raises(UserError, match=r"meta_info\.txt', line 1: '0001\.png'"):
@@ -140,9 +141,9 @@ def test_strange_meta_info(tmp_path):
 def test_progress(tmp_path):
     calls = []
 
-    def progress(iterable, total, what):
-        calls.append((total, what))
-        for item in iterable:
+    def progress(items, total, description):
+        calls.append((total, description))
+        for item in items:
             calls.append(item)
             yield item
 
@@ -166,12 +167,12 @@ def test_bad_pair():
     assert found == ['c: only in HR', 'e: only in LR', 'd: HR is 12 x 8 and LR 4 x 4, not a scale of 2']
 
 
-def test_uncut_hr():
+def test_uncropped_hr():
     assert check_pair({'a': (13, 12, 3)}, {'a': (3, 3, 3)}, 4)[1] == [
-        'a: HR is 12 x 13 and LR 3 x 3, not a scale of 4; HR is not cut to a multiple of it']
+        'a: HR is 12 x 13 and LR 3 x 3, not a scale of 4; HR is not cropped to a multiple of it']
 
 
-def test_nothing_pairs():
+def test_no_pairs():
     assert check_pair({'a': (2, 2, 3)}, {'b': (1, 1, 3)}) == (0, ['HR and LR have no image in common'])
 
 

@@ -1,4 +1,7 @@
+import errno
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -7,17 +10,20 @@ import pytest
 from conftest import run_killed
 
 from udl_plugin.errors import UserError
-from udl_plugin.utils.atomic_io import atomic_folders, atomic_write
+from udl_plugin.utils import atomic_io
+from udl_plugin.utils.atomic_io import COMPLETE, UNFINISHED, atomic_folders, atomic_write, exclusive_lock
+
+posix = pytest.mark.skipif(sys.platform == 'win32', reason='Windows does not fork')
 
 
-def test_write_whole(tmp_path):
+def test_atomic_write(tmp_path):
     atomic_write(tmp_path / 'new' / 'x', b'one')
     atomic_write(tmp_path / 'new' / 'x', b'two')
     assert (tmp_path / 'new' / 'x').read_bytes() == b'two'
     assert [path.name for path in (tmp_path / 'new').iterdir()] == ['x']
 
 
-def test_a_reader_of_the_old_file_is_not_disturbed(tmp_path):
+def test_open_reader_keeps_the_old_content(tmp_path):
     atomic_write(tmp_path / 'x', b'old')
     with open(tmp_path / 'x', 'rb') as reader:
         atomic_write(tmp_path / 'x', b'new')
@@ -49,19 +55,19 @@ def finished(parent):
     return {path.name: (path / 'file').read_text() for path in parent.iterdir() if not path.name.startswith('.')}
 
 
-def test_whole_folders(tmp_path):
+def test_folders_appear_together(tmp_path):
     make(tmp_path / 'new' / 'set', 'one')
     assert content(tmp_path / 'new' / 'set') == {'a': 'one', 'b': 'one'}
 
 
-def test_existing_folder_is_refused(tmp_path):
+def test_existing_folder_raises(tmp_path):
     make(tmp_path, 'one', ['b'])
     with pytest.raises(UserError, match='b: exists already'):
         make(tmp_path, 'two')
     assert content(tmp_path) == {'b': 'one'}
 
 
-def test_folder_that_came_up_meanwhile_is_refused(tmp_path):
+def test_folder_created_meanwhile_raises(tmp_path):
     with pytest.raises(UserError, match='a: exists already'), atomic_folders(tmp_path, ['a']) as unfinished:
         (unfinished / 'a').mkdir()
         (tmp_path / 'a').mkdir()
@@ -75,7 +81,7 @@ def test_force_replaces(tmp_path):
     assert content(tmp_path) == {'a': 'two', 'b': 'two'}
 
 
-def test_force_replaces_a_link_and_not_what_it_points_to(tmp_path):
+def test_force_replaces_a_link_and_not_its_target(tmp_path):
     make(tmp_path / 'elsewhere', 'one', ['a'])
     (tmp_path / 'set').mkdir()
     (tmp_path / 'set' / 'a').symlink_to(tmp_path / 'elsewhere' / 'a')
@@ -85,7 +91,7 @@ def test_force_replaces_a_link_and_not_what_it_points_to(tmp_path):
 
 
 @pytest.mark.parametrize('error', [KeyError, KeyboardInterrupt])
-def test_failure_leaves_what_was(tmp_path, error):
+def test_failure_keeps_the_old_folders(tmp_path, error):
     make(tmp_path, 'one', ['a'])
     with pytest.raises(error), atomic_folders(tmp_path, ['a', 'b'], force=True) as unfinished:
         (unfinished / 'a').mkdir()
@@ -93,57 +99,63 @@ def test_failure_leaves_what_was(tmp_path, error):
     assert content(tmp_path) == {'a': 'one'}
 
 
+def test_failure_removes_a_new_parent(tmp_path):
+    with pytest.raises(KeyError), atomic_folders(tmp_path / 'new', ['a']):
+        raise KeyError
+    assert not (tmp_path / 'new').exists()
+
+
 def test_one_process_at_a_time(tmp_path):
-    script = f'from udl_plugin.utils.atomic_io import atomic_folders\nwith atomic_folders({str(tmp_path)!r}, ["b"]): pass'
+    script = f'from udl_plugin.utils.atomic_io import *\nwith atomic_folders({str(tmp_path)!r}, ["b"]): pass'
     with atomic_folders(tmp_path, ['a']) as unfinished:
         (unfinished / 'a').mkdir()
         second = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=False)
-        assert 'another process is writing there now' in second.stderr
+        assert 'another process is writing there' in second.stderr
     assert [path.name for path in tmp_path.iterdir()] == ['a']
 
 
 MAKE_NEW = """
 import pathlib
-from udl_plugin import files
-with files.atomic_folders(pathlib.Path(sys.argv[1]), ['a', 'b'], sys.argv[2] == 'force') as unfinished:
+from udl_plugin.utils import atomic_io
+with atomic_io.atomic_folders(pathlib.Path(sys.argv[1]), ['a', 'b'], sys.argv[2] == 'force') as unfinished:
     for name in ('a', 'b'):
         (unfinished / name).mkdir()
         (unfinished / name / 'file').write_text('new')
 """
-MOMENTS = ['pathlib:Path write_text 1', 'pathlib:Path write_text 2', 'os fsync 1', 'pathlib:Path replace 1',
-           'pathlib:Path rename 1', 'pathlib:Path rename 2', 'shutil rmtree 1']
+MOMENTS = ['pathlib:Path write_text 1', 'pathlib:Path write_text 2', 'pathlib:Path rename 1', 'pathlib:Path rename 2',
+           'pathlib:Path rename 3', 'shutil rmtree 1']
 
 
 @pytest.mark.parametrize('moment', MOMENTS)
 def test_kill(tmp_path, moment):
     run_killed(moment, MAKE_NEW, tmp_path, 'new')
     assert set(finished(tmp_path).values()) <= {'new'}
-    whole = MOMENTS.index(moment) > MOMENTS.index('pathlib:Path replace 1')
-    if whole:  # the next run moves what the killed one had finished
+    complete = MOMENTS.index(moment) > MOMENTS.index('pathlib:Path rename 1')
+    if complete:  # the next run moves what the killed one had completed
         with pytest.raises(UserError, match='a, .*b: exists already'):
             make(tmp_path, 'next')
     else:
         make(tmp_path, 'next')
-    assert content(tmp_path) == dict.fromkeys('ab', 'new' if whole else 'next')
+    assert content(tmp_path) == dict.fromkeys('ab', 'new' if complete else 'next')
 
 
-@pytest.mark.parametrize('moment', [*MOMENTS, 'pathlib:Path rename 3', 'pathlib:Path rename 4'])
+@pytest.mark.parametrize('moment', [*MOMENTS, 'pathlib:Path rename 4', 'pathlib:Path rename 5'])
 def test_kill_with_force(tmp_path, moment):
     make(tmp_path, 'old')
     run_killed(moment, MAKE_NEW, tmp_path, 'force')
     assert set(finished(tmp_path).values()) <= {'old', 'new'}
     with pytest.raises(UserError, match='a, .*b: exists already'):
         make(tmp_path, 'next')
-    whole = 'rename' in moment or 'rmtree' in moment
-    assert content(tmp_path) == dict.fromkeys('ab', 'new' if whole else 'old')
+    complete = moment not in MOMENTS[:3]
+    assert content(tmp_path) == dict.fromkeys('ab', 'new' if complete else 'old')
 
 
-def test_folder_that_came_up_after_a_kill_is_not_replaced(tmp_path):
-    run_killed('pathlib:Path rename 1', MAKE_NEW, tmp_path, 'new')
+def test_folder_created_after_a_kill_is_not_replaced(tmp_path):
+    run_killed('pathlib:Path rename 2', MAKE_NEW, tmp_path, 'new')
     (tmp_path / 'a').mkdir()
     (tmp_path / 'a' / 'file').write_text('precious')
     for _ in range(2):
-        with pytest.raises(UserError, match="a' came up after a run was killed .*Remove one of them"):
+        with pytest.raises(UserError, match="a' was created after a run was killed .*Remove one of them"):
             make(tmp_path, 'next', ['c'])
     assert finished(tmp_path) == {'a': 'precious'}
     shutil.rmtree(tmp_path / 'a')
@@ -157,7 +169,7 @@ def test_interrupt_while_moving_loses_nothing(tmp_path, monkeypatch):
 
     def interrupted(self, target):
         calls.append(1)
-        if len(calls) == 3:  # `a` has moved, `b` has not
+        if len(calls) == 4:  # `a` has moved, `b` has not
             raise KeyboardInterrupt
         return rename(self, target)
 
@@ -169,22 +181,20 @@ def test_interrupt_while_moving_loses_nothing(tmp_path, monkeypatch):
     assert content(tmp_path) == {'a': 'new', 'b': 'new'}
 
 
-def test_half_removed_is_not_taken_for_whole(tmp_path, monkeypatch):
-    """An interrupt just as all is complete, and a kill in the midst of cleaning up after it."""
+def test_half_removed_folders_do_not_count_as_complete(tmp_path, monkeypatch):
+    """An error after the last folder is made, and a kill while the folders are removed."""
     make(tmp_path, 'old')
-
-    def write_and_interrupt(path, data):
-        atomic_write(path, data)
-        raise KeyboardInterrupt
 
     def killed(folder):
         (folder / 'a' / 'file').unlink()
         raise SystemExit
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr('udl_plugin.utils.atomic_io.atomic_write', write_and_interrupt)
         patch.setattr(shutil, 'rmtree', killed)
-        make(tmp_path, 'new', force=True)
+        with atomic_folders(tmp_path, ['a'], force=True) as unfinished:
+            (unfinished / 'a').mkdir()
+            (unfinished / 'a' / 'file').touch()
+            raise KeyboardInterrupt
     make(tmp_path, 'next', ['c'])
     assert content(tmp_path) == {'a': 'old', 'b': 'old', 'c': 'next'}
 
@@ -203,7 +213,80 @@ def test_dangling_link_counts_as_existing(tmp_path):
     assert not (tmp_path / 'a').is_symlink()
 
 
-def test_something_in_the_way(tmp_path):
-    (tmp_path / '.unfinished').symlink_to(tmp_path)
-    with pytest.raises(UserError, match=r"\.unfinished' is in the way"):
-        make(tmp_path, 'one')
+@pytest.mark.parametrize('name', [UNFINISHED, COMPLETE])
+def test_link_in_the_way_is_not_followed(tmp_path, name):
+    (tmp_path / 'elsewhere' / 'x').mkdir(parents=True)
+    (tmp_path / 'set').mkdir()
+    (tmp_path / 'set' / name).symlink_to(tmp_path / 'elsewhere')
+    with pytest.raises(UserError, match=f"{name}' is not a folder, .*Remove it"):
+        make(tmp_path / 'set', 'one')
+    assert [path.name for path in (tmp_path / 'set').iterdir()] == [name]
+    assert (tmp_path / 'elsewhere' / 'x').exists()
+
+
+# ---- exclusive_lock
+
+@pytest.fixture(params=['flock', pytest.param('filelock', id='as on Windows')])
+def lock_kind(request, monkeypatch, tmp_path_factory):
+    if request.param == 'filelock':
+        monkeypatch.setattr(atomic_io, 'fcntl', None)
+        monkeypatch.setattr(atomic_io.tempfile, 'tempdir', str(tmp_path_factory.mktemp('locks')))
+
+
+def is_locked(folder):
+    try:
+        with exclusive_lock(folder):
+            return False
+    except UserError:
+        return True
+
+
+def test_lock_excludes_other_blocks_and_leaves_no_file(tmp_path, lock_kind):
+    with exclusive_lock(tmp_path):
+        assert is_locked(tmp_path)
+        with pytest.raises(UserError, match=f"'{tmp_path}': another process is writing there now; wait"), \
+                exclusive_lock(tmp_path):
+            pass
+        assert is_locked(tmp_path), 'a refused attempt does not release it'
+        assert not is_locked(tmp_path.parent)
+    assert not is_locked(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+HOLD = """
+import os, signal, subprocess, sys, time
+from udl_plugin.utils.atomic_io import exclusive_lock
+with exclusive_lock(sys.argv[1]) as descriptor:
+    if sys.argv[2] == 'fork' and not os.fork():
+        time.sleep(60)
+    if sys.argv[2] == 'program':
+        subprocess.Popen(['sleep', '60'], pass_fds=[descriptor], stdout=subprocess.DEVNULL)
+    print(flush=True)
+    time.sleep(60)
+"""
+
+
+@posix
+@pytest.mark.parametrize('child, outlives_the_kill', [('none', False), ('fork', False), ('program', True)])
+def test_lock_after_a_kill(tmp_path, child, outlives_the_kill):
+    """Forked workers that survive do not hold it; a program that was given the descriptor does."""
+    with subprocess.Popen([sys.executable, '-c', HOLD, str(tmp_path), child], stdout=subprocess.PIPE,
+                          start_new_session=True) as process:
+        try:
+            process.stdout.readline()
+            assert is_locked(tmp_path)
+            process.kill()
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            assert is_locked(tmp_path) == outlives_the_kill
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@posix
+def test_file_system_without_locks(tmp_path, monkeypatch):
+    def flock(descriptor, operation):
+        raise OSError(errno.ENOLCK, 'No locks available')
+
+    monkeypatch.setattr(atomic_io.fcntl, 'flock', flock)
+    with exclusive_lock(tmp_path), exclusive_lock(tmp_path):
+        pass

@@ -1,4 +1,4 @@
-"""Against MATLAB's rules written out pixel by pixel in plain Python, on images small enough for that."""
+"""Compares with MATLAB's formula written out pixel by pixel in plain Python, on small images."""
 import math
 
 import numpy as np
@@ -15,7 +15,7 @@ def kernel(x):
 
 
 def resized_line(line, scale, border):
-    """One row or column: for each target the weighted mean of all sources in reach of the widened kernel."""
+    """One row or column: each target pixel is the weighted mean of all source pixels under the widened kernel."""
     result = []
     widening = min(scale, 1)
     for target in range(1, math.ceil(scale * len(line)) + 1):  # MATLAB counts from 1
@@ -36,7 +36,7 @@ def resized_line(line, scale, border):
 
 
 def slow(img, scale, border):
-    """Columns first, rounded to 8 bit, then rows."""
+    """Resizes columns, rounds to 8 bit, then resizes rows."""
     tall = np.array([resized_line(column, scale, border) for column in img.T.tolist()], dtype=np.uint8).T
     return np.array([resized_line(row, scale, border) for row in tall.tolist()], dtype=np.uint8)
 
@@ -54,19 +54,19 @@ def test_equals_the_slow_formula(shape, scale, border):
 
 
 def test_many_columns():
-    """More than are computed at a time, several times over."""
+    """More columns than are computed at a time."""
     img = noise(6, 1300)
     np.testing.assert_array_equal(imresize(img, 1 / 2), slow(img, 1 / 2, 'clamp'))
 
 
-def test_edges_and_overshoot():
-    """Black and white bars: the kernel overshoots, and 8 bit must not wrap around."""
+def test_overshoot_is_clipped():
+    """Black and white bars: the kernel overshoots, and 8-bit values must not wrap around."""
     img = np.kron(noise(6, 6) % 2 * 255, np.ones((4, 4), np.uint8)).astype(np.uint8)
     for scale in (1 / 2, 3):
         np.testing.assert_array_equal(imresize(img, scale), slow(img, scale, 'clamp'))
 
 
-def test_channels_are_resized_alone():
+def test_channels_are_independent():
     img = noise(12, 16, 3)
     result = imresize(img, 1 / 4)
     assert result.shape == (3, 4, 3)
@@ -75,12 +75,12 @@ def test_channels_are_resized_alone():
         np.testing.assert_array_equal(result[..., channel], imresize(img[..., channel], 1 / 4))
 
 
-def test_flat_image_stays_flat_and_size_is_rounded_up():
+def test_constant_image_stays_constant_and_size_is_rounded_up():
     assert (imresize(np.full((9, 10, 3), 77, np.uint8), 1 / 4) == np.full((3, 3, 3), 77)).all()
     np.testing.assert_array_equal(imresize(noise(5, 6), 1), noise(5, 6))
 
 
-def test_borders_differ():
+def test_borders_give_different_results():
     img = noise(12, 12)
     clamp, symmetric = imresize(img, 1 / 4), imresize(img, 1 / 4, 'symmetric')
     assert (clamp != symmetric).any()
@@ -90,6 +90,6 @@ def test_borders_differ():
     (np.zeros((4, 4)), {}), (np.zeros((4, 4), np.uint16), {}), (np.zeros(4, np.uint8), {}),
     (np.zeros((0, 4), np.uint8), {}), (noise(4, 4), {'border': 'reflect'}), (noise(4, 4), {'scale': 0}),
     (noise(4, 4), {'scale': float('nan')})])
-def test_bad_input(img, options):
-    with pytest.raises(ValueError, match='uint8 image|must be positive'):
+def test_bad_input_raises(img, options):
+    with pytest.raises(ValueError, match='takes a uint8 image|must be positive'):
         imresize(img, **{'scale': 1 / 2, **options})

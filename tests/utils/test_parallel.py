@@ -18,7 +18,7 @@ def slow_if_even(number):
     return number
 
 
-def fail_at_three(number):
+def raise_at_three(number):
     if number == 3:
         raise UserError('three')
     return number
@@ -28,8 +28,8 @@ def die(number):
     os._exit(1)
 
 
-def die_while_answering(number):
-    """As the system ends a process where memory is short: at any time, also in the midst of a large result."""
+def die_while_sending(number):
+    """As the system kills a process when memory runs out: at any time, even while it sends a large result."""
     threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGKILL]).start()
     return bytes(100 << 20)
 
@@ -45,12 +45,12 @@ def test_order(workers):
         assert list(results) == list(range(20))
 
 
-def test_two_processes_beside_this_one():
+def test_two_worker_processes():
     with parallel_map(process_id, range(60), 2) as results:
         assert len({os.getpid(), *results}) == 3
 
 
-def test_takes_no_more_than_two_a_worker_ahead():
+def test_consumes_at_most_two_items_per_worker_ahead():
     taken = []
 
     def items():
@@ -64,20 +64,20 @@ def test_takes_no_more_than_two_a_worker_ahead():
 
 
 @both
-def test_error_comes_through(workers):
-    with parallel_map(fail_at_three, range(100), workers) as results:
+def test_exception_is_raised_by_the_iterator(workers):
+    with parallel_map(raise_at_three, range(100), workers) as results:
         assert [next(results) for _ in range(3)] == [0, 1, 2]
         with pytest.raises(UserError, match='three'):
             next(results)
 
 
-@pytest.mark.parametrize('function', [die, die_while_answering])
-def test_dead_worker(function):
+@pytest.mark.parametrize('function', [die, die_while_sending])
+def test_dead_worker_raises(function):
     with parallel_map(function, range(30), 2) as results, pytest.raises(UserError, match='--workers'):
         collections.deque(results, maxlen=0)
 
 
-@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='looks into /proc')
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads /proc')
 def test_processes_end_with_the_block():
     with parallel_map(process_id, range(1000), 2) as results:
         running = {next(results) for _ in range(20)}

@@ -1,198 +1,212 @@
-"""The command `udl-prepare`: training sets and benchmarks from folders of images. See udl_plugin/prepare/datasets.py."""
+"""The command `udl-prepare`: prepares training sets and benchmarks from folders of images."""
+from __future__ import annotations
+
 import argparse
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from udl_plugin.cli.common import path_arg, positive_int, run_command, show
 from udl_plugin.data.lmdb_io import is_lmdb
 from udl_plugin.errors import UserError
-from udl_plugin.prepare.datasets import prepare_benchmark, prepare_train
-from udl_plugin.prepare.verify import CheckResult, check_images, check_pair
+from udl_plugin.prepare.datasets import PrepareResult, prepare_benchmark, prepare_train
+from udl_plugin.prepare.verify import CheckResult, Shape, check_images, check_pair
 from udl_plugin.utils.imresize import BORDERS
 from udl_plugin.utils.parallel import available_cores
 
 TRAIN = """\
-Cuts images into sub-images and writes them as LMDBs, for dataroot_gt and dataroot_lq with io_backend: type: lmdb.
+Crops images to sub-images and writes them as LMDBs, for dataroot_gt and dataroot_lq with io_backend: type: lmdb.
 
   udl-prepare train --hr DIV2K_train_HR --scales 2 3 4 --out datasets/DIV2K
 
-writes, below datasets/DIV2K/,
+writes to datasets/DIV2K/:
 
   DIV2K_train_HR_sub.lmdb
-  DIV2K_train_LR_bicubic_X2_sub.lmdb   and so for X3 and X4
+  DIV2K_train_LR_bicubic_X2_sub.lmdb   and the same for X3 and X4
 
-with LR images as MATLAB's imresize makes them, bit for bit. Or with DIV2K's own:
+LR images are bit for bit those of MATLAB's imresize. To use DIV2K's own LR images:
 
   udl-prepare train --hr DIV2K_train_HR --lr DIV2K_train_LR_bicubic/X4 --scales 4 --out datasets/DIV2K
 """
 BENCHMARK = """\
-Writes a benchmark as validation reads it: HR cut to a multiple of the scale, and LR as MATLAB's imresize makes it.
+Writes a benchmark for validation: HR cropped to a multiple of the scale, and LR as MATLAB's imresize makes it.
 
   udl-prepare benchmark --hr benchmark/Set5/HR --name Set5 --scales 2 3 4 --out datasets
 
-writes, below datasets/Set5/,
+writes to datasets/Set5/:
 
-  GTmod2/*.png   LRbicx2/*.png   and so for 3 and 4
+  GTmod2/*.png   LRbicx2/*.png   and the same for 3 and 4
 """
 UNCERTAINTY = """\
-Runs the network of step 1 once over a training set and keeps its uncertainty maps, so that step 2 need not run it.
+Runs a step-1 network over a training set and caches its uncertainty maps, so that step 2 need not run the network.
 
   udl-prepare uncertainty --model experiments/train_udl_step1/models/net_g_latest.pth \\
       --data datasets/DIV2K/DIV2K_train_HR_sub.lmdb datasets/DIV2K/DIV2K_train_LR_bicubic_X4_sub.lmdb \\
       --out datasets/DIV2K/DIV2K_train_uncertainty_X4_sub.lmdb
 
-Then, in the yml of step 2, under datasets: train:,
+Then set in the option file of step 2, under datasets: train:
 
   type: PairedImageUncertaintyDataset
   dataroot_uncertainty: datasets/DIV2K/DIV2K_train_uncertainty_X4_sub.lmdb
 """
 CHECK = """\
-Decodes every image of an LMDB or a folder. With two of them, HR and LR, compares names and sizes.
+Decodes every image of an LMDB or a folder. With two of them, HR and LR, also compares names and sizes.
 
   udl-prepare check datasets/DIV2K/DIV2K_train_HR_sub.lmdb datasets/DIV2K/DIV2K_train_LR_bicubic_X4_sub.lmdb
 
-Exit status 1 and a list where something is wrong, otherwise 0.
+If something is wrong, it prints a list and the exit status is 1; otherwise 0.
 """
 
-NAMED = 10  # of many images, in a note
+MAX_LISTED = 10  # images in a note
 
 
-def main(argv=None):
-    """Runs the command. Returns the exit status: 0; 1 where a check failed; 2 for bad input; 130 after Ctrl-C."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command. Returns the exit status: 0; 1 if a check failed; 2 for a user error; 130 after Ctrl-C."""
     args = parse(argv)
     return run_command('udl-prepare', args, args.run, 'nothing was changed')
 
 
-def parse(argv):
-    parser = argparse.ArgumentParser(prog='udl-prepare', description='Prepares data for super-resolution. Examples: '
-                                     'udl-prepare train --help, and so for the other commands.')
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(prog='udl-prepare', description='Prepares data for super-resolution. See '
+                                     'udl-prepare COMMAND --help for examples.')
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
 
     train = _add_command(commands, 'train', run_train, 'sub-images of HR and LR as LMDBs', TRAIN)
     add = train.add_argument
     add('--hr', nargs='+', type=path_arg, required=True, metavar='DIR', help='folders of HR images')
-    add('--out', type=path_arg, required=True, metavar='DIR', help='where the LMDBs go')
-    _add_making_options(train)
-    add('--lr', nargs='+', type=path_arg, metavar='DIR', help='folders of LR images, one a scale, in their order; '
-        'with several --hr, those of the first one first. Names as in HR, or like 0001x4.png (default: LR is made)')
-    add('--name', help='what the names of the LMDBs begin with (default: the name of --out)')
-    add('--crop', type=positive_int, default=480, metavar='N', help='sides of the sub-images, in HR pixels (%(default)s)')
-    add('--step', type=positive_int, default=240, metavar='N', help='from one to the next, in HR pixels (%(default)s)')
+    add('--out', type=path_arg, required=True, metavar='DIR', help='folder for the LMDBs')
+    _add_common_options(train)
+    add('--lr', nargs='+', type=path_arg, metavar='DIR', help='folders of LR images, one per scale in the order of '
+        '--scales; with several --hr, first those of the first. Names as in HR, or like 0001x4.png (default: make LR)')
+    add('--name', help='start of the names of the LMDBs (default: the name of --out)')
+    add('--crop', type=positive_int, default=480, metavar='N', help='side of the sub-images in HR pixels (%(default)s)')
+    add('--step', type=positive_int, default=240, metavar='N', help='distance of the sub-images in HR pixels '
+        '(%(default)s)')
     _add_uncompressed(train)
 
     benchmark = _add_command(commands, 'benchmark', run_benchmark, 'HR and LR for validation and test', BENCHMARK)
     add = benchmark.add_argument
     add('--hr', type=path_arg, required=True, metavar='DIR', help='folder of HR images')
-    add('--name', required=True, help='of the set, such as Set5')
-    add('--out', type=path_arg, required=True, metavar='DIR', help='where the folder NAME goes')
-    _add_making_options(benchmark)
-    add('--lmdb', action='store_true', dest='as_lmdb', help='write GTmod4.lmdb and LRbicx4.lmdb, not PNG files')
+    add('--name', required=True, help='name of the set, such as Set5')
+    add('--out', type=path_arg, required=True, metavar='DIR', help='folder for the folder NAME')
+    _add_common_options(benchmark)
+    add('--lmdb', action='store_true', dest='as_lmdb', help='write GTmod4.lmdb and LRbicx4.lmdb instead of PNG files')
 
-    uncertainty = _add_command(commands, 'uncertainty', run_uncertainty, 'the maps of a training set, for step 2',
-                               UNCERTAINTY)
+    uncertainty = _add_command(commands, 'uncertainty', run_uncertainty,
+                               'uncertainty maps of a training set, for step 2', UNCERTAINTY)
     add = uncertainty.add_argument
     add('--model', type=path_arg, required=True, metavar='FILE', help='checkpoint of step 1')
-    add('--data', nargs=2, type=path_arg, required=True, metavar='LMDB', help='the training set: HR, then LR')
-    add('--out', type=path_arg, required=True, metavar='LMDB', help='where the maps go')
-    add('--param-key', default='params', metavar='KEY', help='of the state dict, as param_key_g in the yml of step 2: '
-        'params_ema is the moving average (%(default)s)')
-    add('--opt', type=path_arg, metavar='YML', help='whose network_g the checkpoint is of, where it does not say so')
+    add('--data', nargs=2, type=path_arg, required=True, metavar='LMDB', help='training set: HR, then LR')
+    add('--out', type=path_arg, required=True, metavar='LMDB', help='LMDB to write')
+    add('--param-key', default='params', metavar='KEY', help='key of the state dict, as param_key_g in the option '
+        'file of step 2; params_ema is the moving average (%(default)s)')
+    add('--opt', type=path_arg, metavar='YML', help='option file whose network_g describes the checkpoint, if the '
+        'checkpoint does not')
     _add_uncompressed(uncertainty)
-    add('--batch', type=positive_int, metavar='N', help='sub-images at once (default: 16 on a GPU, otherwise 1)')
-    add('--force', action='store_true', help='replace what exists, once the new is complete')
+    add('--batch', type=positive_int, metavar='N', help='sub-images per batch (default: 16 on a GPU, otherwise 1)')
+    add('--force', action='store_true', help='replace existing data when the new data is complete')
 
-    check = _add_command(commands, 'check', run_check, 'decode and compare what an LMDB or a folder holds', CHECK)
+    check = _add_command(commands, 'check', run_check, 'decode and compare the images of LMDBs or folders', CHECK)
     add = check.add_argument
-    add('paths', nargs='+', type=path_arg, metavar='PATH', help='LMDB or folder; HR first, then LR')
-    add('--scale', type=positive_int, metavar='N', help='between the two (default: that of most pairs)')
+    add('paths', nargs='+', type=path_arg, metavar='PATH', help='LMDB or folder; HR, then LR')
+    add('--scale', type=positive_int, metavar='N', help='scale between the two (default: that of most pairs)')
 
     args = parser.parse_args(argv)
     if len(getattr(args, 'paths', ())) > 2:
-        check.error('one PATH, or two')
+        check.error('give one PATH or two')
     if 'paths' in args and len(args.paths) == 1 and args.scale:
-        check.error('--scale needs two of PATH')
+        check.error('--scale requires two PATHs')
     return args
 
 
-def _add_command(commands, name, run, summary, text):
+def _add_command(commands: Any, name: str, run: Callable, summary: str, text: str) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=summary, description=text, allow_abbrev=False,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
     command.set_defaults(run=run)
     add = command.add_argument
-    add('--workers', type=positive_int, default=available_cores(), metavar='N', help='processes (%(default)s: one a core)')
+    add('--workers', type=positive_int, default=available_cores(), metavar='N', help='processes (%(default)s, one per '
+        'CPU core)')
     add('--quiet', action='store_true', help='show errors only')
     return command
 
 
-def _add_making_options(command):
+def _add_common_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add('--scales', nargs='+', type=positive_int, required=True, metavar='N', help='such as 2 3 4')
-    add('--keep-grey', action='store_true', help='leave grey images one channel, instead of three equal ones')
-    add('--border', choices=BORDERS, default='clamp', help='what resizing sees beyond the border: the last pixel, as '
-        'in the usual benchmarks, or the mirrored image (%(default)s)')
-    add('--skip-bad', action='store_true', help='leave images that cannot be read or do not fit out of HR and LR, and '
-        'list them')
-    add('--force', action='store_true', help='replace what exists, once the new is complete')
+    add('--keep-grey', action='store_true', help='keep the single channel of grey images, instead of three equal ones')
+    add('--border', choices=BORDERS, default='clamp', help='how to continue images beyond their border when resizing: '
+        'repeat the last pixel, as in the usual benchmarks, or mirror the image (%(default)s)')
+    add('--skip-bad', action='store_true', help='skip images that cannot be read or do not fit, in HR and LR, and list '
+        'them')
+    add('--force', action='store_true', help='replace existing data when the new data is complete')
 
 
-def _add_uncompressed(command):
-    command.add_argument('--uncompressed', action='store_false', dest='compress', help='BMP records in place of PNG: '
-                         'more room, and less time to read them in training')
+def _add_uncompressed(command: argparse.ArgumentParser) -> None:
+    command.add_argument('--uncompressed', action='store_false', dest='compress', help='BMP records instead of PNG: '
+                         'larger, and faster to read in training')
 
 
-def run_train(args):
-    return report(args, prepare_train(**_options(args)))
+def run_train(args: argparse.Namespace) -> int:
+    """Runs `udl-prepare train`."""
+    return _report(args, prepare_train(**_options(args)))
 
 
-def run_benchmark(args):
-    return report(args, prepare_benchmark(**_options(args)))
+def run_benchmark(args: argparse.Namespace) -> int:
+    """Runs `udl-prepare benchmark`."""
+    return _report(args, prepare_benchmark(**_options(args)))
 
 
-def _options(args):
+def _options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(args).items() if name not in ('run', 'quiet')}
 
 
-def report(args, prepared):
+def _report(args: argparse.Namespace, result: PrepareResult) -> int:
     if not args.quiet:
-        print(f'From {prepared.images} HR images:')
-        for path, count in prepared.folders.items():
-            print(f'  {path}: {count} images, {size_of(path)}')
-        if prepared.alpha:
-            show(f'Alpha channel dropped from: {len(prepared.alpha)}', prepared.alpha[:NAMED])
-        if prepared.small:
-            show(f'Smaller than --crop {args.crop} in a direction, and so are their sub-images, which need gt_size for '
-                 f'training: {len(prepared.small)}', prepared.small[:NAMED])
-    if prepared.skipped:
-        show(f'udl-prepare: images left out: {len(prepared.skipped)}', prepared.skipped, file=sys.stderr)
+        print(f'From {result.images} HR images:')
+        for path, count in result.folders.items():
+            print(f'  {path}: {count} images, {_disk_size(path)}')
+        if result.alpha:
+            show(f'Images whose alpha channel was dropped: {len(result.alpha)}', result.alpha[:MAX_LISTED])
+        if result.small:
+            show(f'Images smaller than --crop {args.crop}, whose sub-images may be smaller than gt_size: '
+                 f'{len(result.small)}', result.small[:MAX_LISTED])
+    if result.skipped:
+        show(f'udl-prepare: skipped images: {len(result.skipped)}', result.skipped, file=sys.stderr)
     return 0
 
 
-def run_uncertainty(args):
-    # here: they need torch, and the processes of the other commands do not
+def run_uncertainty(args: argparse.Namespace) -> int:
+    """Runs `udl-prepare uncertainty`."""
+    # imported here because they import torch, which the other commands and their workers do not need
     from udl_plugin.cli.common import read_network_g
     from udl_plugin.prepare.uncertainty_maps import prepare_uncertainty
+    hr, lr = args.data
     network_g = read_network_g(args.opt) if args.opt else None
-    made = prepare_uncertainty(args.model, *args.data, args.out, args.param_key, network_g, args.batch,
-                               args.compress, args.force, args.workers, args.progress)
+    stats = prepare_uncertainty(args.model, hr, lr, args.out, args.param_key, network_g, args.batch, args.compress,
+                                args.force, args.workers, args.progress)
     if not args.quiet:
-        print(f'{args.out}: {made.images} maps, {made.size / 1e6:.1f} MB, {made.size / made.pixels:.2f} '
-              'MB a megapixel.')
-        print(f'Under datasets: train: of step 2:\n  type: PairedImageUncertaintyDataset\n'
+        print(f'{args.out}: {stats.images} maps, {stats.size / 1e6:.1f} MB, {stats.size / stats.pixels:.2f} MB per '
+              'megapixel.')
+        print(f'Set under datasets: train: of step 2:\n  type: PairedImageUncertaintyDataset\n'
               f'  dataroot_uncertainty: {args.out}')
     return 0
 
 
-def run_check(args):
-    checked = [check_path(path, args) for path in args.paths]
-    problems = [f'{path}: {problem}' for path, found in zip(args.paths, checked) for problem in found.problems]
-    lines = [f'{path}: {len(found.shapes)} images, {sizes(found.shapes)}, {size_of(path)}'
-             for path, found in zip(args.paths, checked)]
-    if len(checked) == 2 and all(found.shapes for found in checked):
-        unreadable = {problem.partition(':')[0] for found in checked for problem in found.problems}
-        hr, lr = ({name: shape for name, shape in found.shapes.items() if name not in unreadable} for found in checked)
+def run_check(args: argparse.Namespace) -> int:
+    """Runs `udl-prepare check`. Returns 1 if there are problems."""
+    results = [_check_path(path, args) for path in args.paths]
+    problems = [f'{path}: {problem}' for path, result in zip(args.paths, results) for problem in result.problems]
+    lines = [f'{path}: {len(result.shapes)} images, {_format_sizes(result.shapes)}, {_disk_size(path)}'
+             for path, result in zip(args.paths, results)]
+    if len(results) == 2 and all(result.shapes for result in results):
+        unreadable = {problem.partition(':')[0] for result in results for problem in result.problems}
+        hr, lr = ({name: shape for name, shape in result.shapes.items() if name not in unreadable}
+                  for result in results)
         scale, differences = check_pair(hr, lr, args.scale, same_names=all(map(is_lmdb, args.paths)))
         problems += differences
-        lines += [f'All images can be decoded; names and sizes fit a scale of {scale}.'] * (not problems)
+        lines += [f'All images can be decoded; names and sizes match at scale {scale}.'] * (not problems)
     elif not problems:
         lines.append('All images can be decoded.')
     if not args.quiet:
@@ -202,7 +216,7 @@ def run_check(args):
     return 1 if problems else 0
 
 
-def check_path(path, args):
+def _check_path(path: str, args: argparse.Namespace) -> CheckResult:
     try:
         return check_images(path, args.workers, args.progress)
     except UserError as err:
@@ -211,16 +225,16 @@ def check_path(path, args):
         return CheckResult({}, [str(err)])
 
 
-def sizes(shapes):
-    """`480 x 480`, or from the least to the greatest width and height."""
+def _format_sizes(shapes: Mapping[str, Shape]) -> str:
+    """`480 x 480 pixels`, or from the smallest to the largest width and height."""
     if not shapes:
         return 'none can be read'
     heights, widths, _ = zip(*shapes.values())
-    least, greatest = f'{min(widths)} x {min(heights)}', f'{max(widths)} x {max(heights)}'
-    return f'{greatest} pixels' if least == greatest else f'{least} to {greatest} pixels'
+    smallest, largest = f'{min(widths)} x {min(heights)}', f'{max(widths)} x {max(heights)}'
+    return f'{largest} pixels' if smallest == largest else f'{smallest} to {largest} pixels'
 
 
-def size_of(folder):
+def _disk_size(folder: str | Path) -> str:
     size = sum(path.stat().st_size for path in Path(folder).iterdir() if path.is_file())
     return f'{size / 1e9:.2f} GB' if size >= 1e9 else f'{size / 1e6:.1f} MB'
 

@@ -1,6 +1,9 @@
-"""Data that goes bad below a running training: what is wrong is told by file and record, or passed over if asked to."""
+"""Corrupted samples during training: name the file and record, or skip the sample."""
+from __future__ import annotations
+
 import os
 from pathlib import Path
+from typing import Any
 
 import lmdb
 from basicsr.data.paired_image_dataset import PairedImageDataset
@@ -8,168 +11,152 @@ from basicsr.utils import FileClient
 from torch.utils.data import Dataset
 
 from udl_plugin.data.image_io import check_pixel_limit, decode
-from udl_plugin.data.lmdb_io import BACKENDS, check_io_backend, open_lmdb
+from udl_plugin.data.lmdb_io import BACKENDS, check_io_backend, open_lmdb, used_bytes
 from udl_plugin.errors import UserError, raise_errors
 
-MAX_BAD = 100  # records in a row that are passed over
+MAX_SKIPPED = 100  # records in a row
 
 
 class CorruptSampleError(UserError):
-    """One image, or pair of images, that is of no use; the others may well be."""
+    """One image, or pair of images, cannot be used. Others may be fine."""
 
 
 class CheckedDataset(Dataset):
-    """A data set of BasicSR whose errors are of one line, with the name of the file and the record.
+    """Wraps a data set of BasicSR. Its errors are one line and name the file and the record.
 
     Args:
-        dataset (Dataset): One that has `opt`, as all of BasicSR's have.
-        where (str): What it is called in the yml, for messages: `datasets: train`.
-        on_bad_record (str): `stop`, or `skip`: the next image that is good is taken in place of a bad one.
+        dataset: Any data set of BasicSR, with its options as `opt`.
+        where: Its name in the option file, for messages, such as `datasets: train`.
+        on_bad_record: `stop` raises; `skip` falls back to the next good sample.
 
     Raises:
-        UserError: an `io_backend` that is none of files, nor of LMDBs.
+        UserError: `io_backend` is neither `disk` nor `lmdb`.
     """
 
-    def __init__(self, dataset, where, on_bad_record='stop'):
+    def __init__(self, dataset: Any, where: str, on_bad_record: str = 'stop'):
         self.dataset, self.where, self.skip = dataset, where, on_bad_record == 'skip'
-        self.opt = dataset.opt  # upstream's validation reads it
-        self.client = None
-        kind = (self.opt.get('io_backend') or {}).get('type', BACKENDS[0])  # by then, upstream has added to it
-        raise_errors(check_io_backend({'type': kind}, where))
+        self.opt = dataset.opt  # BasicSR's validation reads it
+        self.client: _RecordingClient | None = None
+        backend = (self.opt.get('io_backend') or {}).get('type', BACKENDS[0])  # BasicSR has added other keys
+        raise_errors(check_io_backend({'type': backend}, where))
 
-    def __getattr__(self, name):
-        """Of the data set itself: upstream's video models ask for `data_info`."""
-        if name == 'dataset' or name.startswith('__'):  # not there yet, in a copy that is being made
+    def __getattr__(self, name: str) -> Any:
+        """Attributes of the data set, such as `data_info`, which BasicSR's video models read."""
+        if name == 'dataset' or name.startswith('__'):  # not set yet while a copy is made
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         return self.load(index)[0]
 
-    def load(self, index):
+    def load(self, index: int) -> tuple[dict[str, Any], list[str]]:
         """
         Returns:
-            tuple[dict, list[str]]: The item, and what was passed over for it, a line each.
+            The item, and one line for each sample that was skipped for it.
 
         Raises:
-            UserError: the record is bad, and `on_bad_record` is `stop`; or what it is in is gone or truncated.
+            UserError: the sample is corrupted and `on_bad_record` is `stop`, or its LMDB is missing or truncated.
         """
-        passed_over = []
-        for number in range(min(len(self), MAX_BAD)):
+        skipped: list[str] = []
+        for offset in range(min(len(self), MAX_SKIPPED)):
             try:
-                return self._load((index + number) % len(self)), passed_over
+                return self._load((index + offset) % len(self)), skipped
             except CorruptSampleError as err:
                 if not self.skip:
-                    raise UserError(f'{self.where}: {err} (on_bad_record: skip passes over such images.)') from err
-                passed_over.append(str(err))
-        raise UserError(f'{self.where}: {len(passed_over)} records in a row are bad; the last one: {passed_over[-1]}')
+                    hint = ' on_bad_record: skip skips such samples.' * (self.opt.get('phase') == 'train')
+                    raise UserError(f'{self.where}: {err}{hint}') from err
+                skipped.append(str(err))
+        raise UserError(f'{self.where}: {len(skipped)} samples in a row are corrupted; the last one: {skipped[-1]}')
 
-    def refuse_damaged(self):
+    def check_lmdbs(self) -> None:
         """
         Raises:
-            UserError: an LMDB of the data set is gone or truncated.
+            UserError: an LMDB of the data set is missing or truncated.
         """
-        if (self.opt.get('io_backend') or {}).get('type', 'lmdb') == 'lmdb':
+        if (self.opt.get('io_backend') or {}).get('type', 'lmdb') == 'lmdb':  # BasicSR removes it at the first item
             for root in [value for key, value in self.opt.items() if key.startswith('dataroot_')]:
-                _bytes_needed(root, self.where)
+                _Lmdb(root, self.where)
 
-    def _load(self, index):
+    def _load(self, index: int) -> dict[str, Any]:
+        options = getattr(self.dataset, 'io_backend_opt', None)
+        if self.client is None and options is not None and getattr(self.dataset, 'file_client', self) is None:
+            # BasicSR's data sets make their FileClient at the first item; ours takes its place
+            self.client = self.dataset.file_client = _RecordingClient(options.pop('type'), options, self.where)
+        read = self.client.read if self.client is not None else {}
+        read.clear()
         try:
-            self._watch()
             item = self.dataset[index]
+            if isinstance(self.dataset, PairedImageDataset):
+                _check_sizes(item, self.opt['scale'])
+            return item
         except (UserError, MemoryError):
             raise
-        except Exception as err:  # upstream's readers and OpenCV raise nearly anything
-            raise self._explained(index, err) from err
-        if isinstance(self.dataset, PairedImageDataset):
-            _refuse_other_size(item, self.opt['scale'], self._names(index))
-        return item
+        except Exception as err:  # BasicSR's readers and OpenCV raise exceptions of many types
+            for name, data in read.items():
+                try:
+                    decode(data)
+                except ValueError as reason:
+                    raise CorruptSampleError(f'{name} cannot be decoded: {reason}') from err
+            name = ' and '.join(read) or f'image {index}'
+            raise CorruptSampleError(f'{name}: {" ".join(str(err).split()) or type(err).__name__}') from err
 
-    def _watch(self):
-        """Puts a watch on what the data set reads with, and makes that first, as upstream does at the first item."""
-        options = getattr(self.dataset, 'io_backend_opt', None)
-        if self.client is None and options is not None and getattr(self.dataset, 'file_client', self) is None and (
-                options.get('type') != 'lmdb' or isinstance(options.get('client_keys'), list)):  # FFHQDataset has one
-            kind = options.pop('type')
-            roots = dict(zip(options['client_keys'], options['db_paths'])) if kind == 'lmdb' else {}
-            needed = {key: _bytes_needed(root, self.where) for key, root in roots.items()}
-            files = {key: open(Path(root, 'data.mdb'), 'rb') for key, root in roots.items()}  # noqa: SIM115
-            self.client = _RecordingClient(FileClient(kind, **options), roots, files, needed, self.where)
-            self.dataset.file_client = self.client
-        if self.client is not None:
-            self.client.read.clear()
 
-    def _names(self, index):
-        if self.client is not None and self.client.read:
-            return ' and '.join(self.client.read)
-        return f'image {index}'
-
-    def _explained(self, index, err):
-        for name, data in (self.client.read if self.client is not None else {}).items():
-            try:
-                decode(data)
-            except ValueError as reason:
-                return CorruptSampleError(f'{name} cannot be decoded: {reason}')
-        return CorruptSampleError(f'{self._names(index)}: {" ".join(str(err).split()) or type(err).__name__}')
+def _check_sizes(item: dict[str, Any], scale: int) -> None:
+    lq, gt = (tuple(item[side].shape[-2:]) for side in ('lq', 'gt'))
+    if gt != tuple(scale * length for length in lq):
+        raise ValueError(f'GT is {gt[1]} x {gt[0]} and LQ {lq[1]} x {lq[0]} pixels, which is not a scale of {scale}.')
 
 
 class _RecordingClient:
-    """A `FileClient` that remembers what it read, and reads no LMDB that has become shorter: that would kill it.
+    """BasicSR's `FileClient`, which also records what it read for the current sample."""
 
-    Args:
-        client (FileClient): Upstream's.
-        roots (dict[str, str]): Upstream's `client_key` to the path of its LMDB; empty for files.
-        files (dict[str, file]): And to its data.mdb, open: the very one that is read, whatever takes its name later.
-        needed (dict[str, int]): And to the least number of bytes in it.
-        where (str): As of CheckedDataset.
-    """
+    def __init__(self, backend: str, options: dict[str, Any], where: str):
+        keys, roots = ([value] if isinstance(value, str) else value for value in  # one path or several, as in BasicSR
+                       (options.get('client_keys', 'default'), options.get('db_paths', [])))
+        self.lmdbs = {key: _Lmdb(root, where) for key, root in zip(keys, roots)}
+        self.client = FileClient(backend, **options)
+        self.read: dict[str, bytes] = {}  # name for messages -> content
 
-    def __init__(self, client, roots, files, needed, where):
-        self.client, self.roots, self.files, self.needed, self.where = client, roots, files, needed, where
-        self.read = {}  # of the item in hand: name for messages, and bytes
-
-    def get(self, filepath, client_key='default'):
+    def get(self, filepath: str, client_key: str = 'default') -> bytes:
         name = f"'{filepath}'"
-        if client_key in self.roots:
-            self._refuse_damaged(client_key)
-            name = f"'{self.roots[client_key]}': {name}"
+        if client_key in self.lmdbs:
+            self.lmdbs[client_key].check()
+            name = f"'{self.lmdbs[client_key].root}': {name}"
         try:
             data = self.client.get(filepath, client_key)
         except (OSError, lmdb.Error) as err:
             raise CorruptSampleError(f'{name} cannot be read: {getattr(err, "strerror", None) or err}.') from err
         if data is None:
-            raise CorruptSampleError(f'{name} is not there, though meta_info.txt lists it.')
-        try:
-            check_pixel_limit(data)
-        except (OSError, ValueError) as err:
-            reason = 'truncated, damaged or not an image.' if isinstance(err, OSError) else err
-            raise CorruptSampleError(f'{name} cannot be decoded: {reason}') from err
+            raise CorruptSampleError(f'{name} is listed in meta_info.txt, but not in data.mdb.')
         self.read[name] = data
+        check_pixel_limit(data)
         return data
 
-    def _refuse_damaged(self, client_key):
-        found, data = os.fstat(self.files[client_key].fileno()), self.files[client_key].name
+
+class _Lmdb:
+    """Notices when an LMDB becomes shorter: reading beyond its end would kill the process with SIGBUS.
+
+    Raises:
+        UserError: it is missing or truncated already.
+    """
+
+    def __init__(self, root: str, where: str):
+        self.root, self.where = root, where
+        try:
+            with open_lmdb(root) as env:
+                self.needed = used_bytes(env)
+        except UserError as err:
+            raise UserError(f'{where}: {err}') from err
+        self.file = open(Path(root, 'data.mdb'), 'rb')  # noqa: SIM115  # stays the file that is read, if replaced
+
+    def check(self) -> None:
+        found, path = os.fstat(self.file.fileno()), self.file.name
         if not found.st_nlink:
-            raise UserError(f"{self.where}: '{data}' was deleted or replaced while the training ran. Put it back; "
-                             '--auto_resume goes on.')
-        if found.st_size < self.needed[client_key]:
-            raise UserError(f"{self.where}: '{data}' was truncated while the training ran: {found.st_size} of "
-                             f'{self.needed[client_key]} bytes are there. Have it written anew; --auto_resume goes on.')
-
-
-def _bytes_needed(root, where):
-    try:
-        with open_lmdb(root) as env:
-            return (env.info()['last_pgno'] + 1) * env.stat()['psize']
-    except UserError as err:
-        raise UserError(f'{where}: {err}') from err
-
-
-def _refuse_other_size(item, scale, names):
-    lq, gt = (tuple(item[side].shape[-2:]) for side in ('lq', 'gt'))
-    if gt != tuple(scale * length for length in lq):
-        raise CorruptSampleError(f'{names}: GT is {gt[1]} x {gt[0]} and LQ {lq[1]} x {lq[0]} pixels, which is not a scale of '
-                        f'{scale}.')
+            raise UserError(f"{self.where}: '{path}' was deleted or replaced while the training ran. Restore it and "
+                            'resume with --auto_resume.')
+        if found.st_size < self.needed:
+            raise UserError(f"{self.where}: '{path}' was truncated while the training ran: it has {found.st_size} of "
+                            f'{self.needed} bytes. Write it again and resume with --auto_resume.')

@@ -1,10 +1,16 @@
-"""Sets of images as BasicSR reads them: an LMDB with its meta_info.txt, or a folder of files. Both are written with
-`put(name, data, shape)`. In an LMDB, each image is a PNG file, or a BMP file: without loss, either."""
+"""Reads and writes sets of images as BasicSR reads them: an LMDB with a meta_info.txt, or a folder of PNG files.
+
+Every image of an LMDB is a PNG or BMP file, both lossless.
+"""
+from __future__ import annotations
+
 import contextlib
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import cv2
@@ -16,114 +22,124 @@ from udl_plugin.errors import UserError, did_you_mean, truncate_repr
 from udl_plugin.utils.atomic_io import atomic_write
 
 BACKENDS = ('disk', 'lmdb')
+COMPRESS_LEVEL = 1  # of PNG; higher levels are slower to write and hardly smaller
+BATCH_BYTES = 64 << 20  # per transaction
+MAP_BYTES = 16 << 20  # initial size of the memory map
+MAX_KEY_BYTES = 511  # of LMDB as it is built by default
+KEY_CHARACTERS = ''.join(map(chr, range(32, 127))).replace('%', '')
+META_LINE = re.compile(r'(?P<key>[^.]*)\..* \((?P<shape>\d+,\d+,\d+)\) \d+\s*')  # 0001_s001.png (480,480,3) 1
+MAX_LINE = 300  # characters; file systems allow names of 255
 
 
-def check_io_backend(backend, where):
-    """Yields what is wrong with an `io_backend`: of upstream's others, `memcached` runs the code that its options name.
+def check_io_backend(backend: Any, where: str) -> Iterator[str]:
+    """Yields what is wrong with the `io_backend` of a data set.
+
+    BasicSR has others, but `memcached` imports code from paths in its options.
     """
     if not isinstance(backend, dict):
-        yield f'{where}: io_backend: is missing; write type: lmdb or type: disk in it.'
+        yield f'{where}: io_backend: is missing; add type: lmdb or type: disk.'
     elif backend.get('type') not in BACKENDS:
         kind = truncate_repr(backend.get('type'))
-        yield f"{where}: io_backend: type: '{kind}' is not read{did_you_mean(kind, BACKENDS)}; write lmdb or disk."
+        yield f"{where}: io_backend: type: '{kind}' is not supported{did_you_mean(kind, BACKENDS)}; use lmdb or disk."
     elif len(backend) > 1:
-        yield (f"{where}: io_backend: '{sorted(map(str, backend.keys() - {'type'}))[0]}' is not an option that is "
-               'taken; write the type alone.')
+        yield (f"{where}: io_backend: '{min(map(str, backend.keys() - {'type'}))}' is not supported; keep only the "
+               'type.')
 
 
-COMPRESS_LEVEL = 1  # of the PNGs; higher ones are slower to write and hardly smaller
-BATCH_BYTES = 64 << 20  # of one transaction
-MAP_BYTES = 16 << 20  # to start with
-MAX_KEY_BYTES = 511  # of LMDB as it is built
-ASCII = ''.join(map(chr, range(32, 127))).replace('%', '')
-MAX_LINE = 300  # characters; a file system takes names of 255
-META_LINE = re.compile(r'(?P<key>[^.]*)\..* \((?P<shape>\d+,\d+,\d+)\) \d+\s*')  # 0001_s001.png (480,480,3) 1
+def encode(img: np.ndarray, compress: bool = True) -> bytes:
+    """Encodes an image as a PNG file or, without `compress`, as a BMP file, which is read much faster.
 
-
-def encode(img, compress=True):
-    """Image, uint8 `(H, W, 3)`, BGR, or `(H, W)`, to the bytes of a PNG file; else BMP, which is read much faster."""
+    Args:
+        img: uint8 `(H, W, 3)`, BGR, or `(H, W)`.
+    """
     if not compress:
         return cv2.imencode('.bmp', img)[1].tobytes()
     return cv2.imencode('.png', img, [cv2.IMWRITE_PNG_COMPRESSION, COMPRESS_LEVEL])[1].tobytes()
 
 
-def shape_of(img):
-    """`(height, width, channels)`, as meta_info.txt lists it."""
-    return (*img.shape, 1)[:3]
+def shape_of(img: np.ndarray) -> tuple[int, int, int]:
+    """`(height, width, channels)`, as in meta_info.txt."""
+    height, width, channels = (*img.shape, 1)[:3]
+    return height, width, channels
 
 
-def lmdb_key(name):
-    """The key of an image: its name where that is ASCII without dots; other characters as in a URL (ä is %C3%A4).
+def lmdb_key(name: str) -> str:
+    """The key of an image: its name, with dots and non-ASCII characters percent-encoded as in a URL (ä is %C3%A4).
 
-    BasicSR encodes keys as ASCII and takes what stands before the first dot of a line in meta_info.txt.
+    BasicSR encodes keys as ASCII, and takes the part of a line in meta_info.txt before the first dot.
+
+    Raises:
+        UserError: the key is too long.
     """
-    key = quote(name, safe=ASCII, errors='surrogateescape').replace('.', '%2E')
+    key = quote(name, safe=KEY_CHARACTERS, errors='surrogateescape').replace('.', '%2E')
     if len(key) > MAX_KEY_BYTES:
-        raise UserError(f"'{name}': the name is too long for an LMDB, {len(key)} bytes as a key; shorten it to "
-                         f'{MAX_KEY_BYTES} or less.')
+        raise UserError(f"'{name}': the name is too long for an LMDB: its key has {len(key)} bytes. Shorten it to "
+                        f'{MAX_KEY_BYTES} or less.')
     return key
 
 
 class LmdbWriter:
-    """Writes an LMDB of BasicSR's kind. Its map grows with what is put, so no size is ever guessed.
+    """Context manager that writes an LMDB for BasicSR. Its memory map grows as needed.
 
-    `meta_info.txt`, without which BasicSR does not read an LMDB, is written last, when the `with` block ends well.
+    `meta_info.txt`, without which BasicSR does not read an LMDB, is written last, if the block ends without error.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | Path):
         self.path = Path(path)
         self.path.mkdir(parents=True)
-        with self._explained():
+        with self._explain_errors():
             self.env = lmdb.open(os.fsencode(path), map_size=MAP_BYTES, lock=False)
-        self.batch, self.batch_bytes = [], 0
-        self.lines = {}
+        self.batch: list[tuple[bytes, bytes]] = []
+        self.batch_bytes = 0
+        self.lines: dict[str, str] = {}
 
-    def put(self, name, png, shape, key=None):
+    def put(self, name: str, data: bytes, shape: tuple[int, ...], key: str | None = None) -> None:
         """Adds an image.
 
         Args:
-            name (str): Any; `lmdb_key` makes a key of it.
-            png (bytes): Its PNG file, or BMP.
-            shape (tuple[int]): `(H, W, C)`.
-            key (str): That of an image in another LMDB, in place of one made of `name`.
+            name: Any name; its key is `lmdb_key(name)`.
+            data: PNG or BMP file.
+            shape: `(H, W, C)`.
+            key: Key to use instead, such as that of an image in another LMDB.
 
         Raises:
-            UserError: a second image of this name; a name too long; a full disk, here or at the end of the block.
+            UserError: a second image of this name, or too long a name. Here or at the end of the block: the disk is
+                full.
         """
         key = lmdb_key(name) if key is None else key
         if key in self.lines:
             raise UserError(f"two images are called '{name}'.")
-        kind = 'bmp ({},{},{}) 0' if png.startswith(b'BM') else 'png ({},{},{}) ' + str(COMPRESS_LEVEL)
-        self.lines[key] = f'{key}.{kind.format(*shape)}\n'
-        self.batch.append((key.encode(), png))
-        self.batch_bytes += len(png)
+        suffix, level = ('bmp', 0) if data.startswith(b'BM') else ('png', COMPRESS_LEVEL)
+        self.lines[key] = f'{key}.{suffix} ({",".join(map(str, shape))}) {level}\n'
+        self.batch.append((key.encode(), data))
+        self.batch_bytes += len(data)
         if self.batch_bytes >= BATCH_BYTES:
             self._commit()
 
-    def _commit(self):
-        with self._explained():
+    def _commit(self) -> None:
+        with self._explain_errors():
             while self.batch:
                 try:
                     with self.env.begin(write=True) as txn:
-                        for key, png in self.batch:
-                            txn.put(key, png)
+                        for key, data in self.batch:
+                            txn.put(key, data)
                     self.batch, self.batch_bytes = [], 0
-                except lmdb.MapFullError:  # nothing of the batch is kept
+                except lmdb.MapFullError:  # the transaction was rolled back
                     self.env.set_mapsize(2 * self.env.info()['map_size'])
 
     @contextlib.contextmanager
-    def _explained(self):
+    def _explain_errors(self) -> Iterator[None]:
         try:
             yield
-        except lmdb.Error as err:  # of a full disk, it says no more than Input/output error
+        except lmdb.Error as err:  # on a full disk, the text is only Input/output error
             free = shutil.disk_usage(self.path).free
             reason = 'the disk is full' if free < BATCH_BYTES else str(err)
             raise UserError(f"'{self.path}' cannot be written: {reason} ({free / 1e6:.0f} MB are free).") from err
 
-    def __enter__(self):
+    def __enter__(self) -> LmdbWriter:
         return self
 
-    def __exit__(self, error, *_):
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         with contextlib.closing(self.env):
             if error is None:
                 self._commit()
@@ -132,103 +148,115 @@ class LmdbWriter:
 
 
 class LmdbVerifier:
-    """Stands for an LmdbWriter where the LMDB is there already: takes what it holds, and nothing else."""
+    """Has the interface of LmdbWriter, but compares with an existing LMDB, which must hold exactly the same images."""
 
-    def __init__(self, path):
+    def __init__(self, path: str | Path):
         self.path, self.env, self.count = path, open_lmdb(path), 0
 
-    def put(self, name, png, shape):
+    def put(self, name: str, data: bytes, shape: tuple[int, ...]) -> None:
+        """Compares an image.
+
+        Raises:
+            UserError: the LMDB has no image of this name, or another one.
+        """
         with self.env.begin() as txn:
-            there = txn.get(lmdb_key(name).encode())
-        # another OpenCV may pack the same pixels otherwise
-        if there is None or (there != png and not np.array_equal(decode(there), decode(png))):
-            self._refuse(f"'{name}' is {'another one' if there else 'not'} there")
+            found = txn.get(lmdb_key(name).encode())
+        # another version of OpenCV may compress the same pixels to other bytes
+        if found is None or (found != data and not np.array_equal(decode(found), decode(data))):
+            self._raise_differs(f"'{name}' {'differs' if found else 'is missing'}")
         self.count += 1
 
-    def _refuse(self, difference):
-        raise UserError(f"'{self.path}' exists already, and holds other images: {difference}. Choose another place, "
-                         'or give all scales and --force (in Python: force=True) to have everything written anew.')
+    def _raise_differs(self, difference: str) -> NoReturn:
+        raise UserError(f"'{self.path}' exists already and holds other images: {difference}. Choose another folder, or "
+                        'pass all scales and --force (in Python: force=True) to write everything again.')
 
-    def __enter__(self):
+    def __enter__(self) -> LmdbVerifier:
         return self
 
-    def __exit__(self, error, *_):
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         with contextlib.closing(self.env):
-            if error is None and self.count != self.env.stat()['entries']:
-                self._refuse(f'{self.env.stat()["entries"]} and not {self.count}')
+            entries = self.env.stat()['entries']
+            if error is None and self.count != entries:
+                self._raise_differs(f'it has {entries} instead of {self.count}')
 
 
 class FolderWriter:
-    """Writes PNG files into a folder, as LmdbWriter does into an LMDB."""
+    """Writes PNG files into a folder, with the interface of LmdbWriter."""
 
-    def __init__(self, path):
+    def __init__(self, path: str | Path):
         self.path = Path(path)
         self.path.mkdir(parents=True)
 
-    def put(self, name, png, shape):
-        atomic_write(self.path / f'{name}.png', png)
+    def put(self, name: str, data: bytes, shape: tuple[int, ...]) -> None:
+        """Writes `data`, a PNG file, as `name`.png."""
+        atomic_write(self.path / f'{name}.png', data)
 
-    def __enter__(self):
+    def __enter__(self) -> FolderWriter:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         pass
 
 
-def is_lmdb(path):
-    """Whether `path` is meant as an LMDB: upstream goes by the suffix as well."""
+def is_lmdb(path: str | Path) -> bool:
+    """Whether `path` names an LMDB. Like BasicSR, this looks only at the suffix."""
     return Path(path).suffix == '.lmdb'
 
 
-def writer(path):
-    """An LmdbWriter where `path` ends in `.lmdb`, otherwise a FolderWriter."""
+def open_writer(path: str | Path) -> LmdbWriter | FolderWriter:
+    """An LmdbWriter if `path` ends in `.lmdb`, otherwise a FolderWriter."""
     return LmdbWriter(path) if is_lmdb(path) else FolderWriter(path)
 
 
-def open_lmdb(path):
-    """Opens an LMDB for reading from beginning to end.
+def open_lmdb(path: str | Path) -> lmdb.Environment:
+    """Opens an LMDB read-only.
 
     Raises:
-        UserError: `path` is missing, no LMDB, or truncated. Whoever reads beyond the end of a truncated one crashes.
+        UserError: `path` is missing, not an LMDB, already open in this process, or truncated: reading beyond the end
+            of a truncated one would crash the process.
     """
     data = Path(path, 'data.mdb')
     if not data.is_file():
-        raise UserError(f"there is no LMDB '{path}' (seen from {Path.cwd()})." if not Path(path).exists() else
-                         f"'{path}' is not an LMDB: it has no data.mdb.")
+        raise UserError(f"'{path}' is not an LMDB: it has no data.mdb." if Path(path).exists() else
+                        f"there is no LMDB '{path}' (working directory: {Path.cwd()}).")
     try:
         env = lmdb.open(os.fsencode(path), readonly=True, lock=False, create=False)
     except lmdb.Error as err:
         if 'already open' in str(err):
-            raise UserError(f"'{path}' is read by a data set of this process already, and one process opens an LMDB "
-                             'but once: give one of the two another process to load (num_workers: 1, of another loader)'
-                             ', or name a copy.') from err
-        raise UserError(f"'{data}' is truncated, damaged or not of an LMDB: {err}") from err
-    there, needed = data.stat().st_size, (env.info()['last_pgno'] + 1) * env.stat()['psize']
-    if there < needed:
+            raise UserError(f"'{path}' is already open in this process, and LMDB opens a file only once per process. "
+                            'Load one of the two data sets in worker processes (num_worker_per_gpu: 1), or copy the '
+                            'LMDB.') from err
+        raise UserError(f"'{data}' is truncated, corrupted or not an LMDB's: {err}") from err
+    size, needed = data.stat().st_size, used_bytes(env)
+    if size < needed:
         env.close()
-        raise UserError(f"'{data}' is truncated: {there} of {needed} bytes are there.")
+        raise UserError(f"'{data}' is truncated: it has {size} of {needed} bytes.")
     return env
 
 
-def read_meta_info(path):
-    """Key to `(height, width, channels)`, from the list that BasicSR's LMDBs carry.
+def used_bytes(env: lmdb.Environment) -> int:
+    """The least size of data.mdb with which all pages of an LMDB can be read."""
+    return (env.info()['last_pgno'] + 1) * env.stat()['psize']
+
+
+def read_meta_info(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Reads meta_info.txt of an LMDB written for BasicSR.
+
+    Returns:
+        Key to `(height, width, channels)`.
 
     Raises:
-        UserError: `path` is not a whole LMDB of BasicSR's kind, or an empty one.
+        UserError: `path` is not an LMDB written for BasicSR, or is incomplete or empty.
     """
     open_lmdb(path).close()
-    if not Path(path, 'meta_info.txt').is_file():
-        raise UserError(f"'{path}' has no meta_info.txt; it is not a complete LMDB of BasicSR's kind.")
-    lines = Path(path, 'meta_info.txt').read_text(encoding='utf-8', errors='replace').splitlines()
+    file = Path(path, 'meta_info.txt')
+    if not file.is_file():
+        raise UserError(f"'{path}' has no meta_info.txt: it is incomplete, or was not written for BasicSR.")
     shapes = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(file.read_text(encoding='utf-8', errors='replace').splitlines(), 1):
         match = META_LINE.fullmatch(line)
-        if not match:
-            raise UserError(f"'{path}/meta_info.txt', line {number}: '{line[:80]}' is not like "
-                             "'0001.png (480,480,3) 1'.")
-        if len(line) > MAX_LINE or not match['key'].isprintable():
-            raise UserError(f"'{path}/meta_info.txt', line {number}: {line[:80]!r} is longer than {MAX_LINE}, or no "
-                             'name.')
+        if not match or len(line) > MAX_LINE or not match['key'].isprintable():
+            raise UserError(f"'{file}', line {number}: {line[:80]!r} is not of the form '0001.png (480,480,3) 1'.")
         shapes[match['key']] = tuple(map(int, match['shape'].split(',')))
     if not shapes:
         raise UserError(f"the LMDB '{path}' is empty: its meta_info.txt lists no image.")

@@ -1,33 +1,54 @@
-"""Prepares training sets (sub-images in LMDBs) and benchmarks from folders of HR images, in the layout that options/
-name. Each set appears under its final name when it is complete and checked, or not at all."""
+"""Prepares training sets (sub-images in LMDBs) and benchmarks from folders of HR images, for the paths in options/.
+
+Each set appears under its final name when it is complete and verified, or not at all.
+"""
+from __future__ import annotations
+
 import contextlib
 import functools
 import glob
 import math
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Union
+
+import numpy as np
 
 from udl_plugin.data.image_io import list_images, pair_names, read_image
-from udl_plugin.data.lmdb_io import LmdbVerifier, encode, is_lmdb, lmdb_key, shape_of, writer
+from udl_plugin.data.lmdb_io import LmdbVerifier, encode, is_lmdb, lmdb_key, open_writer, shape_of
 from udl_plugin.errors import UserError
-from udl_plugin.prepare.verify import check_images, check_pair, no_progress
+from udl_plugin.prepare.verify import Progress, check_images, check_pair, no_progress
 from udl_plugin.utils.atomic_io import atomic_folders
 from udl_plugin.utils.imresize import BORDERS, imresize
 from udl_plugin.utils.parallel import parallel_map
 
+Folders = Union[str, Path, Iterable[Union[str, Path]]]
+
 
 class Source(NamedTuple):
-    """An image to prepare: its name, its HR file, and its LR file for each scale where those are given."""
+    """An image to prepare.
+
+    Attributes:
+        name: Its name.
+        hr: HR file.
+        lr: LR file for each scale, if LR is given.
+    """
     name: str
     hr: Path
-    lr: tuple = ()
+    lr: tuple[Path, ...] = ()
 
 
 class SourceResult(NamedTuple):
-    """What became of a Source: records `(folder, name, png, shape)`, the files whose alpha was dropped, whether it was
-    smaller than a crop, and, where it cannot be used, why."""
-    records: list
-    alpha: list
+    """What was made of a Source.
+
+    Attributes:
+        records: `(folder, name, file content, shape)` of each image to write.
+        alpha: Files whose alpha channel was dropped.
+        small: Whether the image is smaller than a crop.
+        problem: Why the image cannot be used; empty if it can.
+    """
+    records: list[tuple[str, str, bytes, tuple[int, int, int]]]
+    alpha: list[Path]
     small: bool = False
     problem: str = ''
 
@@ -36,264 +57,270 @@ class PrepareResult(NamedTuple):
     """What was prepared.
 
     Attributes:
-        folders (dict[Path, int]): Each LMDB or folder that was written, and how many images it holds.
-        images (int): How many HR images went into them.
-        alpha (list[Path]): Files that had an alpha channel, which was dropped.
-        small (list[Path]): HR files smaller than the crop in one direction at least, in which they stayed whole.
-        skipped (list[str]): What was wrong with each image that was left out.
+        folders: Each LMDB or folder that was written, to its number of images.
+        images: Number of HR images they were made from.
+        alpha: Files that had an alpha channel, which was dropped.
+        small: HR files smaller than the crop in at least one direction, in which they were not cropped.
+        skipped: Why each skipped image could not be used.
     """
-    folders: dict
+    folders: dict[Path, int]
     images: int
-    alpha: list
-    small: list
-    skipped: list
+    alpha: list[Path]
+    small: list[Path]
+    skipped: list[str]
 
 
-def prepare_train(hr, scales, out, lr=None, name=None, crop=480, step=240, compress=True, **options):
-    """Cuts HR and LR images into sub-images and writes them as LMDBs that upstream's PairedImageDataset pairs up.
+def prepare_train(hr: Folders, scales: Iterable[int], out: str | Path, lr: Folders | None = None,
+                  name: str | None = None, crop: int = 480, step: int = 240, compress: bool = True,
+                  **options: Any) -> PrepareResult:
+    """Crops HR and LR images to sub-images and writes them as LMDBs for BasicSR's PairedImageDataset.
 
-    Writes `NAME_train_HR_sub.lmdb`, and `NAME_train_LR_bicubic_X4_sub.lmdb` for scale 4, into `out`. HR is cut to a
-    multiple of all scales; LR is made from the whole of it, then cut at the same places. For another scale later, HR
-    that is there already is compared, and stays.
+    Writes `NAME_train_HR_sub.lmdb`, and for scale 4 `NAME_train_LR_bicubic_X4_sub.lmdb`, into `out`. HR is cropped to a
+    multiple of all scales; LR is made from all of it, then cropped at the same positions. To add a scale later, call
+    it again: an existing HR LMDB is compared and kept.
 
     Args:
-        hr (str | Path | Iterable[str | Path]): Folders of HR images, or one.
-        scales (Iterable[int]): Such as `[2, 3, 4]`.
-        out (str | Path): Folder; made where needed.
-        lr (str | Path | Iterable[str | Path] | None): Folders of LR images, for each HR folder one a scale, in the
-            order of `scales`; names as in HR, or with `x4` behind them. None makes them as MATLAB's imresize does.
-        name (str | None): NAME; None takes that of `out`.
-        crop (int): Sides of the sub-images, in HR pixels. Smaller images stay whole.
-        step (int): Their distance, in HR pixels. The last ones of a row or column end at the border, so that no pixel
-            is left out, and may be nearer.
-        compress (bool): As PNG files; otherwise BMP, which takes more room and less time in training.
-        options: Those of `prepare_benchmark`: `keep_grey`, `border`, `skip_bad`, `force`, `workers`, `progress`.
-
-    Returns:
-        Prepared
+        hr: One or several folders of HR images.
+        scales: Such as `[2, 3, 4]`.
+        out: Folder; made if missing.
+        lr: Folders of LR images: for each HR folder one per scale, in the order of `scales`. Names are as in HR, or
+            with a suffix such as `x4`. None makes LR like MATLAB's imresize.
+        name: NAME; None takes the name of `out`.
+        crop: Side of the sub-images in HR pixels. Smaller images are not cropped.
+        step: Distance of the sub-images in HR pixels. The last one of a row or column ends at the border and may be
+            nearer, so that all pixels are used.
+        compress: Whether the records are PNG files. Otherwise they are BMP: larger, and faster to read in training.
+        options: `keep_grey`, `border`, `skip_bad`, `force`, `workers`, `progress` of `prepare_benchmark`.
 
     Raises:
-        UserError: as `prepare_benchmark`; images without partner; a crop or step that is not a multiple of the scales;
-            HR that is there and differs; LR of another scale that would no longer fit.
+        UserError: as in `prepare_benchmark`; or images do not pair up, crop or step is not a multiple of the scales,
+            an existing HR LMDB differs, or existing LR LMDBs of other scales would no longer fit.
     """
     hr, scales, out = _as_list(hr), _check_scales(scales), Path(out)
     for what, length in (('crop', crop), ('step', step)):
         if length < 1 or length % math.lcm(*scales):
-            raise UserError(f'{what} {length} must be a multiple of every scale, so of {math.lcm(*scales)}.')
+            raise UserError(f'{what} {length} must be a multiple of all scales, so of {math.lcm(*scales)}.')
     name = _check_name(out.resolve().name if name is None else name)
     targets = [f'{name}_train_HR_sub.lmdb', *(f'{name}_train_LR_bicubic_X{scale}_sub.lmdb' for scale in scales)]
     keeps_hr = (out / targets[0]).exists() and not options.get('force')
-    there = out.glob(f'{glob.escape(name)}_train_LR_bicubic_X*_sub.lmdb')
-    others = sorted(path for path in there if path.name not in targets)
+    existing = out.glob(f'{glob.escape(name)}_train_LR_bicubic_X*_sub.lmdb')
+    others = sorted(path for path in existing if path.name not in targets)
     if others and not keeps_hr:
-        raise UserError(f'{_named(others)}: would not belong to the new HR images. Name all of the scales, or remove '
-                         'what you do not need.')
-    make = functools.partial(_cut, targets, scales, crop, step)
+        raise UserError(f'{_list_some(others)}: would not match the new HR images. Name these scales too, or remove '
+                        'the LMDBs that you do not need.')
+    make = functools.partial(_make_sub_images, targets, scales, crop, step)
     pairs = [(targets[0], target, scale) for target, scale in zip(targets[1:], scales)]
     return _prepare(make, _find_sources(hr, scales, _as_list(lr)), out, pairs, kept=targets[:keeps_hr],
                     compress=compress, **options)
 
 
-def prepare_benchmark(hr, scales, out, name, as_lmdb=False, **options):
-    """Writes a benchmark: for scale 4, `NAME/GTmod4`, HR cut to a multiple of 4, and `NAME/LRbicx4`, below `out`.
+def prepare_benchmark(hr: str | Path, scales: Iterable[int], out: str | Path, name: str, as_lmdb: bool = False,
+                      **options: Any) -> PrepareResult:
+    """Writes a benchmark: for scale 4, `out`/NAME/GTmod4, HR cropped to a multiple of 4, and `out`/NAME/LRbicx4.
 
     Args:
-        hr (str | Path): Folder of HR images.
-        scales (Iterable[int]): Such as `[2, 3, 4]`.
-        out (str | Path): Folder; made where needed.
-        name (str): NAME, such as `Set5`.
-        as_lmdb (bool): Writes `GTmod4.lmdb` and `LRbicx4.lmdb` instead of folders of PNG files.
-        keep_grey (bool): Whether grey images stay one channel. Otherwise they become three equal ones.
-        border (str): See `imresize`.
-        skip_bad (bool): Whether an image that cannot be used is left out, in HR and LR, instead of ending it all.
-        force (bool): Whether what exists is replaced.
-        workers (int): Processes; with 0, this one does the work.
-        progress (Callable): `progress(iterable, total, what)` gives the items of `iterable`, and may show how many went by.
-
-    Returns:
-        Prepared
+        hr: Folder of HR images.
+        scales: Such as `[2, 3, 4]`.
+        out: Folder; made if missing.
+        name: NAME, such as `Set5`.
+        as_lmdb: Whether to write `GTmod4.lmdb` and `LRbicx4.lmdb` instead of folders of PNG files.
+        options:
+            keep_grey (bool): Whether grey images keep their single channel. Otherwise they get three equal ones.
+            border (str): As in `imresize`.
+            skip_bad (bool): Whether to skip images that cannot be used, in HR and LR. Otherwise the first one raises.
+            force (bool): Whether to replace what exists.
+            workers (int): Number of processes; 0 uses this one.
+            progress (Callable): `progress(items, total, description)` returns the items, and may show a bar.
 
     Raises:
-        UserError: a missing or empty folder; an image that cannot be used; a target that exists; a full disk.
-        OSError: a full disk as well, or no right to write.
+        UserError: a folder is missing or empty, an image cannot be used, a target exists, or the disk is full.
+        OSError: the disk is full, or write permission is missing.
     """
     scales, name = _check_scales(scales), _check_name(name)
     suffix = '.lmdb' if as_lmdb else ''
     pairs = [(f'GTmod{scale}{suffix}', f'LRbicx{scale}{suffix}', scale) for scale in scales]
-    return _prepare(functools.partial(_shrink, pairs), _find_sources([hr], scales), Path(out, name), pairs, **options)
+    return _prepare(functools.partial(_make_pairs, pairs), _find_sources([hr], scales), Path(out, name), pairs,
+                    **options)
 
 
-def _check_scales(scales):
+def _check_scales(scales: Iterable[int]) -> list[int]:
     scales = list(scales)
     if not scales or len(set(scales)) < len(scales) or any(scale < 2 for scale in scales):
-        raise UserError(f'scales {" ".join(map(str, scales))}: name each once; 2 is the least.')
+        raise UserError(f'scales {" ".join(map(str, scales))}: must be different numbers of at least 2.')
     return scales
 
 
-def _check_name(name):
+def _check_name(name: str) -> str:
     if name in ('', '.', '..') or name != Path(name).name:
-        raise UserError(f"name '{name}' must be that of a set, such as Set5.")
+        raise UserError(f"name '{name}' must be a name such as Set5, not a path.")
     return name
 
 
-def _as_list(folders):
+def _as_list(folders: Folders | None) -> list[str | Path]:
     return [folders] if isinstance(folders, (str, Path)) else list(folders or [])
 
 
-def _find_sources(hr, scales, lr=()):
-    """The images of all HR folders, each with its LR files; in the order of the folders, then of the names."""
+def _find_sources(hr: list[str | Path], scales: list[int], lr: Sequence[str | Path] = ()) -> list[Source]:
+    """The images of all HR folders with their LR files, in the order of the folders, then of the names."""
     if lr and len(lr) != len(hr) * len(scales):
-        raise UserError(f'lr: {len(lr)} given, but {len(hr) * len(scales)} needed: for each HR folder one folder a '
-                         'scale, in the order of the scales.')
-    sources = {}
+        raise UserError(f'lr: {len(lr)} folders given, but {len(hr) * len(scales)} needed: for each HR folder one per '
+                        'scale, in the order of the scales.')
+    sources: dict[str, Source] = {}
     for number, hr_folder in enumerate(hr):
         hr_images = list_images(hr_folder)
-        lr_of = dict.fromkeys(hr_images, ())
+        lr_files: dict[str, tuple[Path, ...]] = dict.fromkeys(hr_images, ())
         for lr_folder in lr[number * len(scales):(number + 1) * len(scales)]:
             lr_images = list_images(lr_folder)
             pairs, only_hr, only_lr = pair_names(hr_images, lr_images)
             if only_hr or only_lr:
                 unpaired = [hr_images[name] for name in only_hr] + [lr_images[name] for name in only_lr]
-                raise UserError(f"'{hr_folder}' and '{lr_folder}' do not pair up (0001.png and 0001.png or 0001x4.png "
-                                 f'would). Without partner: {_named(unpaired)}')
-            lr_of = {name: (*lr_of[name], lr_images[pairs[name]]) for name in hr_images}
+                raise UserError(f"'{hr_folder}' and '{lr_folder}' do not pair up (0001.png pairs with 0001.png or "
+                                f'0001x4.png). Without partner: {_list_some(unpaired)}')
+            lr_files = {name: (*lr_files[name], lr_images[pairs[name]]) for name in hr_images}
         for name, path in hr_images.items():
             if name in sources:
-                raise UserError(f"'{sources[name].hr}' and '{path}' have the same name; rename one of them, and its "
-                                 'LR images with it.')
-            sources[name] = Source(name, path, lr_of[name])
+                raise UserError(f"'{sources[name].hr}' and '{path}' have the same name; rename one of them and its LR "
+                                'images.')
+            sources[name] = Source(name, path, lr_files[name])
     return list(sources.values())
 
 
-def _named(paths, most=10):
-    more = f' and {len(paths) - most} more' if len(paths) > most else ''
-    return ', '.join(map(str, paths[:most])) + more
+def _list_some(items: list, limit: int = 10) -> str:
+    more = f' and {len(items) - limit} more' if len(items) > limit else ''
+    return ', '.join(map(str, items[:limit])) + more
 
 
-def _prepare(make, sources, parent, pairs, *, kept=(), compress=True, keep_grey=False, border='clamp', skip_bad=False,
-             force=False, workers=0, progress=no_progress):
-    """Makes all sources, checks what was written, and moves it to its place.
+def _prepare(make: Callable, sources: list[Source], parent: Path, pairs: list[tuple[str, str, int]], *,
+             kept: Sequence[str] = (), compress: bool = True, keep_grey: bool = False, border: str = 'clamp',
+             skip_bad: bool = False, force: bool = False, workers: int = 0,
+             progress: Progress = no_progress) -> PrepareResult:
+    """Makes and writes the images of all sources, verifies the folders and moves them to their final names.
 
     Args:
-        make (Callable): `make(source, read, shrink)` to Made.
-        sources (list[Source]): What to make.
-        parent (Path): Where the folders go.
-        pairs (list[tuple]): Name of the HR folder, of the LR folder, and the scale.
-        kept (Sequence[str]): Those of the folders that are there already, and are compared instead of written.
+        make: `make(source, read, downsample)` returns the images to write, `(folder, name, image)`, and whether the
+            source is smaller than a crop.
+        parent: Where the folders go.
+        pairs: Name of the HR folder, name of the LR folder, and scale.
+        kept: Folders that exist already; they are compared instead of written.
     """
     if border not in BORDERS:
         raise UserError(f'border {border} must be one of {", ".join(BORDERS)}.')
-    make = functools.partial(_make, make, keep_grey, border, compress)
     targets = list(dict.fromkeys(name for pair in pairs for name in pair[:2]))
-    read = {path.parent.resolve() for source in sources for path in (source.hr, *source.lr)}
+    inputs = {path.parent.resolve() for source in sources for path in (source.hr, *source.lr)}
     for target in targets:
-        if any((parent / target).resolve() in (folder, *folder.parents) for folder in read):
-            raise UserError(f"'{parent / target}' is to be written and to be read; choose another place.")
+        if any((parent / target).resolve() in (folder, *folder.parents) for folder in inputs):
+            raise UserError(f"'{parent / target}' would be written, but holds input images; choose another folder.")
     if is_lmdb(targets[0]):
         for source in sources:
-            lmdb_key(f'{source.name}_s000')  # now, not when half is done
-    alpha, small, skipped = [], [], []
-    written = [target for target in targets if target not in kept]
-    with atomic_folders(parent, written, force) as unfinished:
+            lmdb_key(f'{source.name}_s000')  # raises for too long a name now, not when half is done
+    alpha: list[Path] = []
+    small: list[Path] = []
+    skipped: list[str] = []
+    new = [target for target in targets if target not in kept]
+    with atomic_folders(parent, new, force) as unfinished:
         with contextlib.ExitStack() as stack:
-            writers = {target: stack.enter_context(LmdbVerifier(parent / target) if target in kept else
-                                                   writer(unfinished / target)) for target in targets}
-            results = stack.enter_context(parallel_map(make, sources, workers))
-            for made, source in zip(progress(results, len(sources), 'preparing'), sources):
-                if made.problem and not skip_bad:
-                    raise UserError(f'{made.problem} (--skip-bad, in Python skip_bad=True, leaves such images out.)')
-                for target, *record in made.records:
+            writers: dict[str, Any] = {
+                target: stack.enter_context(LmdbVerifier(parent / target) if target in kept else
+                                            open_writer(unfinished / target)) for target in targets}
+            results = stack.enter_context(parallel_map(
+                functools.partial(_make_records, make, keep_grey, border, compress), sources, workers))
+            for result, source in zip(progress(results, len(sources), 'preparing'), sources):
+                if result.problem and not skip_bad:
+                    raise UserError(f'{result.problem} (--skip-bad, in Python skip_bad=True, skips such images.)')
+                for target, *record in result.records:
                     writers[target].put(*record)
-                alpha += made.alpha
-                small += [source.hr] * made.small
-                skipped += [made.problem] * bool(made.problem)
+                alpha += result.alpha
+                small += [source.hr] * result.small
+                skipped += [result.problem] * bool(result.problem)
         if len(skipped) == len(sources):
-            raise UserError(f'no image is left, {len(skipped)} were bad. The first: {skipped[0]}')
-        counts = _verify(unfinished, written, pairs, workers, progress)
-    return PrepareResult({parent / target: count for target, count in counts.items()}, len(sources) - len(skipped), alpha,
-                    small, skipped)
+            raise UserError(f'no image is left: all {len(skipped)} cannot be used. The first: {skipped[0]}')
+        counts = _verify(unfinished, new, pairs, workers, progress)
+    return PrepareResult({parent / target: count for target, count in counts.items()}, len(sources) - len(skipped),
+                         alpha, small, skipped)
 
 
-def _verify(unfinished, targets, pairs, workers, progress):
-    """Checks the written folders as `udl-prepare check` does; returns how many images each holds."""
+def _verify(unfinished: Path, targets: list[str], pairs: list[tuple[str, str, int]], workers: int,
+            progress: Progress) -> dict[str, int]:
+    """Checks the written folders like `udl-prepare check`. Returns the number of images in each."""
     checked = {target: check_images(unfinished / target, workers, progress) for target in targets}
     problems = [f'{target}: {problem}' for target in targets for problem in checked[target].problems]
     for hr, lr, scale in pairs:
         if hr in checked:
             problems += check_pair(checked[hr].shapes, checked[lr].shapes, scale, same_names=True)[1]
     if problems:
-        raise UserError(f'what was written does not read back: {_named(problems)}. Disk or memory may be damaged; '
-                         'nothing was kept.')
+        raise UserError(f'the written data does not read back: {_list_some(problems)}. Disk or memory may be faulty; '
+                        'nothing was kept.')
     return {target: len(checked[target].shapes) for target in targets}
 
 
-def _make(make, keep_grey, border, compress, source):
+def _make_records(make: Callable, keep_grey: bool, border: str, compress: bool, source: Source) -> SourceResult:
     """Runs in a worker process."""
-    alpha = []
+    alpha: list[Path] = []
 
-    def read(path):
+    def read(path: Path) -> np.ndarray:
         img, has_alpha = read_image(path, keep_grey)
         alpha.extend([path] * has_alpha)
         return img
 
-    def shrink(img, scale):
+    def downsample(img: np.ndarray, scale: int) -> np.ndarray:
         return imresize(img, 1 / scale, border)
 
     try:
-        records, small = make(source, read, shrink)
+        images, small = make(source, read, downsample)
     except UserError as err:
         return SourceResult([], alpha, problem=str(err))
-    return SourceResult([(target, name, encode(img, compress), shape_of(img)) for target, name, img in records], alpha,
-                small)
+    return SourceResult([(target, name, encode(img, compress), shape_of(img)) for target, name, img in images], alpha,
+                        small)
 
 
-def _cut(targets, scales, crop, step, source, read, shrink):
-    """Sub-images of a source for each target: HR first, then LR of each scale."""
-    multiple = math.lcm(*scales)
-    whole = read(source.hr)
-    hr = _cut_to_multiple(whole, multiple, source.hr)
+def _make_sub_images(targets: list[str], scales: list[int], crop: int, step: int, source: Source, read: Callable,
+                     downsample: Callable) -> tuple[list, bool]:
+    """Sub-images of a source for a training set: first HR, then LR of each scale. `make` of `_prepare`."""
+    uncropped = read(source.hr)
+    hr = _crop_to_multiple(uncropped, math.lcm(*scales), source.hr)
     height, width = hr.shape[:2]
     images = [(targets[0], 1, hr)]
     for number, (target, scale) in enumerate(zip(targets[1:], scales)):
         if source.lr:
             lr = read(source.lr[number])
-            _check_lr_size(whole, lr, scale, source.hr, source.lr[number])
+            _check_lr_size(uncropped, lr, scale, source.hr, source.lr[number])
         else:
-            lr = shrink(hr, scale)
+            lr = downsample(hr, scale)
         images.append((target, scale, lr))
-    places = [(top, left) for top in positions(height, crop, step) for left in positions(width, crop, step)]
+    corners = [(top, left) for top in crop_positions(height, crop, step) for left in crop_positions(width, crop, step)]
     records = [(target, f'{source.name}_s{number:03d}',
                 img[top // scale:min(top + crop, height) // scale, left // scale:min(left + crop, width) // scale])
-               for target, scale, img in images for number, (top, left) in enumerate(places, 1)]
+               for target, scale, img in images for number, (top, left) in enumerate(corners, 1)]
     return records, min(height, width) < crop
 
 
-def _shrink(pairs, source, read, shrink):
-    """HR and LR images of a source for each pair of folders."""
-    whole, records = read(source.hr), []
+def _make_pairs(pairs: list[tuple[str, str, int]], source: Source, read: Callable,
+                downsample: Callable) -> tuple[list, bool]:
+    """HR and LR images of a source for a benchmark. `make` of `_prepare`."""
+    uncropped, records = read(source.hr), []
     for gt_target, lq_target, scale in pairs:
-        gt = _cut_to_multiple(whole, scale, source.hr)
-        records += [(gt_target, source.name, gt), (lq_target, source.name, shrink(gt, scale))]
+        gt = _crop_to_multiple(uncropped, scale, source.hr)
+        records += [(gt_target, source.name, gt), (lq_target, source.name, downsample(gt, scale))]
     return records, False
 
 
-def positions(length, crop, step):
-    """Where the crops of a line begin: at every `step` as long as they fit, and one that ends where the line does."""
+def crop_positions(length: int, crop: int, step: int) -> list[int]:
+    """Start of each crop along one direction: every `step` while crops fit, and one that ends at the border."""
     last = max(length - crop, 0)
     return [*range(0, last, step), last]
 
 
-def _cut_to_multiple(img, multiple, path):
+def _crop_to_multiple(img: np.ndarray, multiple: int, path: Path) -> np.ndarray:
     height, width = (length // multiple * multiple for length in img.shape[:2])
     if not height or not width:
         raise UserError(f"'{path}' is {img.shape[1]} x {img.shape[0]} pixels, less than the scale, {multiple}.")
     return img[:height, :width]
 
 
-def _check_lr_size(hr, lr, scale, hr_path, lr_path):
-    """Accepts sizes of HR cut to a multiple of the scale, or rounded up as MATLAB does: the pixels lie the same."""
-    if any(length not in (whole // scale, -(-whole // scale)) for whole, length in zip(hr.shape[:2], lr.shape[:2])):
+def _check_lr_size(hr: np.ndarray, lr: np.ndarray, scale: int, hr_path: Path, lr_path: Path) -> None:
+    """Accepts the size of HR cropped to a multiple of the scale, and MATLAB's, rounded up: the pixels are aligned."""
+    if any(length not in (hr_length // scale, -(-hr_length // scale))
+           for hr_length, length in zip(hr.shape[:2], lr.shape[:2])):
         raise UserError(f"'{lr_path}' is {lr.shape[1]} x {lr.shape[0]} pixels, but '{hr_path}', "
-                         f'{hr.shape[1]} x {hr.shape[0]}, at a scale of {scale} needs '
-                         f'{hr.shape[1] // scale} x {hr.shape[0] // scale}. Give one folder of LR for each scale, in '
-                         'the order of the scales.')
+                        f'{hr.shape[1]} x {hr.shape[0]}, requires {hr.shape[1] // scale} x {hr.shape[0] // scale} at a '
+                        f'scale of {scale}. Give one LR folder per scale, in the order of the scales.')

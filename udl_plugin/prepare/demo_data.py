@@ -1,5 +1,9 @@
-"""The demo's data sets, from the photos inside scikit-image's wheel: real photos without a download."""
+"""The demo's data sets, made from photos in scikit-image's wheel: real photos without a download."""
+from __future__ import annotations
+
 from pathlib import Path
+
+import numpy as np
 
 from udl_plugin.data.lmdb_io import encode
 from udl_plugin.prepare.datasets import prepare_benchmark, prepare_train
@@ -9,7 +13,7 @@ SCALE = 2
 CROP, STEP = 120, 60  # of the training photos, in GT pixels
 
 
-def training_photos():
+def training_photos() -> dict[str, np.ndarray]:
     """Name to photo, uint8 `(H, W, 3)`, BGR. None of them is a validation photo."""
     from skimage import data
     left, right, _ = data.stereo_motorcycle()
@@ -17,32 +21,33 @@ def training_photos():
                    motorcycle_right=right, hubble=data.hubble_deep_field())
 
 
-def validation_photos():
-    """As `training_photos`."""
+def validation_photos() -> dict[str, np.ndarray]:
+    """Name to photo, as `training_photos`."""
     from skimage import data
     return _to_bgr(astronaut=data.astronaut())
 
 
-def _to_bgr(**photos):
+def _to_bgr(**photos: np.ndarray) -> dict[str, np.ndarray]:
     return {name: photo[..., ::-1].copy() for name, photo in photos.items()}
 
 
-def write_demo_data(root, scale=SCALE):
-    """Writes the photos below `root`/photos/ and prepares them as a user would, for scale 2:
+def write_demo_data(root: str | Path, scale: int = SCALE) -> list[Path]:
+    """Writes the photos to `root`/photos/ and prepares them as a user would; for scale 2:
 
         demo_train_HR_sub.lmdb, demo_train_LR_bicubic_X2_sub.lmdb    sub-images of 120 x 120 and 60 x 60
         val/GTmod2/*.png, val/LRbicx2/*.png
 
-    What is there already is left as it is.
+    Skips what exists already.
 
     Args:
-        root (str | Path): Folder; made where needed.
-        scale (int): 2 or more.
+        root: Folder; made if missing.
+        scale: 2 or more.
 
     Returns:
-        list[Path]: The LMDBs and folders that were written now.
+        The LMDBs and folders that it wrote.
     """
-    root, written = Path(root), []
+    root = Path(root)
+    written: list[Path] = []
     if not _exist(root / 'demo_train_HR_sub.lmdb', root / f'demo_train_LR_bicubic_X{scale}_sub.lmdb'):
         hr = _write_photos(root / 'photos' / 'train', training_photos())
         written += prepare_train([hr], [scale], root, name='demo', crop=CROP, step=STEP, force=True).folders
@@ -52,11 +57,11 @@ def write_demo_data(root, scale=SCALE):
     return written
 
 
-def _exist(*paths):
+def _exist(*paths: Path) -> bool:
     return all(path.exists() for path in paths)
 
 
-def _write_photos(folder, photos):
+def _write_photos(folder: Path, photos: dict[str, np.ndarray]) -> Path:
     for name, photo in photos.items():
         atomic_write(folder / f'{name}.png', encode(photo))
     return folder

@@ -1,11 +1,15 @@
-"""Runs a network of step 1 once over a training set and keeps its maps, for a step 2 that runs it no more."""
+"""Caches the uncertainty maps of a step-1 network for a training set, so that step 2 need not run the network."""
+from __future__ import annotations
+
 import collections
 import functools
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
+import lmdb
 import numpy as np
 import torch
 
@@ -14,96 +18,104 @@ from udl_plugin.archs.wrapping import base_config
 from udl_plugin.checkpoints.network_file import load_network_file
 from udl_plugin.checkpoints.state_dict import fingerprint
 from udl_plugin.data.image_io import decode
-from udl_plugin.data.lmdb_io import encode, is_lmdb, open_lmdb, read_meta_info, shape_of, writer
-from udl_plugin.data.map_format import ABOUT, make_metadata, quantize
+from udl_plugin.data.lmdb_io import LmdbWriter, encode, is_lmdb, open_lmdb, read_meta_info, shape_of
+from udl_plugin.data.map_format import METADATA, make_metadata, quantize
 from udl_plugin.errors import UserError
-from udl_plugin.prepare.verify import check_images, check_pair, no_progress
+from udl_plugin.prepare.verify import Progress, Shape, check_images, check_pair, no_progress
 from udl_plugin.utils.atomic_io import atomic_folders, atomic_write
 from udl_plugin.utils.parallel import available_cores
 from udl_plugin.utils.plain import to_builtins
 
-AHEAD = 2  # batches that wait to be packed and written, while the network runs
+AHEAD = 2  # batches that are encoded and written while the network runs
 
 
 class MapStats(NamedTuple):
-    """What was written: how many maps, their size in pixels and in bytes."""
+    """What was written.
+
+    Attributes:
+        images: Number of maps.
+        pixels: In all maps.
+        size: Bytes on the disk.
+    """
 
     images: int
     pixels: int
     size: int
 
 
-def prepare_uncertainty(model, hr, lr, out, param_key='params', network_g=None, batch=None, compress=True, force=False,
-                        workers=0, progress=no_progress):
+def prepare_uncertainty(model: str | Path, hr: str | Path, lr: str | Path, out: str | Path, param_key: str = 'params',
+                        network_g: dict[str, Any] | None = None, batch: int | None = None, compress: bool = True,
+                        force: bool = False, workers: int = 0, progress: Progress = no_progress) -> MapStats:
     """Writes the log-variance of all LR images of a training set as an LMDB, for `dataroot_uncertainty`.
 
     Args:
-        model (str | Path): Checkpoint of step 1, or of step 2, whose frozen network it then is.
-        hr, lr (str | Path): The LMDBs that `dataroot_gt` and `dataroot_lq` name.
-        out (str | Path): The LMDB to write; ends in `.lmdb`.
-        param_key, network_g: As in `load_network_file`.
-        batch (int): Images at once, where they have one size; None: 16 on a GPU, 1 without.
-        compress (bool): As PNG files; otherwise BMP, which takes more room and less time in training.
-        force (bool): Whether what exists is replaced.
-        workers (int): Processes that read back what was written.
-        progress (Callable): `progress(iterable, total, what)` gives the items of `iterable`, and may show how many went by.
-
-    Returns:
-        Mapped
+        model: Checkpoint of step 1; or of step 2, whose frozen step-1 network is then used.
+        hr: LMDB that `dataroot_gt` names.
+        lr: LMDB that `dataroot_lq` names.
+        out: LMDB to write; ends in `.lmdb`.
+        param_key: As in `load_network_file`.
+        network_g: As in `load_network_file`.
+        batch: Images of equal size per batch; None: 16 on a GPU, otherwise 1.
+        compress: Whether the records are PNG files. Otherwise they are BMP: larger, and faster to read in training.
+        force: Whether to replace an existing `out`.
+        workers: Number of processes that read the maps back; 0 uses this one.
+        progress: `progress(items, total, description)` returns the items, and may show a bar.
 
     Raises:
-        UserError: there is no variance head in the checkpoint; HR and LR are no pairs of its scale; `out` exists; a
-            map is not finite; a full disk.
+        UserError: the checkpoint has no variance head, HR and LR do not pair up at its scale, `out` exists, a map is
+            not finite, or the disk is full.
     """
     out = Path(out)
     for path in (hr, lr, out):
         if not is_lmdb(path):
-            raise UserError(f"'{path}' does not end in .lmdb; maps are kept beside training sets in LMDBs.")
+            raise UserError(f"'{path}' does not end in .lmdb; maps are cached for training sets in LMDBs.")
     if out.resolve() in (Path(hr).resolve(), Path(lr).resolve()):
-        raise UserError(f"'{out}' is to be written and to be read; choose another place.")
-    read = load_network_file(model, param_key, network_g)
-    if read.stage == 'plain':
-        raise UserError(f"'{model}' holds a plain network, without a variance head; name a checkpoint of step 1.")
-    (channels, scale), net = read.channels_and_scale, read.build()
+        raise UserError(f"'{out}' would be written, but holds input images; choose another path.")
+    network = load_network_file(model, param_key, network_g)
+    if network.stage == 'plain':
+        raise UserError(f"'{model}' holds a base network without a variance head; give a checkpoint of step 1.")
+    (channels, scale), net = network.channels_and_scale, network.build()
     shapes = read_meta_info(lr)
     _, problems = check_pair(read_meta_info(hr), shapes, scale, same_names=True)
     if problems:
-        raise UserError(f"'{hr}' and '{lr}' are no training set for it: {problems[0]}.")
+        raise UserError(f"'{hr}' and '{lr}' do not fit this network: {problems[0]}.")
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    run = _Run(getattr(net, 'var_net', net).to(device), device, channels, scale,
-               get_required_multiple(base_config(read.network_g)))
+    predict = _MapPredictor(getattr(net, 'var_net', net).to(device), device, channels, scale,
+                            get_required_multiple(base_config(network.network_g)))
     batch = batch or (16 if device.type == 'cuda' else 1)
     with atomic_folders(out.parent, [out.name], force) as unfinished:
         limits, pixels = {}, 0
-        with writer(unfinished / out.name) as maps, open_lmdb(lr) as env, ThreadPoolExecutor(available_cores()) as pool:
-            for key, png, shape, limit in progress(_packed(env, shapes, batch, run, pool, compress), len(shapes), 'maps'):
-                maps.put(key, png, shape, key=key)
-                limits[key] = limit
+        with LmdbWriter(unfinished / out.name) as maps, open_lmdb(lr) as env, \
+                ThreadPoolExecutor(available_cores()) as pool:
+            encoded = _encoded_maps(env, shapes, batch, predict, pool, compress)
+            for key, data, shape, limits_of_map in progress(encoded, len(shapes), 'maps'):
+                maps.put(key, data, shape, key=key)
+                limits[key] = limits_of_map
                 pixels += shape[0] * shape[1]
-        atomic_write(unfinished / out.name / ABOUT, make_metadata(
-            model, param_key, fingerprint(run.net.state_dict()), to_builtins(read.network_g), scale, limits))
+        atomic_write(unfinished / out.name / METADATA, make_metadata(
+            model, param_key, fingerprint(predict.net.state_dict()), to_builtins(network.network_g), scale, limits))
         problems = check_images(unfinished / out.name, workers, progress).problems
         if problems:
-            raise UserError(f'what was written does not read back: {problems[0]}. Disk or memory may be damaged; '
-                             'nothing was kept.')
+            raise UserError(f'the written data does not read back: {problems[0]}. Disk or memory may be faulty; '
+                            'nothing was kept.')
     return MapStats(len(limits), pixels, sum(path.stat().st_size for path in out.iterdir()))
 
 
-class _Run:
-    """The network, on bytes of LR images of one size."""
+class _MapPredictor:
+    """Runs the network on encoded LR images of equal size; returns their maps, float32 `(N, C, H, W)`."""
 
-    def __init__(self, net, device, channels, scale, multiple):
+    def __init__(self, net: Any, device: torch.device, channels: int, scale: int, multiple: int):
         self.net, self.device, self.channels, self.scale, self.multiple = net, device, channels, scale, multiple
 
     @torch.no_grad()
-    def __call__(self, keys, pngs):
-        from basicsr.utils import bgr2ycbcr, img2tensor  # here: ours must be first
+    def __call__(self, keys: list[str], files: list[bytes]) -> np.ndarray:
+        from basicsr.utils import bgr2ycbcr, img2tensor  # here, because our import hook has to be installed before
         images = []
-        for key, png in zip(keys, pngs):
+        for key, data in zip(keys, files):
             try:
-                images.append(decode(png, cv2.IMREAD_COLOR).astype(np.float32) / 255)
+                images.append(decode(data, cv2.IMREAD_COLOR).astype(np.float32) / 255)
             except ValueError as err:
-                raise UserError(f"'{key}' of the LR images cannot be decoded: {err}") from err
+                raise UserError(f"LR image '{key}' cannot be decoded: {err}") from err
         if self.channels == 1:
             images = [bgr2ycbcr(img, y_only=True)[..., None] for img in images]
         lq = torch.stack(img2tensor(images)).to(self.device)
@@ -112,40 +124,40 @@ class _Run:
             log_var = self.net.log_var(pad_to_multiple(lq, self.multiple))
             log_var = log_var[:, :, :self.scale * height, :self.scale * width].float().cpu().numpy()
         except RuntimeError as err:
-            raise UserError(f'the network cannot run on {len(images)} images of {width} x {height} at once '
-                             f'({" ".join(str(err).split())}); smaller sub-images or a smaller --batch take less '
-                             'memory.') from err
+            raise UserError(f'the network cannot run on a batch of {len(images)} images of {width} x {height} pixels '
+                            f'({" ".join(str(err).split())}). If memory is short, use a smaller --batch or smaller '
+                            'sub-images.') from err
         if not np.isfinite(log_var).all():
-            raise UserError('the network gives maps with values that are no finite numbers.')
+            raise UserError('the network returns maps with NaN or infinite values.')
         return log_var
 
 
-def _packed(env, shapes, batch, run, pool, compress):
-    """Key, image file, shape and limits of each map; packed in the threads of `pool` while the network runs."""
-    waiting = collections.deque()
+def _encoded_maps(env: lmdb.Environment, shapes: dict[str, Shape], batch: int, predict: _MapPredictor,
+                  pool: ThreadPoolExecutor, compress: bool) -> Iterator[tuple]:
+    """Yields key, image file, shape and limits of each map; `pool` encodes them while the network runs."""
+    pending: collections.deque[Iterator] = collections.deque()
     for keys in _batches(shapes, batch):
         with env.begin() as txn:
-            pngs = [txn.get(key.encode()) for key in keys]
-        missing = [key for key, png in zip(keys, pngs) if png is None]
-        if missing:
-            raise UserError(f"'{missing[0]}' is listed in meta_info.txt of the LR images, but not in data.mdb.")
-        waiting.append(zip(keys, pool.map(functools.partial(_pack, compress), run(keys, pngs))))
-        if len(waiting) > AHEAD:
-            yield from ((key, *packed) for key, packed in waiting.popleft())
-    for results in waiting:
-        yield from ((key, *packed) for key, packed in results)
+            files: list[Any] = [txn.get(key.encode()) for key in keys]
+        if None in files:
+            raise UserError(f"LR image '{keys[files.index(None)]}' is listed in meta_info.txt, but not in data.mdb.")
+        pending.append(zip(keys, pool.map(functools.partial(_encode_map, compress), predict(keys, files))))
+        if len(pending) > AHEAD:
+            yield from ((key, *encoded) for key, encoded in pending.popleft())
+    for results in pending:
+        yield from ((key, *encoded) for key, encoded in results)
 
 
-def _pack(compress, log_var):
+def _encode_map(compress: bool, log_var: np.ndarray) -> tuple[bytes, Shape, tuple[float, float]]:
     img, limits = quantize(log_var)
     return encode(img, compress), shape_of(img), limits
 
 
-def _batches(shapes, most):
-    """Keys of images of one size that stand beside each other, `most` at a time."""
-    keys = []
+def _batches(shapes: dict[str, Shape], size: int) -> Iterator[list[str]]:
+    """Keys of consecutive images of equal shape, at most `size` at a time."""
+    keys: list[str] = []
     for key, shape in shapes.items():
-        if keys and (len(keys) == most or shapes[keys[0]] != shape):
+        if keys and (len(keys) == size or shapes[keys[0]] != shape):
             yield keys
             keys = []
         keys.append(key)

@@ -1,10 +1,13 @@
-"""Checks what lies in an LMDB or a folder of images, record by record, and whether two of them pair up."""
+"""Verifies an LMDB or a folder of images record by record, and whether two of them pair up."""
+from __future__ import annotations
+
 import collections
 import contextlib
 import functools
 import itertools
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lmdb
 import numpy as np
@@ -14,72 +17,82 @@ from udl_plugin.data.lmdb_io import is_lmdb, open_lmdb, read_meta_info, shape_of
 from udl_plugin.errors import UserError
 from udl_plugin.utils.parallel import parallel_map
 
-CHUNK = 16  # records for a worker at a time
+Shape = tuple[int, ...]  # (H, W, C)
+Progress = Callable[[Iterable, int, str], Iterable]  # progress(items, total, description) -> items, shown as a bar
+
+CHUNK = 16  # records per task of a worker
 
 
 class CheckResult(NamedTuple):
-    """What `check_images` found: `shapes`, name to `(H, W, C)` of what can be decoded; `problems`, a line each."""
-    shapes: dict
-    problems: list
+    """Result of `check_images`.
+
+    Attributes:
+        shapes: Name to `(H, W, C)` of each image that can be decoded.
+        problems: One line each.
+    """
+    shapes: dict[str, Shape]
+    problems: list[str]
 
 
-def no_progress(iterable, total, what):
-    """Stands where a progress bar may: gives the `total` items of `iterable` and shows nothing."""
-    return iterable
+def no_progress(items: Iterable, total: int, description: str) -> Iterable:
+    """A `progress` that shows nothing."""
+    return items
 
 
-def check_images(path, workers=0, progress=no_progress):
-    """Decodes every image of an LMDB of BasicSR's kind, or of a folder.
+def check_images(path: str | Path, workers: int = 0, progress: Progress = no_progress) -> CheckResult:
+    """Decodes every image of an LMDB written for BasicSR, or of a folder.
 
     Args:
-        path (str | Path): LMDB (ends in `.lmdb`) or folder.
-        workers (int): Processes; with 0, this one does the work, and a damaged LMDB may crash it.
-        progress (Callable): `progress(iterable, total, what)` gives the items of `iterable`, and may show how many went by.
+        path: LMDB (ends in `.lmdb`) or folder.
+        workers: Number of processes; 0 uses this one, which a corrupted LMDB may crash.
+        progress: `progress(items, total, description)` returns the items, and may show a bar.
 
     Returns:
-        Checked: Problems are records that are missing, unlisted, cannot be decoded, are not 8-bit, or differ from the
-            shape that meta_info.txt lists. Where an LMDB cannot be read to its end, that is the only one, and there
-            are no shapes.
+        Its problems are records that are missing, not listed, cannot be decoded, are not 8-bit, or differ from the
+        shape in meta_info.txt. If an LMDB cannot be read to its end, that is the only problem, and there are no shapes.
 
     Raises:
-        UserError: `path` is missing, empty, truncated, or its meta_info.txt is missing or not BasicSR's.
+        UserError: `path` is missing, empty or truncated, or its meta_info.txt is missing or not BasicSR's.
     """
-    found = CheckResult({}, [])
-    entries = read_meta_info(path) if is_lmdb(path) else list_images(path)
+    result = CheckResult({}, [])
+    entries: Mapping[str, Any] = read_meta_info(path) if is_lmdb(path) else list_images(path)
     items = list(entries.items())
     tasks = [functools.partial(_check_records, path, items[start:start + CHUNK])
              for start in range(0, len(items), CHUNK)]
     if is_lmdb(path):
-        tasks.append(functools.partial(_check_keys, path, set(entries)))
+        tasks.append(functools.partial(_find_unlisted, path, set(entries)))
     try:
         with parallel_map(_call, tasks, workers) as results:
             records = itertools.chain.from_iterable(results)
             for name, shape, problem in progress(records, len(items), f'checking {Path(path).name}'):
                 if problem:
-                    found.problems.append(f'{name}: {problem}')
+                    result.problems.append(f'{name}: {problem}')
                 else:
-                    found.shapes[name] = shape
-    except UserError as err:  # a worker died, or data.mdb is none
+                    result.shapes[name] = shape
+    except UserError as err:  # a worker died, or data.mdb is not an LMDB's
         return CheckResult({}, [f'cannot be read to the end: {err}'])
-    return found
+    return result
 
 
-def _call(task):
+def _call(task: Callable) -> Any:
     return task()
 
 
-def _check_keys(path, listed):
+def _find_unlisted(path: str | Path, listed: set[str]) -> list:
+    """As `_check_records`, for keys that meta_info.txt does not list."""
     with open_lmdb(path) as env, env.begin() as txn:
         keys = {key.decode(errors='replace') for key in txn.cursor().iternext(values=False)}
     return [(key, None, 'in data.mdb, but not listed in meta_info.txt') for key in sorted(keys - listed)]
 
 
-def _check_records(path, records):
+def _check_records(path: str | Path, records: list[tuple[str, Any]]) -> list:
+    """Name, shape and problem of each record."""
     with open_lmdb(path) if is_lmdb(path) else contextlib.nullcontext() as env:
         return [(name, *_check_record(env, name, entry)) for name, entry in records]
 
 
-def _check_record(env, name, entry):
+def _check_record(env: lmdb.Environment | None, name: str, entry: Any) -> tuple[Shape | None, str]:
+    """The shape of an image and what is wrong with it. `entry` is its shape in meta_info.txt, or the path of a file."""
     try:
         if env is None:
             return shape_of(read_image(entry, keep_grey=True)[0]), ''
@@ -91,23 +104,24 @@ def _check_record(env, name, entry):
     except (ValueError, lmdb.Error) as err:  # UserError is a ValueError
         return None, str(err)
     if img.dtype != np.uint8:
-        return None, f'has {8 * img.itemsize} bits a channel, not 8'
+        return None, f'has {8 * img.itemsize} bits per channel, not 8'
     if shape_of(img) != entry:
         return None, f'is {shape_of(img)}, but {entry} in meta_info.txt'
     return shape_of(img), ''
 
 
-def check_pair(hr, lr, scale=None, same_names=False):
-    """Whether each HR image has its LR image, `scale` times smaller.
+def check_pair(hr: Mapping[str, Shape], lr: Mapping[str, Shape], scale: int | None = None,
+               same_names: bool = False) -> tuple[int, list[str]]:
+    """Checks that each HR image has an LR image that is `scale` times smaller.
 
     Args:
-        hr (dict[str, tuple]): Name to `(H, W, C)`, as `check_images` gives it.
-        lr (dict[str, tuple]): As well; DIV2K's names, `0001x4`, are understood.
-        scale (int | None): None takes the scale that most pairs have.
-        same_names (bool): Whether names must be the same, as upstream wants the keys of two LMDBs.
+        hr: Name to `(H, W, C)`, as in `CheckResult.shapes`.
+        lr: The same for LR; names as in HR or, as in DIV2K, with a suffix such as `x4`.
+        scale: None finds the scale of most pairs.
+        same_names: Whether names must be equal, as BasicSR requires of the keys of two LMDBs.
 
     Returns:
-        tuple[int, list[str]]: The scale, 0 where there is none, and the problems, a line each.
+        The scale, or 0 if there is none; and the problems, one line each.
     """
     pairs, only_hr, only_lr = pair_names(hr, lr)
     if same_names:
@@ -126,5 +140,5 @@ def check_pair(hr, lr, scale=None, same_names=False):
         if (height, width) != (scale * lr_height, scale * lr_width):
             uncut = (height // scale, width // scale) == (lr_height, lr_width)
             problems.append(f'{name}: HR is {width} x {height} and LR {lr_width} x {lr_height}, not a scale of {scale}'
-                            + '; HR is not cut to a multiple of it' * uncut)
+                            + '; HR is not cropped to a multiple of it' * uncut)
     return scale, problems

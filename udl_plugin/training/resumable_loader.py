@@ -253,7 +253,7 @@ class ResumableDataLoader:
         except RuntimeError as err:
             if not re.match('DataLoader (worker|timed out)', str(err)):
                 raise
-            self.dataset.refuse_damaged()
+            self.dataset.check_lmdbs()
             reason = ' '.join(str(err).split()).partition(' Details are lost')[0].rstrip('.')
             raise DataError(f'datasets.train: {reason}: a worker was lost. It may have run out of memory (try a '
                             'smaller num_worker_per_gpu), or the disk it reads failed.') from err

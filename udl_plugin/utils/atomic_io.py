@@ -1,8 +1,12 @@
-"""The one writer of files: nothing half-written ever stands under a final name."""
+"""Atomic writes of files and folders: nothing incomplete ever appears under its final name. And a lock on a folder."""
+from __future__ import annotations
+
 import contextlib
-import json
+import hashlib
 import os
 import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from udl_plugin.errors import UserError
@@ -10,15 +14,21 @@ from udl_plugin.errors import UserError
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
-UNFINISHED = '.unfinished'  # the folder in which atomic_folders has folders made
-COMPLETE = 'complete.json'  # in it: which folders, and whether they replace others; written when all are whole
-REPLACED = 'replaced'  # in it: what stood under their names before
+UNFINISHED = '.unfinished'  # where atomic_folders has folders made
+COMPLETE = '.complete'  # what UNFINISHED is renamed to when all folders in it are complete
+REPLACED = '.replaced'  # in it, with `force`: the old folders that the new ones replace
+
+_lock_descriptors: set[int] = set()
 
 
-def atomic_write(path, data):
-    """Writes the bytes `data` to `path`: temporary name beside it, sync, rename. Makes the folder where needed."""
+def atomic_write(path: str | Path, data: bytes) -> None:
+    """Writes bytes to a file: to a temporary name beside it, sync, rename. Makes missing folders.
+
+    Raises:
+        OSError: with the final `path` as `filename`.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name[:40]}.{os.getpid()}.tmp')
@@ -28,7 +38,7 @@ def atomic_write(path, data):
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as err:  # a full disk comes without a name, and others with that of the temporary file
+    except OSError as err:  # the error of a full disk has no file name; others have that of the temporary file
         err.filename, err.filename2 = str(path), None
         raise
     finally:
@@ -36,108 +46,125 @@ def atomic_write(path, data):
 
 
 @contextlib.contextmanager
-def atomic_folders(parent, names, force=False):
-    """Gives an empty folder to make the folders `names` in; they move to `parent` when the block ends well.
+def atomic_folders(parent: str | Path, names: Iterable[str], force: bool = False) -> Iterator[Path]:
+    """Creates several folders atomically: they move into `parent` together when the `with` block ends without error.
 
-    Whatever ends the block otherwise, none of them appears. Killed at any moment, what stands under each final name is
-    whole; the next call for `parent` removes what was left unfinished, or, where the kill came while the folders were
-    moving, moves the rest.
+    If the block raises, none of them appears. If the process is killed, each folder under a final name is complete;
+    the next call for `parent` removes unfinished folders, and moves complete ones that the kill kept from moving.
 
     Args:
-        parent (str | Path): Made where needed.
-        names (Iterable[str]): Names of the folders.
-        force (bool): Whether they replace folders of these names. The old ones go when the new ones are whole.
+        parent: Made if missing.
+        names: Names of the folders, which the block has to make.
+        force: Whether to replace existing folders of these names, once the new ones are complete.
+
+    Yields:
+        An empty folder; make the folders `names` in it.
 
     Raises:
-        UserError: one of them exists and `force` is not given, or another process has folders made for `parent`.
+        UserError: a folder exists and `force` is not given, or another process is making folders in `parent`.
     """
     parent, names = Path(parent), list(names)
     is_new = not parent.exists()
     parent.mkdir(parents=True, exist_ok=True)
-    unfinished = parent / UNFINISHED
-    if os.path.lexists(unfinished) and (unfinished.is_symlink() or not unfinished.is_dir()):
-        raise UserError(f"'{unfinished}' is in the way: new folders are made in one of this name. Remove it.")
+    unfinished, complete = parent / UNFINISHED, parent / COMPLETE
+    for path in (unfinished, complete):
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise UserError(f"'{path}' is not a folder, but new folders are made in one of this name. Remove it.")
     with exclusive_lock(parent):
-        _move_into_place(unfinished)
+        _move_into_place(complete)
         if unfinished.exists():
             shutil.rmtree(unfinished)
-        _refuse_existing(parent, names, force)
+        _check_targets(parent, names, force)
         unfinished.mkdir()
         try:
             yield unfinished
-            _refuse_existing(parent, names, force)  # of the time since then
-            atomic_write(unfinished / COMPLETE, json.dumps({'names': names, 'force': force}).encode())
+            _check_targets(parent, names, force)  # again: another program may have made one meanwhile
+            if force:
+                (unfinished / REPLACED).mkdir()
         except BaseException:
-            (unfinished / COMPLETE).unlink(missing_ok=True)  # first: what is half removed is not complete
             shutil.rmtree(unfinished)
             if is_new:
-                with contextlib.suppress(OSError):  # not empty any more
+                with contextlib.suppress(OSError):  # not empty
                     parent.rmdir()
             raise
-        _move_into_place(unfinished)  # not in the try: an interrupt here must not remove what is whole
-        shutil.rmtree(unfinished)
+        unfinished.rename(complete)
+        _move_into_place(complete)
 
 
-def _refuse_existing(parent, names, force):
+def _check_targets(parent: Path, names: list[str], force: bool) -> None:
     existing = [parent / name for name in names if os.path.lexists(parent / name)]
     if existing and not force:
-        raise UserError(f"{', '.join(map(str, existing))}: exists already. Choose another place, or give --force (in "
-                         'Python: force=True) to have all of it written anew.')
+        raise UserError(f"{', '.join(map(str, existing))}: exists already. Choose another folder, or pass --force "
+                        '(in Python: force=True) to write all of it again.')
     for path in filter(os.path.ismount, existing):
-        raise UserError(f"'{path}' is where a disk is mounted, and cannot be replaced.")
+        raise UserError(f"'{path}' is a mount point and cannot be replaced.")
 
 
-def _move_into_place(unfinished):
-    if not (unfinished / COMPLETE).exists():
+def _move_into_place(complete: Path) -> None:
+    """Moves complete folders to their final names. After a kill at any point, another call does the rest."""
+    if not complete.exists():
         return
-    complete = _read_complete(unfinished / COMPLETE)
-    (unfinished / REPLACED).mkdir(exist_ok=True)
-    # each step can be done again after a kill
-    for name in complete['names']:
-        whole, target, replaced = unfinished / name, unfinished.parent / name, unfinished / REPLACED / name
-        if whole.exists():
-            if os.path.lexists(target):
-                if not complete['force'] or os.path.lexists(replaced):
-                    raise UserError(f"'{target}' came up after a run was killed that had finished '{whole}'. Remove "
-                                     'one of them.')
-                target.rename(replaced)
-            whole.rename(target)
-
-
-def _read_complete(path):
-    """What `atomic_folders` wrote there; a stranger's data may have a file of that name."""
-    try:
-        complete = json.loads(path.read_bytes())
-        if complete.keys() == {'names', 'force'} and all(
-                name not in ('.', '..', '') and Path(name).name == name for name in complete['names']):
-            return complete
-    except (ValueError, AttributeError, TypeError, RecursionError):
-        pass
-    raise UserError(f"'{path.parent}' is in the way: new folders are made in one of this name, and its {path.name} is "
-                     'not of ours. Remove it.')
+    replaced = complete / REPLACED
+    for folder in sorted(complete.iterdir()):
+        target = complete.parent / folder.name
+        if folder == replaced:
+            continue
+        if os.path.lexists(target):
+            if not replaced.is_dir() or os.path.lexists(replaced / folder.name):
+                raise UserError(f"'{target}' was created after a run was killed that had completed '{folder}'. "
+                                'Remove one of them.')
+            target.rename(replaced / folder.name)
+        folder.rename(target)
+    shutil.rmtree(complete)
 
 
 @contextlib.contextmanager
-def exclusive_lock(folder):
-    """Keeps other processes out of the same block; the system lets them in when this one ends, however it does.
+def exclusive_lock(folder: str | Path) -> Iterator[int | None]:
+    """Exclusive lock on a folder; the OS releases it when the process exits.
 
-    Gives the number of the open file that holds the lock: processes that inherit it hold it too. None where the system
-    has no such locks.
+    Forked Python processes, such as workers of a DataLoader, do not hold it. On a file system without locks there is
+    no lock and no error.
+
+    Yields:
+        The file descriptor that holds the lock. A program that inherits it (`subprocess.Popen(..., pass_fds=[fd])`)
+        holds the lock as well until it ends. None on Windows.
 
     Raises:
-        UserError: another process is in there.
+        UserError: another process, or another block in this one, holds the lock.
     """
+    error = UserError(f"'{folder}': another process is writing there now; wait until it has ended.")
     if fcntl is None:
-        yield None
+        from filelock import FileLock, Timeout
+
+        # not in the folder: Windows renames no folder with an open file in it
+        name = hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()
+        try:
+            with FileLock(Path(tempfile.gettempdir(), f'udl_plugin_{name}.lock'), timeout=0):
+                yield None
+        except Timeout:
+            raise error from None
         return
-    handle = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
+    _lock_descriptors.add(descriptor)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"'{folder}': another process is writing there now; wait until it has ended.") from None
-        except OSError:
-            pass  # a network file system without locks
-        yield handle
+            raise error from None
+        except OSError:  # no locks on this file system
+            pass
+        yield descriptor
     finally:
-        os.close(handle)
+        if descriptor in _lock_descriptors:
+            _lock_descriptors.remove(descriptor)
+            os.close(descriptor)
+
+
+def _close_inherited_locks() -> None:
+    """Runs in a forked process: with an open copy of the descriptor, it would hold the lock beyond its parent's end."""
+    while _lock_descriptors:
+        os.close(_lock_descriptors.pop())
+
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_close_inherited_locks)

@@ -1,35 +1,37 @@
-"""MATLAB's `imresize(image, scale, 'bicubic')` of 8-bit images, bit for bit: what the benchmarks' LR files come from.
+"""MATLAB's `imresize(image, scale, 'bicubic')` of 8-bit images, bit for bit. It made the benchmarks' LR images.
 
-What makes the difference to other bicubic resizers: the kernel (a = -0.5) is widened when shrinking, its weights are
-normalised, the vertical direction comes first, and the result is rounded to 8 bit between the two directions and at the
-end, half up. Found by comparing with LR files made with MATLAB: all of Set5, Set14 and B100 at x2, x3 and x4 are equal.
+It differs from other bicubic resizers: the kernel (a = -0.5) is widened when shrinking and its weights are normalised;
+the vertical direction comes first; the result is rounded half up to 8 bit after each direction. Checked against LR
+images made with MATLAB: all of Set5, Set14 and B100 at x2, x3 and x4 are equal.
 """
+from __future__ import annotations
+
 import math
 
 import numpy as np
 from scipy import sparse
 
 BORDERS = ('clamp', 'symmetric')
-BLOCK = 512  # columns at a time: what they need stays in the processor's cache, however large the image
+BLOCK = 512  # columns at a time: their data stays in the CPU cache, however large the image
 
 
-def imresize(img, scale, border='clamp'):
+def imresize(img: np.ndarray, scale: float, border: str = 'clamp') -> np.ndarray:
     """Resizes an image as MATLAB does, with antialiasing.
 
     Args:
-        img (ndarray): uint8 `(H, W)` or `(H, W, C)`.
-        scale (float): Size of the result over the size of `img`; `1 / 4` makes x4's LR image.
-        border (str): What lies beyond the border: `clamp`, its last pixel, as in the files of the usual benchmarks, or
-            `symmetric`, the mirrored image, as in those of SwinIR's Set5.
+        img: uint8 `(H, W)` or `(H, W, C)`.
+        scale: Size of the result over the size of `img`; `1 / 4` makes the LR image of x4.
+        border: How the image is continued beyond its border: `clamp` repeats the last pixel, as in the usual
+            benchmarks; `symmetric` mirrors the image, as in SwinIR's Set5.
 
     Returns:
-        ndarray: uint8 `(ceil(scale * H), ceil(scale * W))`, with the channels of `img`.
+        uint8 `(ceil(scale * H), ceil(scale * W))`, with the channels of `img`.
 
     Raises:
-        ValueError: another type, number of dimensions or border; an empty image; a scale that is not positive.
+        ValueError: another dtype, number of dimensions or border; an empty image; a scale that is not positive.
     """
     if img.dtype != np.uint8 or img.ndim not in (2, 3) or img.size == 0:
-        raise ValueError(f'A uint8 image, (H, W) or (H, W, C), is needed, not {img.dtype} {img.shape}.')
+        raise ValueError(f'imresize takes a uint8 image (H, W) or (H, W, C), not {img.dtype} {img.shape}.')
     if border not in BORDERS or not scale > 0:
         raise ValueError(f'scale {scale} must be positive and border {border!r} one of {", ".join(BORDERS)}.')
     for axis in (0, 1):
@@ -44,8 +46,8 @@ def imresize(img, scale, border='clamp'):
     return np.ascontiguousarray(img)
 
 
-def _weights(length, scale, border):
-    """The sparse matrix `(ceil(scale * length), length)` that resizes one direction."""
+def _weights(length: int, scale: float, border: str) -> sparse.csr_matrix:
+    """The sparse matrix `(ceil(scale * length), length)` that resizes along one direction."""
     shrink = min(scale, 1)
     centers = (np.arange(math.ceil(scale * length)) + 0.5) / scale - 0.5
     taps = math.ceil(4 / shrink) + 2
@@ -56,11 +58,11 @@ def _weights(length, scale, border):
         sources = sources % (2 * length)
         sources = np.minimum(sources, 2 * length - 1 - sources)
     targets = np.broadcast_to(np.arange(len(centers))[:, None], sources.shape)
-    place = (targets.ravel(), sources.clip(0, length - 1).ravel())
-    return sparse.csr_matrix((weights.ravel(), place), (len(centers), length))
+    positions = (targets.ravel(), sources.clip(0, length - 1).ravel())
+    return sparse.csr_matrix((weights.ravel(), positions), (len(centers), length))
 
 
-def cubic(x):
-    """Keys' cubic kernel, a = -0.5."""
+def cubic(x: np.ndarray) -> np.ndarray:
+    """The cubic kernel of Keys (1981) with a = -0.5."""
     x = np.abs(x)
     return np.where(x <= 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x <= 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0))

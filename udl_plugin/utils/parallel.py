@@ -1,8 +1,10 @@
 """`map` over worker processes, in order and with bounded memory.
 
-concurrent.futures' ProcessPoolExecutor is not used for it: its workers share one pipe, and when one of them is killed
-while it writes a result of some MB into it, the executor waits for ever. Here each has a pipe of its own.
+concurrent.futures.ProcessPoolExecutor does not serve: its workers share one result pipe, and if one of them is killed
+while it writes a result of some MB, the executor waits forever. Here each worker has a pipe of its own.
 """
+from __future__ import annotations
+
 import collections
 import contextlib
 import itertools
@@ -12,56 +14,64 @@ import pickle
 import queue
 import signal
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
 
 import cv2
 
 from udl_plugin.errors import UserError
 
+Item = TypeVar('Item')
+Result = TypeVar('Result')
+
 INTERRUPTS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
 
 
-def available_cores():
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+def available_cores() -> int:
+    """Number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
-def parallel_map(function, items, workers):
-    """Gives an iterator over the results of `function` for each of `items`, computed ahead in worker processes.
+def parallel_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Iterator[Result]]:
+    """Yields an iterator over `function(item)` for each item, computed ahead in worker processes.
 
-    At most two items for each worker are under way or waiting to be taken, however many there are. The processes end
-    with the block, and with this process, however it ends.
+    At most two items per worker are being computed or wait to be consumed. The workers end with the `with` block, and
+    with this process, even if it is killed.
 
     Args:
-        function (Callable): And its results and exceptions, can be pickled.
-        items (Iterable): As well.
-        workers (int): Processes; with 0, this one computes.
+        function: Must be picklable, and so must its results and exceptions.
+        items: Must be picklable.
+        workers: Number of processes; 0 computes in this process.
 
     Raises:
-        UserError: from the iterator, when a worker process died. What `function` raises comes through.
+        UserError: from the iterator: a worker died. Exceptions of `function` are raised there too.
     """
     if not workers:
         yield map(function, items)
         return
     items = iter(items)
-    ahead = list(itertools.islice(items, 2 * workers))
-    pipes, processes, free = [], [], queue.SimpleQueue()
+    first = list(itertools.islice(items, 2 * workers))
+    pipes: list[Connection] = []
+    processes: list[multiprocessing.process.BaseProcess] = []
+    idle: queue.SimpleQueue[Connection] = queue.SimpleQueue()
     spawn = multiprocessing.get_context('spawn')  # a forked copy of a process with threads (torch, OpenCV) may hang
-    threads = ThreadPoolExecutor(workers)  # each hands an item to a free process and waits for its result
+    threads = ThreadPoolExecutor(workers)  # each sends an item to an idle worker and waits for the result
     try:
-        with _interrupts_held():
-            for _ in range(min(workers, len(ahead))):
+        with _signals_deferred():
+            for _ in range(min(workers, len(first))):
                 ours, theirs = spawn.Pipe()
                 processes.append(spawn.Process(target=_work, args=(theirs, function), daemon=True))
                 processes[-1].start()
-                theirs.close()  # so that ours tells when the process ends
+                theirs.close()  # otherwise `ours` would not see the end of the worker
                 pipes.append(ours)
-                free.put(ours)
-        yield _results(threads, free, itertools.chain(ahead, items), 2 * workers)
+                idle.put(ours)
+        yield _results(threads, idle, itertools.chain(first, items), 2 * workers)
     finally:
-        with _interrupts_held():
+        with _signals_deferred():
             for process in processes:
                 process.kill()
             threads.shutdown(cancel_futures=True)
@@ -70,39 +80,41 @@ def parallel_map(function, items, workers):
                 pipe.close()
 
 
-def _results(threads, free, items, ahead):
-    waiting = collections.deque(threads.submit(_ask, free, item) for item in itertools.islice(items, ahead))
-    while waiting:
-        result = waiting.popleft().result()
-        waiting.extend(threads.submit(_ask, free, item) for item in itertools.islice(items, 1))
+def _results(threads: ThreadPoolExecutor, idle: queue.SimpleQueue, items: Iterator, ahead: int) -> Iterator:
+    pending: collections.deque[Future] = collections.deque(
+        threads.submit(_compute, idle, item) for item in itertools.islice(items, ahead))
+    while pending:
+        result = pending.popleft().result()
+        pending.extend(threads.submit(_compute, idle, item) for item in itertools.islice(items, 1))
         yield result
 
 
-def _ask(free, item):
-    pipe = free.get()
+def _compute(idle: queue.SimpleQueue[Connection], item: Any) -> Any:
+    pipe = idle.get()
     try:
-        # not send(item): what that leaves in the error of a broken pipe crashes Python at its end, once in 120 times
+        # not send(item): what it leaves in the exception of a broken pipe crashed Python at exit, once in 120 times
         # (SystemError: deallocated BytesIO object has exported buffers)
         pipe.send_bytes(pickle.dumps(item))
         result, error = pipe.recv()
     except (EOFError, OSError):
-        raise UserError('a worker process was killed, or crashed over a damaged file. Where memory is short, use '
-                         'fewer --workers.') from None
+        raise UserError('a worker process was killed, or crashed on a damaged file. If memory is short, use fewer '
+                        '--workers.') from None
     finally:
-        free.put(pipe)
+        idle.put(pipe)
     if error is not None:
         raise error
     return result
 
 
-def _work(pipe, function):
-    """The life of a worker process. It ends when its pipe does."""
-    for number in INTERRUPTS:  # the main process hears them too, and ends us
+def _work(pipe: Connection, function: Callable) -> None:
+    """Main function of a worker process. Returns when its pipe is closed."""
+    for number in INTERRUPTS:  # the terminal sends them to the main process too, which ends the workers
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(1)
     with contextlib.suppress(EOFError, OSError):
         while True:
             item = pipe.recv()
+            answer: tuple[Any, Exception | None]
             try:
                 answer = function(item), None
             except Exception as err:
@@ -111,24 +123,26 @@ def _work(pipe, function):
 
 
 @contextlib.contextmanager
-def _interrupts_held():
-    """Puts Ctrl-C and `kill` off to the end of the block, so that no process is left half started or half ended. Those
-    that are started in the block do not hear them until they are ready."""
+def _signals_deferred() -> Iterator[None]:
+    """Defers signals to the end of the block, so that no process is left half started or half ended.
+
+    Processes started in the block do not receive them until they are ready.
+    """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, 'pthread_sigmask'):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # here, for starting it ends the blocking
-    held = []
+    resource_tracker.ensure_running()  # now, because starting it unblocks signals
+    deferred: list[int] = []
     handlers = {number: signal.getsignal(number) for number in INTERRUPTS}
     for number in INTERRUPTS:
         if handlers[number] != signal.SIG_IGN:
-            signal.signal(number, lambda number, _: held.append(number))
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)  # which started processes inherit
+            signal.signal(number, lambda number, _: deferred.append(number))
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)  # child processes inherit it
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         for number, handler in handlers.items():
             signal.signal(number, handler or signal.SIG_DFL)
-        for number in held:  # heard by another thread, such as those of OpenBLAS
+        for number in deferred:  # they reached another thread, such as one of OpenBLAS
             signal.raise_signal(number)
