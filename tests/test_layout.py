@@ -9,7 +9,7 @@ PACKAGE = ROOT / 'udl_plugin'
 # a folder imports only from those to its right, and from itself; CONTRIBUTING.md has the same list
 ORDER = [
     {'train', 'test'}, {'cli'}, {'studies', 'integrations'}, {'training'}, {'models'}, {'config', 'prepare'},
-    {'inference', 'checkpoints'}, {'archs', 'data'}, {'losses', 'metrics', 'utils'}, {'plugin', 'errors'},
+    {'inference'}, {'checkpoints'}, {'archs', 'data'}, {'losses', 'metrics', 'utils'}, {'plugin', 'errors'},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 # plugin.py imports our classes by name; the others are shims under names of an earlier version
