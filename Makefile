@@ -1,14 +1,14 @@
-# make demo   a picture of an uncertainty map, from nothing
-# make study  a table of losses against each other, with its uncertainty
-# make bench  what training and testing cost, against the authors' way; 17 minutes on 2 cores
-# make soak   50 faults over trainings that are resumed each time; 10 minutes on 2 cores
-# make fuzz   2,000 spoilt ymls, and more checkpoints and images; 8 minutes on 2 cores
-# make test   the test suite
-# make lint   ruff and mypy
+# make demo   trains plain L1 and both steps on a few photos; prints a table and draws an uncertainty map
+# make study  compares losses on the same photos, over three seeds
+# make bench  measures training and testing against the authors' way; 17 minutes on 2 cores
+# make soak   injects 50 faults into trainings and resumes them; 10 minutes on 2 cores
+# make fuzz   mutates 2,000 ymls, and more checkpoints and images; 8 minutes on 2 cores
+# make test   runs the test suite
+# make lint   runs ruff and mypy
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# the folder is in its name: a clone that was moved is installed again
+# named after the folder, so that a clone that was moved is installed again
 INSTALLED := $(VENV)/installed$(subst /,-,$(CURDIR))
 
 .PHONY: demo study bench soak fuzz test lint clean
@@ -37,17 +37,17 @@ lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 
-# opencv-python needs libGL and glib, which a desktop has; without them, its twin without windows takes its place
+# opencv-python needs libGL and glib of a desktop; without them, install opencv-python-headless instead
 $(INSTALLED): pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 12))' || { \
-	  echo "Python 3.9 to 3.12 is needed (basicsr 1.4.2 cannot be installed on others), and this is"; \
-	  $(PYTHON) --version; echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	  echo "Python 3.9 to 3.12 is required (basicsr 1.4.2 installs on no other), but $(PYTHON) is"; \
+	  $(PYTHON) --version; echo "Select another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	@echo "Installing torch, basicsr and the rest into $(VENV): about 6 GB, some minutes the first time."
+	@echo "Installing torch, basicsr and other requirements into $(VENV): about 6 GB, some minutes the first time."
 	$(BIN)/python -m pip install -e '.[dev]'
 	@$(BIN)/python -c 'import cv2' 2>/dev/null || { \
-	  echo "opencv-python misses desktop libraries here; installing opencv-python-headless in its place."; \
+	  echo "opencv-python lacks desktop libraries here; installing opencv-python-headless instead."; \
 	  $(BIN)/python -m pip uninstall --quiet --yes opencv-python && \
 	  $(BIN)/python -m pip install --quiet --force-reinstall --no-deps opencv-python-headless && \
 	  $(BIN)/python -c 'import cv2'; }

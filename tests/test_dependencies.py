@@ -1,4 +1,4 @@
-"""What the package imports is what it requires."""
+"""The package requires what it imports."""
 import ast
 import re
 import sys
@@ -12,9 +12,13 @@ if sys.version_info >= (3, 11):
 else:
     tomllib = pytest.importorskip('tomli', reason='Python below 3.11 has no tomllib')
 
+# imported package -> the distribution that we require, where another one may be installed instead, or contains it
+ALTERNATIVES = {
+    'cv2': 'opencv-python', 'mmengine': 'mmengine', 'pydantic_core': 'pydantic', 'tensorboard': 'tb-nightly'}
 
-# imported package -> required distribution, where others may be installed in its place or it is a part of it
-TWINS = {'cv2': 'opencv-python', 'mmengine': 'mmengine', 'pydantic_core': 'pydantic', 'tensorboard': 'tb-nightly'}
+
+def normalize(name):
+    return name.lower().replace('_', '-')
 
 
 def imported_packages():
@@ -27,10 +31,10 @@ def imported_packages():
 
 def test_imported_packages_are_required():
     project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
-    lines = [*project['dependencies'], *(line for lines in project['optional-dependencies'].values() for line in lines)]
-    required = {re.match(r'[\w-]+', line)[0].lower().replace('_', '-') for line in lines}
+    lines = [*project['dependencies'], *(line for extra in project['optional-dependencies'].values() for line in extra)]
+    required = {normalize(re.match(r'[\w-]+', line)[0]) for line in lines}
     distributions = packages_distributions()
     for package in set(imported_packages()) - set(sys.stdlib_module_names) - {'udl_plugin'}:
-        providers = {name.lower().replace('_', '-') for name in distributions.get(package, [package])}
-        providers |= {TWINS[package]} if package in TWINS else set()
-        assert providers & required, f'{package} is imported, and none of {providers} is required'
+        providers = {normalize(name) for name in distributions.get(package, [package])}
+        providers |= {ALTERNATIVES[package]} if package in ALTERNATIVES else set()
+        assert providers & required, f'{package} is imported, but pyproject.toml requires none of {providers}'

@@ -1,40 +1,47 @@
-"""The package's layout: which folder may import which, what lies in its root, and that public functions have types."""
+"""The layout of the package: imports between folders, the modules in its root, types of public functions."""
 import ast
+import re
 
 import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / 'udl_plugin'
-# a folder imports only from folders of later lines, and from itself; CONTRIBUTING.md has the same list
+# a folder imports only from those to its right, and from itself; CONTRIBUTING.md has the same list
 ORDER = [
     {'train', 'test'}, {'cli'}, {'studies', 'integrations'}, {'training'}, {'models'}, {'config', 'prepare'},
-    {'inference', 'checkpoints'}, {'archs', 'data'}, {'losses', 'metrics', 'utils'}, {'plugin', 'errors'},
+    {'inference'}, {'checkpoints'}, {'archs', 'data'}, {'losses', 'metrics', 'utils'}, {'plugin', 'errors'},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
-# what finds our classes by name, and one-line modules under an earlier version's names
+# plugin.py imports our classes by name; the others are shims under names of an earlier version
 EXEMPT = {'__init__', 'plugin', 'autoload', 'mm', 'model_files', 'spandrel_archs', 'data/prepare', 'data/imresize'}
 MODULES = sorted(path for path in PACKAGE.rglob('*.py')
                  if str(path.relative_to(PACKAGE).with_suffix('')) not in EXEMPT)
 
 
-def name_of(path):
+def get_name(path):
     return str(path.relative_to(PACKAGE))
 
 
 def imported(path):
-    """Names of the package's folders and modules of the root that a module imports, wherever in it."""
+    """Yields the folder, or module of the root, of each import from the package, also within functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else \
             [f'{node.module}.{alias.name}' for alias in node.names] if isinstance(node, ast.ImportFrom) else []
         yield from (name.split('.')[1] for name in names if name.startswith('udl_plugin.'))
 
 
-@pytest.mark.parametrize('path', MODULES, ids=name_of)
+def test_contributing_has_the_import_rule():
+    text = (ROOT / 'CONTRIBUTING.md').read_text()
+    rule = re.search(r'^    train, test -> .*?\n\n', text, re.MULTILINE | re.DOTALL)[0]
+    assert [set(re.findall(r'\w+', names)) for names in rule.split('->')] == ORDER
+
+
+@pytest.mark.parametrize('path', MODULES, ids=get_name)
 def test_imports_go_one_way(path):
     folder = path.relative_to(PACKAGE).parts[0].removesuffix('.py')
     for other in imported(path):
         if other in LEVEL and other != folder:
-            assert LEVEL[other] > LEVEL[folder], f'{name_of(path)}: {folder} may not import {other}'
+            assert LEVEL[other] > LEVEL[folder], f'{get_name(path)}: {folder} may not import {other}'
 
 
 def test_integrations_do_not_import_each_other():
@@ -46,7 +53,8 @@ def test_integrations_do_not_import_each_other():
 
 def test_root_holds_few_modules():
     modules = {path.stem for path in PACKAGE.glob('*.py')}
-    shims = {name for name in modules if name != '__init__' and len(ast.parse((PACKAGE / f'{name}.py').read_text()).body) == 2}
+    shims = {name for name in modules - {'__init__'}
+             if len(ast.parse((PACKAGE / f'{name}.py').read_text()).body) == 2}  # docstring and import
     assert modules - shims == {'__init__', 'errors', 'plugin', 'train', 'test'}
 
 
@@ -57,7 +65,7 @@ def test_tests_mirror_the_package():
     assert tested - folders == {'chain', 'soak', 'fuzz'}
 
 
-@pytest.mark.parametrize('path', MODULES, ids=name_of)
+@pytest.mark.parametrize('path', MODULES, ids=get_name)
 def test_public_functions_have_types(path):
     def check(scope, where):
         for node in scope.body:
@@ -70,4 +78,4 @@ def test_public_functions_have_types(path):
             assert not missing, f'{where}:{node.name}: no type for {", ".join(missing)}'
             assert node.returns is not None or node.name == '__init__', f'{where}:{node.name}: no return type'
 
-    check(ast.parse(path.read_text()), name_of(path))
+    check(ast.parse(path.read_text()), get_name(path))

@@ -1,4 +1,4 @@
-"""The command itself; what it writes is tested in tests/test_model_files.py and tests/test_authors.py."""
+"""The command udl-convert. tests/checkpoints tests what it writes."""
 import os
 import re
 
@@ -11,13 +11,13 @@ from udl_plugin.archs.build import build_network
 from udl_plugin.checkpoints.state_dict import save_checkpoint
 from udl_plugin.cli.convert import ABOUT, main, parse
 
-SECTION = {'type': 'EDSRTwo', **TINY, 'res_scale': 0.1, 'rgb_mean': [0, 0, 0]}
+NETWORK_G = {'type': 'EDSRTwo', **TINY, 'res_scale': 0.1, 'rgb_mean': [0, 0, 0]}
 pytestmark = pytest.mark.usefixtures('seed')
 
 
 @pytest.fixture
 def step2(tmp_path):
-    save_checkpoint(tmp_path / 'step2.pth', {'params': build_network(SECTION).state_dict()}, SECTION)
+    save_checkpoint(tmp_path / 'step2.pth', {'params': build_network(NETWORK_G).state_dict()}, NETWORK_G)
     return tmp_path / 'step2.pth'
 
 
@@ -28,12 +28,12 @@ def run(*arguments):
 @pytest.mark.parametrize(('name', 'layout', 'network'), [
     ('plain.pth', 'plain', 'EDSR'), ('plain.safetensors', 'plain', 'EDSR'), ('all.pth', 'udl', 'EDSRTwo'),
     ('all.pt', 'authors', 'EDSRTwo')])
-def test_what_is_printed(step2, tmp_path, capsys, name, layout, network):
+def test_printed_network_g(step2, tmp_path, capsys, name, layout, network):
     assert run(step2, tmp_path / 'out' / name, '--layout', layout) == 0
     out, err = capsys.readouterr()
     assert (tmp_path / 'out' / name).exists()
-    section = yaml.safe_load(out[out.index('In a yml:\n') + len('In a yml:\n'):])['network_g']
-    assert section == {**SECTION, 'type': network}
+    network_g = yaml.safe_load(out[out.index('In a yml:\n') + len('In a yml:\n'):])['network_g']
+    assert network_g == {**NETWORK_G, 'type': network}
     assert ('the plain network' if layout == 'plain' else 'both networks of step 2') in out
     assert err == ''
     assert run(step2, tmp_path / 'out' / name, '--layout', layout, '--force', '--quiet') == 0
@@ -42,11 +42,11 @@ def test_what_is_printed(step2, tmp_path, capsys, name, layout, network):
 
 def test_onnx_is_checked(step2, tmp_path, capsys):
     assert run(step2, tmp_path / 'plain.onnx') == 0
-    told = r'In onnxruntime, on images of 40 x 17 and 16 x 33, it differs by up to \S+ from'
-    assert re.search(told, capsys.readouterr().out)
+    line = r'In onnxruntime, on images of 40 x 17 and 16 x 33, it differs by up to \S+ from'
+    assert re.search(line, capsys.readouterr().out)
 
 
-def test_nothing_is_lost(step2, tmp_path, capsys):
+def test_existing_files_are_kept(step2, tmp_path, capsys):
     (tmp_path / 'there.pth').write_bytes(b'precious')
     assert run(step2, tmp_path / 'there.pth') == 2
     assert 'there.pth\' exists already; choose another name or give --force' in capsys.readouterr().err
@@ -62,15 +62,15 @@ def test_nothing_is_lost(step2, tmp_path, capsys):
 
 
 def test_opt(tmp_path, capsys):
-    """The yml of its training says what an old checkpoint does not."""
-    torch.save({'params': build_network(SECTION).state_dict()}, tmp_path / 'old.pth')
+    """--opt supplies options that an old checkpoint does not record."""
+    torch.save({'params': build_network(NETWORK_G).state_dict()}, tmp_path / 'old.pth')
     assert run(tmp_path / 'old.pth', tmp_path / 'a.pth') == 0
     assert 'Note: it does not say res_scale, img_range, rgb_mean' in capsys.readouterr().err
-    (tmp_path / 'x.yml').write_text(yaml.safe_dump({'name': 'x', 'network_g': SECTION}))
+    (tmp_path / 'x.yml').write_text(yaml.safe_dump({'name': 'x', 'network_g': NETWORK_G}))
     assert run(tmp_path / 'old.pth', tmp_path / 'b.pth', '--opt', tmp_path / 'x.yml') == 0
     assert capsys.readouterr().err == ''
-    assert torch.load(tmp_path / 'b.pth')['network_g'] == {**SECTION, 'type': 'EDSR'}
-    for text, message in (('a: [', 'x.yml'), ('- 1', 'no section network_g'), ('network_g: 3', 'no section network_g')):
+    assert torch.load(tmp_path / 'b.pth')['network_g'] == {**NETWORK_G, 'type': 'EDSR'}
+    for text, message in (('a: [', 'x.yml'), ('- 1', 'has no network_g'), ('network_g: 3', 'has no network_g')):
         (tmp_path / 'x.yml').write_text(text)
         assert run(tmp_path / 'old.pth', tmp_path / 'c.pth', '--opt', tmp_path / 'x.yml') == 2
         err = capsys.readouterr().err
@@ -78,7 +78,7 @@ def test_opt(tmp_path, capsys):
         assert message in err
 
 
-def test_file_of_a_stranger(tmp_path, capsys):
+def test_malicious_checkpoint(tmp_path, capsys):
     class Evil:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / 'executed'),)
@@ -92,7 +92,7 @@ def test_file_of_a_stranger(tmp_path, capsys):
     assert os.listdir(tmp_path) == ['evil.pth']
 
 
-def test_names_that_cannot_be(step2, capsys):
+def test_invalid_paths(step2, capsys):
     for arguments in ((step2, ''), (step2, 'a\0b.pth'), ('', 'x.pth')):
         with pytest.raises(SystemExit):
             run(*arguments)

@@ -1,4 +1,4 @@
-"""The command itself; what it computes is tested in tests/test_upscale.py."""
+"""The command udl-upscale. tests/inference/test_upscaler.py tests the computation."""
 import os
 import re
 import signal
@@ -18,13 +18,13 @@ from udl_plugin.checkpoints.state_dict import save_checkpoint
 from udl_plugin.cli.upscale import ABOUT, main, parse
 from udl_plugin.inference.upscaler import Upscaler
 
-SECTION = {'type': 'EDSRTwo', **TINY}
+NETWORK_G = {'type': 'EDSRTwo', **TINY}
 pytestmark = pytest.mark.usefixtures('seed')
 
 
 @pytest.fixture
 def model(tmp_path):
-    save_checkpoint(tmp_path / 'model.pth', {'params': build_network(SECTION).state_dict()}, SECTION)
+    save_checkpoint(tmp_path / 'model.pth', {'params': build_network(NETWORK_G).state_dict()}, NETWORK_G)
     return tmp_path / 'model.pth'
 
 
@@ -42,7 +42,7 @@ def read(path):
 
 
 def test_one_image(tmp_path, photos, model, capsys):
-    expected = Upscaler(load_network_file(model))(read(photos / 'image_0.png')).image
+    expected = cv2.cvtColor(Upscaler(load_network_file(model)).upscale(photos / 'image_0.png').image, cv2.COLOR_RGB2BGR)
     assert run(photos / 'image_0.png', tmp_path / 'new' / 'sr.png', model) == 0
     assert np.array_equal(read(tmp_path / 'new' / 'sr.png'), expected)
     out, err = capsys.readouterr()
@@ -78,18 +78,18 @@ def test_depth_grey_and_alpha(tmp_path, model):
     assert (read(tmp_path / 'out' / 'alpha.png')[:, :, 3] == 50).all()
 
 
-def test_folder_goes_on_past_a_broken_file(tmp_path, photos, model, capsys):
+def test_corrupt_image_is_skipped(tmp_path, photos, model, capsys):
     (photos / 'image_1.png').write_bytes((photos / 'image_1.png').read_bytes()[:99])
     cv2.imwrite(str(photos / 'float.tiff'), np.zeros((8, 8, 3), np.float32))
     assert run(photos, tmp_path / 'out', model) == 1
     assert sorted(os.listdir(tmp_path / 'out')) == ['image_0.png', 'image_2.png']
     err = capsys.readouterr().err
-    assert 'udl-upscale: images left out: 2 of 4' in err
+    assert 'udl-upscale: images skipped: 2 of 4' in err
     assert re.search(r"^  '.*image_1\.png' cannot be read", err, re.MULTILINE)
     assert re.search(r"^  '.*float\.tiff'", err, re.MULTILINE)
 
 
-def test_folder_goes_on_past_what_cannot_be_written(tmp_path, photos, model, capsys):
+def test_image_that_cannot_be_written_is_skipped(tmp_path, photos, model, capsys):
     (tmp_path / 'out' / 'image_1.png').mkdir(parents=True)
     (photos / 'image_2.png').rename(photos / f'{"n" * 246}.png')
     assert run(photos, tmp_path / 'out', model, '--uncertainty', '--force') == 1
@@ -102,7 +102,7 @@ def test_folder_goes_on_past_what_cannot_be_written(tmp_path, photos, model, cap
          'image_1_uncertainty.png']
 
 
-def test_full_disk_ends_the_folder(tmp_path, photos, model, capsys, monkeypatch):
+def test_full_disk_stops_the_folder(tmp_path, photos, model, capsys, monkeypatch):
     written = []
 
     def full(path, data):
@@ -112,30 +112,30 @@ def test_full_disk_ends_the_folder(tmp_path, photos, model, capsys, monkeypatch)
 
     monkeypatch.setattr('udl_plugin.cli.upscale.atomic_write', full)
     assert run(photos, tmp_path / 'out', model, '--uncertainty') == 2
-    assert written == ['image_0_log_var.npy']  # the image comes last: where it is, the map is
+    assert written == ['image_0_log_var.npy']  # the image comes last
     assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_images_that_memory_does_not_hold(tmp_path, photos, model, capsys, monkeypatch):
+def test_out_of_memory(tmp_path, photos, model, capsys, monkeypatch):
     def full(*_):
         raise MemoryError
 
-    monkeypatch.setattr(Upscaler, '__call__', full)
+    monkeypatch.setattr(Upscaler, 'upscale', full)
     assert run(photos, tmp_path / 'out', model) == 1
     assert "image_0.png': not enough memory" in capsys.readouterr().err
 
 
-def test_result_never_replaces_a_source_through_a_link(tmp_path, photos, model, capsys):
+def test_input_is_not_replaced_through_a_link(tmp_path, photos, model, capsys):
     before = {path: path.read_bytes() for path in photos.iterdir()}
     (tmp_path / 'link').symlink_to(photos)
-    refused(capsys, 'is one of the images to be upscaled', photos, tmp_path / 'link', model, '--force')
-    refused(capsys, 'is one of the images to be upscaled', photos, tmp_path / 'new' / '..' / 'photos', model, '--force')
+    for output in (tmp_path / 'link', tmp_path / 'new' / '..' / 'photos'):
+        assert_error(capsys, 'is one of the images to be upscaled', photos, output, model, '--force')
     (tmp_path / 'dangling.png').symlink_to(tmp_path / 'nowhere.png')
-    refused(capsys, r"dangling\.png' exists already", photos / 'image_0.png', tmp_path / 'dangling.png', model)
+    assert_error(capsys, r"dangling\.png' exists already", photos / 'image_0.png', tmp_path / 'dangling.png', model)
     assert {path: path.read_bytes() for path in photos.iterdir()} == before
 
 
-def refused(capsys, message, *arguments):
+def assert_error(capsys, message, *arguments):
     assert run(*arguments) == 2
     err = capsys.readouterr().err
     assert err.startswith('udl-upscale: ')
@@ -143,53 +143,53 @@ def refused(capsys, message, *arguments):
     assert re.search(message, err), err
 
 
-def test_nothing_is_lost(tmp_path, photos, model, capsys):
+def test_existing_files_are_kept(tmp_path, photos, model, capsys):
     image = photos / 'image_0.png'
     before = {path: path.read_bytes() for path in photos.iterdir()}
-    refused(capsys, 'is one of the images to be upscaled', photos, photos, model, '--force')
-    refused(capsys, 'is one of the images to be upscaled', image, image, model, '--force')
+    for source in (photos, image):
+        assert_error(capsys, 'is one of the images to be upscaled', source, source, model, '--force')
     assert {path: path.read_bytes() for path in photos.iterdir()} == before
     (tmp_path / 'sr_log_var.npy').write_bytes(b'precious')
-    refused(capsys, r"sr_log_var\.npy' exists already", image, tmp_path / 'sr.png', model, '--uncertainty')
+    assert_error(capsys, r"sr_log_var\.npy' exists already", image, tmp_path / 'sr.png', model, '--uncertainty')
     assert not (tmp_path / 'sr.png').exists()
     assert run(image, tmp_path / 'sr.png', model, '--quiet') == 0
-    refused(capsys, r"sr\.png' exists already; choose another OUTPUT or give --force", image, tmp_path / 'sr.png',
+    assert_error(capsys, r"sr\.png' exists already; choose another OUTPUT or give --force", image, tmp_path / 'sr.png',
             model)
     assert run(image, tmp_path / 'sr.png', model, '--uncertainty', '--force', '--quiet') == 0
     assert (tmp_path / 'sr_log_var.npy').read_bytes() != b'precious'
     (photos / 'image_0_uncertainty.png').write_bytes(image.read_bytes())
-    refused(capsys, 'two results would be', photos, tmp_path / 'out', model, '--uncertainty')
+    assert_error(capsys, 'two images would be written to', photos, tmp_path / 'out', model, '--uncertainty')
     assert not (tmp_path / 'out').exists()
 
 
 def test_bad_input(tmp_path, photos, model, capsys):
     image = photos / 'image_0.png'
-    refused(capsys, r"there is no '.*nowhere'", tmp_path / 'nowhere', tmp_path / 'out', model)
-    refused(capsys, r"there is no file '.*nowhere\.pth'", image, tmp_path / 'out', tmp_path / 'nowhere.pth')
-    refused(capsys, 'results are .png files', image, tmp_path / 'out.jpg', model)
-    refused(capsys, 'is a file; a folder is needed', photos, model, model)
-    refused(capsys, r"new\.png' is a file; a folder is needed", photos, tmp_path / 'new.png', model)
-    refused(capsys, '--tile 8 is too small', image, tmp_path / 'out', model, '--tile', 8)
-    refused(capsys, '--device nonsense', image, tmp_path / 'out', model, '--device', 'nonsense')
+    assert_error(capsys, r"there is no '.*nowhere'", tmp_path / 'nowhere', tmp_path / 'out', model)
+    assert_error(capsys, r"there is no file '.*nowhere\.pth'", image, tmp_path / 'out', tmp_path / 'nowhere.pth')
+    assert_error(capsys, 'results are .png files', image, tmp_path / 'out.jpg', model)
+    assert_error(capsys, 'is a file; a folder is needed', photos, model, model)
+    assert_error(capsys, r"new\.png' is a file; a folder is needed", photos, tmp_path / 'new.png', model)
+    assert_error(capsys, '--tile 8 is too small', image, tmp_path / 'out', model, '--tile', 8)
+    assert_error(capsys, '--device nonsense', image, tmp_path / 'out', model, '--device', 'nonsense')
     plain = build_network({'type': 'EDSR', **TINY})
     save_checkpoint(tmp_path / 'plain.pth', {'params': plain.state_dict()}, {'type': 'EDSR', **TINY})
-    refused(capsys, r"plain\.pth': it holds a plain network", image, tmp_path / 'out', tmp_path / 'plain.pth',
+    assert_error(capsys, r"plain\.pth': it holds a plain network", image, tmp_path / 'out', tmp_path / 'plain.pth',
             '--uncertainty')
     image.write_bytes(b'no image')
-    refused(capsys, r"image_0\.png' cannot be read: it is not an image", image, tmp_path / 'out', model)
+    assert_error(capsys, r"image_0\.png' cannot be read: it is not an image", image, tmp_path / 'out', model)
     assert not (tmp_path / 'out').exists()
 
 
 def test_notes(tmp_path, photos, model, capsys):
-    """Of what was assumed, and of tiles that are seen."""
+    """Notes on assumed options and on tile seams."""
     image = photos / 'image_0.png'
-    section = {'type': 'EDSR', **TINY, 'num_block': 12}
-    torch.save({'params': build_network(section).state_dict()}, tmp_path / 'old.pth')
+    network_g = {'type': 'EDSR', **TINY, 'num_block': 12}
+    torch.save({'params': build_network(network_g).state_dict()}, tmp_path / 'old.pth')
     assert run(image, tmp_path / 'a', tmp_path / 'old.pth', '--tile', 64) == 0
     err = capsys.readouterr().err
-    assert 'Note: it does not say res_scale' in err
-    assert 'Note: tiles overlap by 16 pixels on each side, and how far the network sees is 28' in err
-    assert '--tile 128 gives the same' in err
+    assert 'Note: it does not record res_scale' in err
+    assert 'Note: tiles overlap by 16 pixels on each side, and the receptive radius of the network is 28' in err
+    assert '--tile 128 gives the same result' in err
     assert run(image, tmp_path / 'b', tmp_path / 'old.pth', '--tile', 128) == 0
     assert 'tiles overlap' not in capsys.readouterr().err
 
@@ -200,15 +200,15 @@ def test_interrupt(tmp_path, model):
     command = [sys.executable, '-m', 'udl_plugin.cli.upscale', tmp_path / 'many', tmp_path / 'out', '--model', model,
                '--device', 'cpu', '--self-ensemble']
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # not as a shell has it
-    for _ in range(2400):  # on a busy machine the imports take long
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell may ignore it
+    for _ in range(2400):  # imports are slow on a busy machine
         if (tmp_path / 'out').exists() and len(os.listdir(tmp_path / 'out')) > 3:
             break
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     err = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert err.splitlines()[-1] == 'udl-upscale: interrupted; what was written is whole'
+    assert err.splitlines()[-1] == 'udl-upscale: interrupted; the images written so far are complete'
     assert 3 < len(os.listdir(tmp_path / 'out')) < 400
     assert all(name.endswith('.png') and read(tmp_path / 'out' / name).shape == (128, 128, 3)
                for name in os.listdir(tmp_path / 'out'))

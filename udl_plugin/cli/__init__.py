@@ -1,1 +1,1 @@
-"""The commands that prepare and inspect; each is thin, one module a command. (udl-train and udl-test are beside us.)"""
+"""The commands, one module each. They parse arguments and print; the work is done in the other folders."""

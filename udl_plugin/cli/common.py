@@ -1,110 +1,139 @@
-"""What our commands share: how they end, how they show progress, what they take for a number or a path."""
+"""What the commands share: exit status, progress bar, argument types and the options for reading a network file."""
+from __future__ import annotations
+
+import argparse
 import signal
 import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Callable, NoReturn, TextIO
 
 from tqdm import tqdm
 
 from udl_plugin.errors import UserError
 from udl_plugin.utils.parallel import INTERRUPTS
 
+if TYPE_CHECKING:
+    from udl_plugin.checkpoints.network_file import NetworkFile
 
-def run_command(name, args, function, interrupted):
-    """Calls `function(args)` as the command `name`, with `args.progress` to show progress, unless `args.quiet`.
 
-    `interrupted` is what to say after Ctrl-C of what was done until then.
+def run_command(name: str, args: argparse.Namespace, function: Callable[[argparse.Namespace], int],
+                interrupted: str) -> int:
+    """Runs `function(args)` and turns its errors into one line on stderr and an exit status.
+
+    Args:
+        name: Of the command, which begins the line.
+        args: With `quiet`; gets `progress`, a `Progress`.
+        function: Returns an exit status.
+        interrupted: State of the output after Ctrl-C, for the message.
 
     Returns:
-        int: Exit status: what the function returned; 2 for bad input, 130 after Ctrl-C, each with a line on stderr.
+        What `function` returned; 2 for a `UserError` or `OSError`, 130 after Ctrl-C, SIGTERM or SIGHUP.
     """
     if hasattr(sys.stdout, 'reconfigure'):
-        sys.stdout.reconfigure(errors='backslashreplace')  # for names of files that the terminal cannot show
-    for number in INTERRUPTS:  # all end as with Ctrl-C, cleanly; but not what nohup has ignored
+        sys.stdout.reconfigure(errors='backslashreplace')  # for file names that the terminal cannot show
+    for number in INTERRUPTS:  # all of them clean up as Ctrl-C does, except a signal that nohup ignores
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)
     args.progress = Progress(args.quiet)
     try:
         return function(args)
     except UserError as err:
-        message, status = err, 2
+        message, status = str(err), 2
     except OSError as err:
         message, status = f"'{err.filename}': {err.strerror}" if err.filename else str(err), 2
     except KeyboardInterrupt:
-        for number in INTERRUPTS:
-            signal.signal(number, signal.SIG_IGN)  # once is enough
+        for number in INTERRUPTS:  # a second signal must not interrupt the clean-up
+            signal.signal(number, signal.SIG_IGN)
         message, status = f'interrupted; {interrupted}', 130
     args.progress.close()
     print(f'{name}: {message}', file=sys.stderr)
     return status
 
 
-def show(title, lines, file=None):
-    """Prints a title and indented lines."""
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def show(title: str, lines: Iterable[str], file: TextIO | None = None) -> None:
+    """Prints a title, then `lines` with an indent."""
     print(title, *lines, sep='\n  ', file=file)
 
 
 class Progress:
-    """Shows a bar with rate and time left; unless quiet."""
+    """Progress bar with rate and remaining time.
 
-    def __init__(self, quiet):
-        self.quiet, self.bar = quiet, None
+    Args:
+        quiet: Show nothing.
+    """
 
-    def __call__(self, iterable, total, what, unit='images'):
-        seconds = 0.1 if sys.stderr.isatty() else 10  # a log is not filled up
-        self.bar = tqdm(iterable, what, total, unit=f' {unit}', mininterval=seconds, disable=self.quiet)
-        return self.bar
+    def __init__(self, quiet: bool):
+        self.quiet = quiet
+        self.bar: tqdm | None = None
 
-    def close(self):
+    def __call__(self, iterable: Iterable[Any], total: int, description: str, unit: str = 'images') -> Iterable[Any]:
+        """Yields the items of `iterable` and advances the bar by one for each."""
+        seconds = 0.1 if sys.stderr.isatty() else 10  # few lines in a log file
+        bar = tqdm(iterable, description, total, unit=f' {unit}', mininterval=seconds, disable=self.quiet)
+        self.bar = bar
+        return bar
+
+    def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
 
 
-def path_arg(text):
-    """Type of an argument."""
+def path_arg(text: str) -> str:
+    """Argument type: a path, neither empty nor with a null character."""
     if not text or '\0' in text:
         raise ValueError
     return text
 
 
-def positive_int(text):
-    """Type of an argument."""
+def positive_int(text: str) -> int:
+    """Argument type: an integer of 1 or more."""
     number = int(text)
     if number < 1:
         raise ValueError
     return number
 
 
-path_arg.__name__ = 'path'
-positive_int.__name__ = 'whole number above 0'  # argparse: invalid ... value
+path_arg.__name__ = 'path'  # argparse prints these names: "invalid path value: ''"
+positive_int.__name__ = 'positive integer'
 
 
-def _interrupt(*_):
-    raise KeyboardInterrupt
-
-
-def add_reading_options(parser):
-    """The options that say what is in a network's file."""
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say how to read a network file."""
     add = parser.add_argument
-    add('--param-key', metavar='KEY', help='where in the file the weights are (params_ema if there, or params)')
-    add('--opt', type=path_arg, metavar='FILE.yml', help='the yml of its training, for what a file does not say itself')
+    add('--param-key', metavar='KEY', help='key of the weights in the file (default: params_ema if present, or params)')
+    add('--opt', type=path_arg, metavar='FILE.yml',
+        help='the yml that trained the network, for options that the file does not record')
 
 
-def read(path, args):
-    """`load_network_file` with the options above; prints what is to be known about the file on stderr."""
+def read_network(path: str, args: argparse.Namespace) -> NetworkFile:
+    """Reads a network file with the options of `add_reading_options`; prints its notes on stderr.
+
+    Raises:
+        UserError: as `load_network_file` and `read_network_g`.
+    """
     from udl_plugin.checkpoints.network_file import load_network_file
-    model = load_network_file(path, args.param_key, read_network_g(args.opt) if args.opt else None)
-    for note in model.notes:
+    network = load_network_file(path, args.param_key, read_network_g(args.opt) if args.opt else None)
+    for note in network.notes:
         print(f'Note: {note}', file=sys.stderr)
-    return model
+    return network
 
 
-def read_network_g(path):
-    """The section `network_g` of a yml."""
+def read_network_g(path: str) -> dict[str, Any]:
+    """Returns `network_g` of an option file.
+
+    Raises:
+        UserError: the file cannot be read or has no network_g.
+    """
     from udl_plugin.config.yaml_loader import read_yml
     try:
-        section = read_yml(path)
+        options = read_yml(path)
     except UserError as err:
         raise UserError(f'--opt: {err}') from err
-    section = section.get('network_g') if isinstance(section, dict) else None
-    if not isinstance(section, dict):
-        raise UserError(f"--opt: '{path}' has no section network_g.")
-    return section
+    network_g = options.get('network_g') if isinstance(options, dict) else None
+    if not isinstance(network_g, dict):
+        raise UserError(f"--opt: '{path}' has no network_g. Pass the yml that trained the network.")
+    return network_g

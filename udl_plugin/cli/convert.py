@@ -1,37 +1,41 @@
-"""The command `udl-convert`: a network's file in another form. See udl_plugin/checkpoints/network_file.py."""
+"""The command `udl-convert`: writes a network in another file format. See udl_plugin/checkpoints/export.py."""
+from __future__ import annotations
+
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 
 import yaml
 
-from udl_plugin.cli.common import add_reading_options, path_arg, read, run_command, show
+from udl_plugin.cli.common import add_reading_options, path_arg, read_network, run_command, show
 from udl_plugin.errors import UserError
 
 ABOUT = """\
-Writes the network in one file to another. The suffix of OUTPUT says the form:
+Writes the network in a file to another file. The suffix of OUTPUT selects the format:
 
   udl-convert experiments/train_udl_step2/models/net_g_latest.pth edsr_s.pth
   udl-convert experiments/train_udl_step2/models/net_g_latest.pth edsr_s.safetensors
   udl-convert experiments/train_udl_step2/models/net_g_latest.pth edsr_s.onnx
 
-Each holds the plain SR network of a checkpoint of any step; the first is what BasicSR's EDSR loads, strictly. Files
-that the method's authors released are recognised by themselves. To start step 2 from one, and back:
+Each holds the base SR network of a checkpoint of any step; BasicSR's EDSR loads the first one with strict=True. Files
+that the method's authors released are recognised. To start step 2 from one, and back:
 
   udl-convert edsr_s_x4_step1.pt step1.pth --layout udl
   udl-convert step1.pth edsr_s_x4_step1.pt --layout authors
 
-What is written says which network it holds; so it is printed, as network_g of a yml.
+OUTPUT records its network_g, which is also printed for use in a yml.
 """
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Returns the exit status: 0, 2 for bad input, 130 after Ctrl-C."""
     args = parse(argv)
     return run_command('udl-convert', args, run, 'nothing was changed')
 
 
-def parse(argv):
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parses the arguments; exits with status 2 if they are wrong."""
     parser = argparse.ArgumentParser(prog='udl-convert', description=ABOUT, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -45,12 +49,17 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
+    """Converts the file and prints what was written.
+
+    Raises:
+        UserError: INPUT cannot be read, or OUTPUT exists and there is no --force.
+    """
     from udl_plugin.checkpoints.export import export_network
     output = os.path.normpath(args.output)
     if os.path.lexists(output) and not args.force:
         raise UserError(f"'{output}' exists already; choose another name or give --force.")
-    model = read(args.input, args)
+    model = read_network(args.input, args)
     checked = export_network(output, model, args.layout)
     if not args.quiet:
         written = model.plain() if args.layout == 'plain' else model

@@ -1,4 +1,6 @@
-"""The command `udl-upscale`: images through a network's file. See udl_plugin/inference/upscaler.py."""
+"""The command `udl-upscale`: upscales images with a network file. See udl_plugin/inference/upscaler.py."""
+from __future__ import annotations
+
 import argparse
 import collections
 import errno
@@ -6,36 +8,44 @@ import io
 import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from udl_plugin.cli.common import add_reading_options, path_arg, positive_int, read, run_command, show
+from udl_plugin.cli.common import add_reading_options, path_arg, positive_int, read_network, run_command, show
 from udl_plugin.data.image_io import SUFFIXES, list_images, read_full_image
 from udl_plugin.errors import UserError
 from udl_plugin.inference.visualize import encode_png, uncertainty_picture
 from udl_plugin.utils.atomic_io import atomic_write
 
+if TYPE_CHECKING:
+    from udl_plugin.inference.upscaler import Upscaler, UpscaleResult
+
 ABOUT = """\
-Upscales an image, or the images in a folder, with a network from a file; its kind and scale are read from there.
+Upscales an image, or every image in a folder. Architecture and scale are read from the network file.
 
   udl-upscale photo.png photo_x4.png --model edsr_s.pth
   udl-upscale photos/ results/ --model experiments/train_udl_step2/models/net_g_latest.pth --uncertainty
 
-The second writes results/NAME.png, NAME_uncertainty.png (the map as a picture: blue sure, red not) and NAME_log_var.npy
-(the map, float32 (C, H, W): log of the error's scale in 8-bit levels). Grey stays grey, 16 bits stay 16, alpha is kept.
+The second writes results/NAME.png, NAME_uncertainty.png (the map as a picture: blue is certain, red uncertain) and
+NAME_log_var.npy (the map, float32 (C, H, W): log of the error's scale in 8-bit levels). Bit depth, grey and alpha are
+kept.
 """
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # the next image would end the same way
+# errors that every later image would meet too
+FATAL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def main(argv=None):
-    """Runs the command. Returns the exit status: 0; 1 where images were left out; 2 for bad input; 130 after Ctrl-C."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command. Returns the exit status: 0; 1 if images were skipped; 2 for bad input; 130 after Ctrl-C."""
     args = parse(argv)
-    return run_command('udl-upscale', args, run, 'what was written is whole')
+    return run_command('udl-upscale', args, run, 'the images written so far are complete')
 
 
-def parse(argv):
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parses the arguments; exits with status 2 if they are wrong."""
     parser = argparse.ArgumentParser(prog='udl-upscale', description=ABOUT, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -43,28 +53,34 @@ def parse(argv):
     add('output', type=path_arg, metavar='OUTPUT', help='a .png file for an image, otherwise a folder')
     add('--model', type=path_arg, required=True, metavar='FILE', help='.pth, .pt or .safetensors')
     add_reading_options(parser)
-    add('--uncertainty', action='store_true', help='write the map too; wants the checkpoint of step 1 or 2 itself')
+    add('--uncertainty', action='store_true', help='write the map too; requires the checkpoint of step 1 or 2 itself')
     add('--uncertainty-limits', nargs=2, type=float, metavar=('LOW', 'HIGH'),
-        help="of all pictures of maps, from blue to red, so that they can be compared (default: each map's own)")
-    add('--tile', type=positive_int, metavar='N', help='show the network N x N pixels at once: less memory (default: all)')
-    add('--self-ensemble', action='store_true', help='mean over eight flips and rotations: eight times as long')
-    add('--device', metavar='NAME', help='such as cpu or cuda:1 (default: the GPU where there is one)')
+        help="values of blue and red, the same for all pictures (default: each map's minimum and maximum)")
+    add('--tile', type=positive_int, metavar='N',
+        help='process tiles of N x N LR pixels, to save memory (default: the full image)')
+    add('--self-ensemble', action='store_true', help='average over eight flips and rotations; takes 8 times as long')
+    add('--device', metavar='NAME', help='such as cpu or cuda:1 (default: the GPU if there is one)')
     add('--force', action='store_true', help='replace results that exist')
     add('--quiet', action='store_true', help='show warnings and errors only')
     args = parser.parse_args(argv)
     limits = args.uncertainty_limits
     if limits and not (args.uncertainty and limits[0] < limits[1]):
-        parser.error('--uncertainty-limits are a lower and a higher number, and want --uncertainty')
+        parser.error('--uncertainty-limits requires --uncertainty, and LOW below HIGH')
     return args
 
 
-def run(args):
-    images = find(args)
-    import torch  # from here on it takes seconds
+def run(args: argparse.Namespace) -> int:
+    """Upscales the images; skips those of a folder that fail, with a line for each.
+
+    Raises:
+        UserError: wrong arguments, or an error that concerns every image.
+    """
+    images = find_images(args)
+    import torch  # takes seconds, so arguments are checked first
 
     from udl_plugin.inference.upscaler import Upscaler
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    model = read(args.model, args)
+    model = read_network(args.model, args)
     try:
         upscaler = Upscaler(model, device, args.tile, args.self_ensemble, args.uncertainty)
     except UserError as err:
@@ -77,47 +93,51 @@ def run(args):
     for source, target in pairs:
         try:
             progress = None if len(images) > 1 else \
-                lambda pieces, number: args.progress(pieces, number, 'Upscaling', 'pieces')
-            write(target, upscaler(read_full_image(source), progress), args.uncertainty_limits)
+                lambda tiles, number: args.progress(tiles, number, 'Upscaling', 'tiles')
+            write_result(target, upscaler(read_full_image(source), progress), args.uncertainty_limits)
         except (UserError, MemoryError, OSError) as err:
-            if len(images) == 1 or getattr(err, 'errno', None) in FULL:
+            if len(images) == 1 or getattr(err, 'errno', None) in FATAL_ERRNOS:
                 raise UserError(describe(source, err)) from err
             failed.append(describe(source, err))
     if failed:
-        show(f'udl-upscale: images left out: {len(failed)} of {len(images)}', failed, file=sys.stderr)
+        show(f'udl-upscale: images skipped: {len(failed)} of {len(images)}', failed, file=sys.stderr)
     if not args.quiet:
-        what = model.network_g.get('backbone', model.network_g)['type']
+        network = model.network_g.get('backbone', model.network_g)['type']
         number = len(images) - len(failed)
-        print(f'{what} x{upscaler.upscale}, {model.stage}: {number} image{"s" * (number != 1)}, {args.output}')
+        print(f'{network} x{upscaler.upscale}, {model.stage}: {number} image{"s" * (number != 1)}, {args.output}')
     return 1 if failed else 0
 
 
-def describe(source, err):
-    """A line for an image that was left out."""
+def describe(source: Path, err: BaseException) -> str:
+    """Returns the line for an image that failed."""
     message = f"'{err.filename}': {err.strerror}" if isinstance(err, OSError) and err.filename else str(err)
     return message if str(source) in message else f"'{source}': {message or 'not enough memory'}"
 
 
-def find(args):
-    """Each image, and where its result goes."""
+def find_images(args: argparse.Namespace) -> dict[Path, Path]:
+    """Maps each input image to its output file.
+
+    Raises:
+        UserError: no input; an output that exists, without --force, or is itself an input, or belongs to two images.
+    """
     source, target = Path(args.input), Path(os.path.normpath(args.output))
     if source.is_dir():
         if target.is_file() or (not target.is_dir() and target.suffix.lower() in SUFFIXES):
             raise UserError(f"'{target}' is a file; a folder is needed for the images in '{source}'.")
         images = {path: target / f'{name}.png' for name, path in list_images(source).items()}
     elif not source.exists():
-        raise UserError(f"there is no '{source}' (seen from {Path.cwd()}).")
+        raise UserError(f"there is no '{source}' (in {Path.cwd()}).")
     elif target.suffix.lower() in SUFFIXES and not target.is_dir():
         if target.suffix.lower() != '.png':
             raise UserError(f"'{target}': results are .png files, which keep every value; or name a folder.")
         images = {source: target}
     else:
         images = {source: target / f'{source.stem}.png'}
-    written = [path for target in images.values() for path in targets(target, args.uncertainty)]
+    written = [path for target in images.values() for path in output_files(target, args.uncertainty)]
     sources = {path.resolve() for path in images}
-    for path, times in collections.Counter(written).items():
-        if times > 1:
-            raise UserError(f"two results would be '{path}'; rename an image.")
+    for path, count in collections.Counter(written).items():
+        if count > 1:
+            raise UserError(f"two images would be written to '{path}'; rename one of them.")
         if path.resolve() in sources:
             raise UserError(f"'{path}' is one of the images to be upscaled; choose another OUTPUT.")
     existing = [path for path in written if os.path.lexists(path)]
@@ -127,31 +147,32 @@ def find(args):
     return images
 
 
-def targets(image, uncertainty=True):
-    """The files of one result: the image, the map's picture, the map."""
+def output_files(image: Path, uncertainty: bool = True) -> list[Path]:
+    """Returns the files of one result: the image and, with `uncertainty`, the map's picture and the map."""
     return [image] + [image.with_name(image.stem + end) for end in ('_uncertainty.png', '_log_var.npy')] * uncertainty
 
 
-def write(target, upscaled, limits=None):
-    image, picture, log_var = targets(target)
-    if upscaled.log_var is not None:
+def write_result(target: Path, result: UpscaleResult, limits: Sequence[float] | None = None) -> None:
+    """Writes the files of one result. The image comes last, so an image that exists has its map."""
+    image, picture, log_var = output_files(target)
+    if result.log_var is not None:
         raw = io.BytesIO()
-        np.save(raw, upscaled.log_var)
+        np.save(raw, result.log_var)
         atomic_write(log_var, raw.getvalue())
-        atomic_write(picture, encode_png(uncertainty_picture(upscaled.log_var, limits)))
-    atomic_write(image, encode_png(upscaled.image))  # last: where it is, the map is
+        atomic_write(picture, encode_png(uncertainty_picture(result.log_var, limits)))
+    atomic_write(image, encode_png(result.image))
 
 
-def warn_about_tile_seams(upscaler):
-    """Says so where tiles may be seen in the result."""
+def warn_about_tile_seams(upscaler: Upscaler) -> None:
+    """Prints a note if tiles overlap by less than the receptive radius, so that the result differs slightly."""
     from udl_plugin.inference.upscaler import ALIGN
-    if upscaler.tile is None or upscaler.margin >= (upscaler.reach or math.inf):
+    if upscaler.margin is None or upscaler.margin >= (upscaler.reach or math.inf):
         return
-    note = f'Note: tiles overlap by {upscaler.margin} pixels on each side, and how far the network sees '
-    note += 'is not known' if upscaler.reach is None else f'is {upscaler.reach}'
-    note += ': the result differs slightly from that without --tile.'
+    radius = 'is unknown' if upscaler.reach is None else f'is {upscaler.reach}'
+    note = (f'Note: tiles overlap by {upscaler.margin} pixels on each side, and the receptive radius of the network '
+            f'{radius}: the result differs slightly from the one without --tile.')
     if upscaler.reach is not None:
-        note += f' --tile {4 * -(-upscaler.reach // ALIGN) * ALIGN} gives the same.'
+        note += f' --tile {4 * -(-upscaler.reach // ALIGN) * ALIGN} gives the same result.'
     print(note, file=sys.stderr)
 
 
