@@ -8,7 +8,7 @@ PACKAGE = ROOT / 'udl_plugin'
 # a folder imports only from folders of later lines, and from itself; CONTRIBUTING.md has the same list
 ORDER = [
     {'train', 'test'}, {'cli'}, {'studies', 'integrations'}, {'training'}, {'models'}, {'config', 'prepare'},
-    {'inference', 'checkpoints'}, {'archs', 'data'}, {'losses', 'metrics', 'utils'}, {'plugin', 'errors'},
+    {'inference'}, {'checkpoints'}, {'archs', 'data'}, {'losses', 'metrics', 'utils'}, {'plugin', 'errors'},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 # what finds our classes by name, and one-line modules under an earlier version's names

@@ -42,7 +42,7 @@ def read(path):
 
 
 def test_one_image(tmp_path, photos, model, capsys):
-    expected = Upscaler(load_network_file(model))(read(photos / 'image_0.png')).image
+    expected = cv2.cvtColor(Upscaler(load_network_file(model)).upscale(photos / 'image_0.png').image, cv2.COLOR_RGB2BGR)
     assert run(photos / 'image_0.png', tmp_path / 'new' / 'sr.png', model) == 0
     assert np.array_equal(read(tmp_path / 'new' / 'sr.png'), expected)
     out, err = capsys.readouterr()
@@ -120,7 +120,7 @@ def test_images_that_memory_does_not_hold(tmp_path, photos, model, capsys, monke
     def full(*_):
         raise MemoryError
 
-    monkeypatch.setattr(Upscaler, '__call__', full)
+    monkeypatch.setattr(Upscaler, 'upscale', full)
     assert run(photos, tmp_path / 'out', model) == 1
     assert "image_0.png': not enough memory" in capsys.readouterr().err
 
@@ -187,7 +187,7 @@ def test_notes(tmp_path, photos, model, capsys):
     torch.save({'params': build_network(section).state_dict()}, tmp_path / 'old.pth')
     assert run(image, tmp_path / 'a', tmp_path / 'old.pth', '--tile', 64) == 0
     err = capsys.readouterr().err
-    assert 'Note: it does not say res_scale' in err
+    assert 'Note: it does not record res_scale' in err
     assert 'Note: tiles overlap by 16 pixels on each side, and how far the network sees is 28' in err
     assert '--tile 128 gives the same' in err
     assert run(image, tmp_path / 'b', tmp_path / 'old.pth', '--tile', 128) == 0

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from udl_plugin.cli.common import add_reading_options, path_arg, positive_int, read, run_command, show
-from udl_plugin.data.image_io import SUFFIXES, list_images, read_full_image
+from udl_plugin.data.image_io import SUFFIXES, list_images
 from udl_plugin.errors import UserError
-from udl_plugin.inference.visualize import encode_png, uncertainty_picture
+from udl_plugin.inference.visualize import encode_png, swap_red_blue, uncertainty_picture
 from udl_plugin.utils.atomic_io import atomic_write
 
 ABOUT = """\
@@ -60,17 +60,15 @@ def parse(argv):
 
 def run(args):
     images = find(args)
-    import torch  # from here on it takes seconds
-
-    from udl_plugin.inference.upscaler import Upscaler
-    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    from udl_plugin.inference.upscaler import MIN_TILE, Upscaler, find_device  # imports torch, which takes seconds
+    if args.tile is not None and args.tile < MIN_TILE:
+        raise UserError(f'--tile {args.tile} is too small; use {MIN_TILE} or more.')
     model = read(args.model, args)
+    device = find_device(args.device or 'auto', '--device')
     try:
         upscaler = Upscaler(model, device, args.tile, args.self_ensemble, args.uncertainty)
     except UserError as err:
         raise UserError(f"'{args.model}': {err}") from err
-    except (RuntimeError, AssertionError) as err:
-        raise UserError(f'--device {device}: {str(err).splitlines()[0]}') from err
     warn_about_tile_seams(upscaler)
     failed = []
     pairs = images.items() if len(images) == 1 else args.progress(images.items(), len(images), 'Upscaling')
@@ -78,7 +76,7 @@ def run(args):
         try:
             progress = None if len(images) > 1 else \
                 lambda pieces, number: args.progress(pieces, number, 'Upscaling', 'pieces')
-            write(target, upscaler(read_full_image(source), progress), args.uncertainty_limits)
+            write(target, upscaler.upscale(source, progress), args.uncertainty_limits)
         except (UserError, MemoryError, OSError) as err:
             if len(images) == 1 or getattr(err, 'errno', None) in FULL:
                 raise UserError(describe(source, err)) from err
@@ -86,9 +84,8 @@ def run(args):
     if failed:
         show(f'udl-upscale: images left out: {len(failed)} of {len(images)}', failed, file=sys.stderr)
     if not args.quiet:
-        what = model.network_g.get('backbone', model.network_g)['type']
         number = len(images) - len(failed)
-        print(f'{what} x{upscaler.upscale}, {model.stage}: {number} image{"s" * (number != 1)}, {args.output}')
+        print(f'{model.architecture} x{upscaler.scale}, {model.stage}: {number} image{"s" * (number != 1)}, {args.output}')
     return 1 if failed else 0
 
 
@@ -139,19 +136,19 @@ def write(target, upscaled, limits=None):
         np.save(raw, upscaled.log_var)
         atomic_write(log_var, raw.getvalue())
         atomic_write(picture, encode_png(uncertainty_picture(upscaled.log_var, limits)))
-    atomic_write(image, encode_png(upscaled.image))  # last: where it is, the map is
+    atomic_write(image, encode_png(swap_red_blue(upscaled.image)))  # last: where it is, the map is
 
 
 def warn_about_tile_seams(upscaler):
     """Says so where tiles may be seen in the result."""
     from udl_plugin.inference.upscaler import ALIGN
-    if upscaler.tile is None or upscaler.margin >= (upscaler.reach or math.inf):
+    if upscaler.overlap is None or upscaler.overlap >= (upscaler.receptive_radius or math.inf):
         return
-    note = f'Note: tiles overlap by {upscaler.margin} pixels on each side, and how far the network sees '
-    note += 'is not known' if upscaler.reach is None else f'is {upscaler.reach}'
+    note = f'Note: tiles overlap by {upscaler.overlap} pixels on each side, and how far the network sees '
+    note += 'is not known' if upscaler.receptive_radius is None else f'is {upscaler.receptive_radius}'
     note += ': the result differs slightly from that without --tile.'
-    if upscaler.reach is not None:
-        note += f' --tile {4 * -(-upscaler.reach // ALIGN) * ALIGN} gives the same.'
+    if upscaler.receptive_radius is not None:
+        note += f' --tile {4 * -(-upscaler.receptive_radius // ALIGN) * ALIGN} gives the same.'
     print(note, file=sys.stderr)
 
 
