@@ -52,8 +52,8 @@ def test_gradients_of_esu():
     """Of every weight, ours against theirs."""
     theirs = AuthorsEDSR(channels=16, blocks=3, scale=2).double()
     converted, _ = from_reference(theirs.state_dict(), 'x.pt')
-    ours = build_network({'type': 'EDSRVar', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 16, 'num_block': 3, 'upscale': 2,
-                  **{key: value for key, value in REFERENCE_CONFIG.items() if key != 'type'}}).double()
+    ours = build_network({**REFERENCE_CONFIG, 'type': 'EDSRVar', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 16,
+                          'num_block': 3, 'upscale': 2}).double()
     ours.load_state_dict(converted, strict=True)
     lq, hr = (torch.rand(2, 3, size, size, dtype=torch.float64) for size in (12, 24))
     loss = ESU()(*[ours(lq, return_log_var=True)[0], hr], ours(lq, return_log_var=True)[1])
@@ -100,7 +100,7 @@ def test_other_files():
     assert is_reference(AuthorsTwo(**TINY).state_dict())
     assert not is_reference({'conv_first.weight': torch.zeros(1)})
     for state_dict in (AuthorsEDSR(**TINY).state_dict(), AuthorsTwo(**TINY).state_dict()):
-        with pytest.raises(UserError, match=r"'x\.pt' looks like a file of the reference .*, but has unknown tensors: sub_mean\.weight\."):
+        with pytest.raises(UserError, match=r"'x\.pt' looks like .*, but has unknown tensors: sub_mean\.weight\."):
             from_reference({**state_dict, 'sub_mean.weight': torch.zeros(3)}, 'x.pt')
 
 

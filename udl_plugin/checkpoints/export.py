@@ -95,7 +95,8 @@ def _to_onnx(net: torch.nn.Module, channels: int, metadata: dict[str, str]) -> b
         warnings.simplefilter('ignore')
         if tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 9):
             free: Any = torch.export.Dim.DYNAMIC
-            proto = export(net, lq, **names, dynamo=True, dynamic_shapes=({2: free, 3: free},), verbose=False).model_proto
+            program = export(net, lq, **names, dynamo=True, dynamic_shapes=({2: free, 3: free},), verbose=False)
+            proto = program.model_proto
         else:  # its newer exporter fails on the mean of BasicSR's networks
             buffer, free = io.BytesIO(), {2: 'height', 3: 'width'}
             export(net, lq, buffer, **names, dynamic_axes={'lq': free, 'sr': free}, opset_version=17)

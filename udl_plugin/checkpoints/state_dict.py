@@ -44,8 +44,8 @@ def _get_state_dict(content: Any, path: PathLike, param_key: str | None) -> tupl
         if param_key == 'params_ema' and param_key not in keys and 'params' in keys:
             param_key = 'params'
         if param_key not in keys:
-            raise UserError(f"'{path}' has no '{param_key}' (it has: {_first_names(keys)}). Set path.param_key_g to one "
-                            'of these, or to null if the file is a state dict itself.')
+            raise UserError(f"'{path}' has no '{param_key}' (it has: {_first_names(keys)}). Set path.param_key_g to "
+                            'one of these, or to null if the file is a state dict itself.')
         content = content[param_key]
     return ensure_state_dict(content, path, param_key), param_key
 

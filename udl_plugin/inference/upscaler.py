@@ -36,7 +36,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = 'auto', *, u
     >>> import udl_plugin
     >>> upscaler = udl_plugin.load('net_g_latest.pth', device='cpu')
     >>> upscaler
-    Upscaler(EDSRTwo x2, step 2, 14,542 parameters, device='cpu')
+    Upscaler(EDSRTwo x2, step 2, 12,785 parameters, device='cpu')
     >>> result = upscaler.upscale('photo.png')  # 20 x 12 pixels
     >>> result.image.shape, result.expected_error.shape
     ((24, 40, 3), (24, 40, 3))
