@@ -1,4 +1,4 @@
-"""Networks in and out of files: what is told about them, what is refused, and that they stay the same network."""
+"""Networks in and out of files: which network is identified, what is refused, and that its output stays the same."""
 import json
 import pickle
 import sys
@@ -18,73 +18,76 @@ from udl_plugin.checkpoints.network_file import NetworkFile, load_network_file
 from udl_plugin.checkpoints.state_dict import save_checkpoint
 from udl_plugin.errors import UserError
 
-AUTHORS_RANGE = {'res_scale': 0.1, 'img_range': 255.0, 'rgb_mean': [0, 0, 0]}
+REFERENCE_OPTIONS = {'res_scale': 0.1, 'img_range': 255.0, 'rgb_mean': [0, 0, 0]}
 DPDNN = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_step': 2, 'upscale': 3}
 RCAN = {'type': 'RCAN', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 16, 'num_group': 1, 'num_block': 1, 'upscale': 2}
-SECTIONS = [
-    {'type': 'EDSR', **TINY, **AUTHORS_RANGE},
-    {'type': 'EDSRVar', **TINY, **AUTHORS_RANGE},
-    {'type': 'EDSRTwo', **TINY, **AUTHORS_RANGE, 'upscale': 4},
+CONFIGS = [
+    {'type': 'EDSR', **TINY, **REFERENCE_OPTIONS},
+    {'type': 'EDSRVar', **TINY, **REFERENCE_OPTIONS},
+    {'type': 'EDSRTwo', **TINY, **REFERENCE_OPTIONS, 'upscale': 4},
     {'type': 'DPDNN', **DPDNN},
     {'type': 'DPDNNVar', **DPDNN, 'img_range': 1.0, 'upscale': 2},
     {'type': 'DPDNNTwo', **DPDNN},
     {'type': 'WithVariance', 'backbone': RCAN},
     {'type': 'TwoStep', 'backbone': RCAN, 'features': 'conv_last'},
     {'type': 'ECBSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_block': 1, 'num_channel': 4, 'with_idt': True,
-     'act_type': 'prelu', 'scale': 2},  # no option of which has a default
+     'act_type': 'prelu', 'scale': 2},  # its options have no defaults
 ]
 pytestmark = pytest.mark.usefixtures('seed')
 
 
-def name_of(section):
-    return section['type']
+def get_type(config):
+    return config['type']
 
 
-def saved(tmp_path, section, said=True, key='params'):
-    """A file of a new network; with or without what it is."""
-    net = build_network(section).eval()
+def save_new(tmp_path, config, recorded=True):
+    """Saves a new network, with or without its config."""
+    net = build_network(config).eval()
     path = tmp_path / 'net.pth'
-    if said:
-        save_checkpoint(path, {key: net.state_dict()}, section)
+    if recorded:
+        save_checkpoint(path, {'params': net.state_dict()}, config, 'EU')
     else:
-        torch.save({key: net.state_dict()}, path)
+        torch.save({'params': net.state_dict()}, path)
     return net, path
 
 
-def images(net_or_model):
-    net = net_or_model.build() if isinstance(net_or_model, NetworkFile) else net_or_model
+def images(net_or_file):
+    net = net_or_file.build() if isinstance(net_or_file, NetworkFile) else net_or_file
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         return net(torch.rand(1, 3, 9, 8, generator=generator))
 
 
-@pytest.mark.parametrize('section', SECTIONS, ids=name_of)
+@pytest.mark.parametrize('config', CONFIGS, ids=get_type)
 @pytest.mark.parametrize('suffix', ['.pth', '.pt', '.safetensors'])
-def test_plain_network_of_any(tmp_path, section, suffix):
-    net, path = saved(tmp_path, section)
+def test_export_of_base_network(tmp_path, config, suffix):
+    net, path = save_new(tmp_path, config)
     export_network(tmp_path / f'plain{suffix}', load_network_file(path))
-    model = load_network_file(tmp_path / f'plain{suffix}')
-    assert model.stage == 'plain'
-    assert model.notes == []
-    assert model.network_g == base_config(section)
-    assert torch.equal(images(model), images(net))
+    file = load_network_file(tmp_path / f'plain{suffix}')
+    assert file.stage == 'plain'
+    assert file.notes == []
+    assert file.uncertainty_loss is None
+    assert file.network_g == base_config(config)
+    assert torch.equal(images(file), images(net))
 
 
-@pytest.mark.parametrize('section', SECTIONS, ids=name_of)
-def test_whole_network_of_any(tmp_path, section):
-    net, path = saved(tmp_path, section)
-    export_network(tmp_path / 'same.pth', load_network_file(path), 'udl')
-    model = load_network_file(tmp_path / 'same.pth')
-    assert model.network_g == section
-    assert model.state_dict.keys() == net.state_dict().keys()
-    assert all(torch.equal(value, model.state_dict[name]) for name, value in net.state_dict().items())
+@pytest.mark.parametrize('config', CONFIGS, ids=get_type)
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_export_of_complete_network(tmp_path, config, suffix):
+    net, path = save_new(tmp_path, config)
+    export_network(tmp_path / f'same{suffix}', load_network_file(path), 'udl')
+    file = load_network_file(tmp_path / f'same{suffix}')
+    assert file.network_g == config
+    assert file.uncertainty_loss == (None if file.stage == 'plain' else 'EU')
+    assert file.state_dict.keys() == net.state_dict().keys()
+    assert all(torch.equal(value, file.state_dict[name]) for name, value in net.state_dict().items())
 
 
-def test_plain_file_is_for_upstream(tmp_path):
-    """As BasicSR reads it: `params`, strictly; and safetensors with nothing else in it."""
+def test_exported_base_network_loads_in_basicsr(tmp_path):
+    """`params` of the .pth, and the .safetensors file, load with `strict=True`."""
     from safetensors.torch import load_file
-    net, path = saved(tmp_path, SECTIONS[2])
-    options = {key: value for key, value in SECTIONS[2].items() if key != 'type'}
+    net, path = save_new(tmp_path, CONFIGS[2])
+    options = {key: value for key, value in CONFIGS[2].items() if key != 'type'}
     export_network(tmp_path / 'plain.pth', load_network_file(path))
     export_network(tmp_path / 'plain.safetensors', load_network_file(path))
     for state_dict in (torch.load(tmp_path / 'plain.pth', weights_only=True)['params'],
@@ -94,39 +97,39 @@ def test_plain_file_is_for_upstream(tmp_path):
         assert torch.equal(images(plain), images(net))
 
 
-@pytest.mark.parametrize('section', [SECTIONS[2], SECTIONS[4], SECTIONS[6]], ids=name_of)
-def test_onnx(tmp_path, section):
-    """Run by onnxruntime on sizes that it was not exported with."""
+@pytest.mark.parametrize('config', [CONFIGS[2], CONFIGS[4], CONFIGS[6]], ids=get_type)
+def test_onnx(tmp_path, config):
+    """onnxruntime gives the same images, on sizes other than the exported one."""
     import onnxruntime
-    net, path = saved(tmp_path, section)
-    told = export_network(tmp_path / 'net.onnx', load_network_file(path))
-    assert 'In onnxruntime' in told[0]
+    net, path = save_new(tmp_path, config)
+    checked, = export_network(tmp_path / 'net.onnx', load_network_file(path))
+    assert 'In onnxruntime' in checked
     session = onnxruntime.InferenceSession(tmp_path / 'net.onnx')
     for height, width in ((1, 1), (7, 50), (31, 30), (24, 32)):
         lq = torch.rand(1, 3, height, width)
         found, = session.run(['sr'], {'lq': lq.numpy()})
         with torch.no_grad():
             assert np.abs(found - net(lq).numpy()).max() < 1e-5
-    said = session.get_modelmeta().custom_metadata_map
-    assert json.loads(said['network_g']) == base_config(section)
-    assert said['range'] == 'RGB in [0, 1], float32'
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata['network_g']) == base_config(config)
+    assert metadata['range'] == 'RGB in [0, 1], float32'
 
 
 def test_onnx_that_differs_is_not_written(tmp_path, monkeypatch):
-    _, path = saved(tmp_path, SECTIONS[0])
-    model = load_network_file(path)
-    other = build_network(SECTIONS[0])
+    _, path = save_new(tmp_path, CONFIGS[0])
+    file = load_network_file(path)
+    other = build_network(CONFIGS[0])
     export = torch.onnx.export
     monkeypatch.setattr(torch.onnx, 'export', lambda net, *args, **options: export(other, *args, **options))
     with pytest.raises(UserError, match=r"net\.onnx' is not written: in onnxruntime the network gives other images"):
-        export_network(tmp_path / 'net.onnx', model)
+        export_network(tmp_path / 'net.onnx', file)
     assert not (tmp_path / 'net.onnx').exists()
 
 
 def test_network_that_cannot_be_exported(tmp_path):
-    section = {'type': 'SwinIR', 'img_size': 8, 'window_size': 8, 'depths': [2], 'embed_dim': 12, 'num_heads': [2],
+    config = {'type': 'SwinIR', 'img_size': 8, 'window_size': 8, 'depths': [2], 'embed_dim': 12, 'num_heads': [2],
                'upscale': 2, 'upsampler': 'pixelshuffledirect'}
-    _, path = saved(tmp_path, section)
+    _, path = save_new(tmp_path, config)
     with pytest.raises(UserError, match=r"net\.onnx': SwinIR cannot be exported with free height and width"):
         export_network(tmp_path / 'net.onnx', load_network_file(path))
     rrdbnet = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4,
@@ -136,35 +139,35 @@ def test_network_that_cannot_be_exported(tmp_path):
     assert not (tmp_path / 'net.onnx').exists()
 
 
-@pytest.mark.parametrize(('section', 'assumed'), [
-    (SECTIONS[1], 'res_scale: 1, img_range: 255.0, rgb_mean: [0.4488, 0.4371, 0.404]'),
-    (SECTIONS[5], 'img_range: 255.0')], ids=['EDSRVar', 'DPDNNTwo'])
-def test_file_that_does_not_say(tmp_path, section, assumed):
-    net, path = saved(tmp_path, section, said=False)
-    model = load_network_file(path)
-    assert assumed in model.notes[0]
-    assert '--opt' in model.notes[0]
-    shape = {key: value for key, value in section.items() if key not in AUTHORS_RANGE}
-    assert model.network_g == shape
-    told = load_network_file(path, network_g=section)
-    assert told.notes == []
-    assert torch.equal(images(told), images(net))
+@pytest.mark.parametrize(('config', 'assumed'), [
+    (CONFIGS[1], 'res_scale: 1, img_range: 255.0, rgb_mean: [0.4488, 0.4371, 0.404]'),
+    (CONFIGS[5], 'img_range: 255.0')], ids=['EDSRVar', 'DPDNNTwo'])
+def test_file_without_config(tmp_path, config, assumed):
+    net, path = save_new(tmp_path, config, recorded=False)
+    file = load_network_file(path)
+    assert assumed in file.notes[0]
+    assert '--opt' in file.notes[0]
+    shape = {key: value for key, value in config.items() if key not in REFERENCE_OPTIONS}
+    assert file.network_g == shape
+    file = load_network_file(path, network_g=config)
+    assert file.notes == []
+    assert torch.equal(images(file), images(net))
 
 
-def test_what_was_said_by_a_yml_of_another_step(tmp_path):
-    net, path = saved(tmp_path, SECTIONS[1], said=False)
-    assert load_network_file(path, network_g={**SECTIONS[0]}).network_g == SECTIONS[1]
-    assert torch.equal(images(load_network_file(path, network_g={**SECTIONS[0], 'type': 'EDSRTwo'})), images(net))
+def test_config_of_another_step(tmp_path):
+    net, path = save_new(tmp_path, CONFIGS[1], recorded=False)
+    assert load_network_file(path, network_g={**CONFIGS[0]}).network_g == CONFIGS[1]
+    assert torch.equal(images(load_network_file(path, network_g={**CONFIGS[0], 'type': 'EDSRTwo'})), images(net))
 
 
-def test_other_networks_must_say(tmp_path):
-    net, path = saved(tmp_path, SECTIONS[6], said=False)
+def test_other_network_without_config(tmp_path):
+    net, path = save_new(tmp_path, CONFIGS[6], recorded=False)
     with pytest.raises(UserError, match=r"net\.pth': its weights are neither an EDSR nor a DPDNN.*--opt"):
         load_network_file(path)
-    assert torch.equal(images(load_network_file(path, network_g=SECTIONS[6])), images(net))
+    assert torch.equal(images(load_network_file(path, network_g=CONFIGS[6])), images(net))
 
 
-def test_yml_may_name_any_network(tmp_path, monkeypatch):
+def test_config_from_the_user_may_name_any_network(tmp_path, monkeypatch):
     class Mine(torch.nn.Conv2d):
         def __init__(self):
             super().__init__(3, 3, 1)
@@ -172,84 +175,84 @@ def test_yml_may_name_any_network(tmp_path, monkeypatch):
     monkeypatch.setitem(ARCH_REGISTRY._obj_map, 'Mine', Mine)
     torch.save({'params': Mine().state_dict()}, tmp_path / 'net.pth')
     assert type(load_network_file(tmp_path / 'net.pth', network_g={'type': 'Mine'}).build()) is Mine
-    for section in ({}, {'num_feat': 8}, {'backbone': 'EDSR'}):
-        with pytest.raises(UserError, match='network_g: type: is missing'):
-            load_network_file(tmp_path / 'net.pth', network_g=section)
+    for config in ({}, {'num_feat': 8}, {'backbone': 'EDSR'}):
+        with pytest.raises(UserError, match=r'network_g\.type: is missing'):
+            load_network_file(tmp_path / 'net.pth', network_g=config)
 
 
 def test_keys(tmp_path):
-    net, ema = build_network(SECTIONS[0]), build_network(SECTIONS[0])
+    net, ema = build_network(CONFIGS[0]), build_network(CONFIGS[0])
     path = tmp_path / 'net.pth'
-    save_checkpoint(path, {'params': net.state_dict(), 'params_ema': ema.state_dict()}, SECTIONS[0])
+    save_checkpoint(path, {'params': net.state_dict(), 'params_ema': ema.state_dict()}, CONFIGS[0])
     assert torch.equal(images(load_network_file(path)), images(ema))
-    assert 'params_ema is taken' in load_network_file(path).notes[0]
+    assert 'using params_ema, the moving average' in load_network_file(path).notes[0]
     assert torch.equal(images(load_network_file(path, 'params')), images(net))
     assert load_network_file(path, 'params').notes == []
     with pytest.raises(UserError, match=r"has no 'parmas'; it has: network_g, params, params_ema"):
         load_network_file(path, 'parmas')
-    torch.save(net.state_dict(), path)  # a state dict itself, as torch's own users write it
-    assert torch.equal(images(load_network_file(path, network_g=SECTIONS[0])), images(net))
+    torch.save(net.state_dict(), path)  # a state dict itself
+    assert torch.equal(images(load_network_file(path, network_g=CONFIGS[0])), images(net))
 
 
-def test_weights_that_disagree_with_what_was_said(tmp_path):
-    net, path = saved(tmp_path, SECTIONS[0])
+def test_weights_that_contradict_the_config(tmp_path):
+    net, path = save_new(tmp_path, CONFIGS[0])
     with pytest.raises(UserError, match=r"net\.pth': its weights have num_feat: 8 \(network_g: 16\)"):
-        load_network_file(path, network_g={**SECTIONS[0], 'num_feat': 16})
-    save_checkpoint(path, {'params': net.state_dict()}, {**SECTIONS[0], 'upscale': 3})
+        load_network_file(path, network_g={**CONFIGS[0], 'num_feat': 16})
+    save_checkpoint(path, {'params': net.state_dict()}, {**CONFIGS[0], 'upscale': 3})
     with pytest.raises(UserError, match=r'upscale: 2 \(network_g: 3\)'):
         load_network_file(path)
     with pytest.raises(UserError, match='do not fit network_g.*missing'):
         load_network_file(path, network_g=RCAN)
     with pytest.raises(UserError, match="network_g: 'res_scal' is not an option of type: EDSR"):
-        load_network_file(path, network_g={**SECTIONS[0], 'res_scal': 1})
+        load_network_file(path, network_g={**CONFIGS[0], 'res_scal': 1})
 
 
-@pytest.mark.parametrize(('said', 'message'), [
+@pytest.mark.parametrize(('declared', 'message'), [
     ('EDSR', 'EDSR has no type'), ({'type': 'os.system'}, "there is no 'os.system'"),
-    ({'type': 'BasicVSR', 'spynet_path': 'x'}, 'spynet_path: x would read another file'), ({'a': 1}, 'has no type'),
+    ({'type': 'BasicVSR', 'spynet_path': 'x'}, 'spynet_path: x would read another file'),
+    ({'type': 'BasicVSR', 'a': {'b': [{'file': 'x'}]}}, 'a: .* would read another file'), ({'a': 1}, 'has no type'),
     ({'type': 'WithVariance', 'backbone': 'EDSR'}, 'has no type'), ([1], 'has no type')])
-def test_strange_metadata(tmp_path, said, message):
-    content = {'params': build_network(SECTIONS[0]).state_dict(), 'network_g': said}
+def test_invalid_recorded_config(tmp_path, declared, message):
+    content = {'params': build_network(CONFIGS[0]).state_dict(), 'network_g': declared}
     torch.save(content, tmp_path / 'net.pth')
-    with pytest.raises(UserError, match=rf"net\.pth': network_g: .*{message}"):
+    with pytest.raises(UserError, match=rf"net\.pth': network_g[.:].*{message}"):
         load_network_file(tmp_path / 'net.pth')
 
 
-@pytest.mark.parametrize(('section', 'message'), [
-    ({**SECTIONS[0], 'res_scale': 'abc'}, "res_scale: 'abc' must be a number"),
-    ({**SECTIONS[0], 'img_range': '255'}, "img_range: '255' must be a number"),
-    ({**SECTIONS[0], 'img_range': float('nan')}, 'img_range: nan must be a number'),
-    ({**SECTIONS[0], 'rgb_mean': 'abc'}, "rgb_mean: 'abc' must be a list of numbers"),
-    ({**SECTIONS[0], 'rgb_mean': None}, 'rgb_mean: None must be a list of numbers'),
-    ({**SECTIONS[0], 'rgb_mean': [1]}, 'type: EDSR: cannot be built'),
-    ({**SECTIONS[3], 'checkpointing': 'yes'}, "checkpointing: 'yes' must be true or false"),
+@pytest.mark.parametrize(('config', 'message'), [
+    ({**CONFIGS[0], 'res_scale': 'abc'}, "res_scale: 'abc' must be a number"),
+    ({**CONFIGS[0], 'img_range': '255'}, "img_range: '255' must be a number"),
+    ({**CONFIGS[0], 'img_range': float('nan')}, 'img_range: nan must be a number'),
+    ({**CONFIGS[0], 'rgb_mean': 'abc'}, "rgb_mean: 'abc' must be a list of numbers"),
+    ({**CONFIGS[0], 'rgb_mean': None}, 'rgb_mean: None must be a list of numbers'),
+    ({**CONFIGS[0], 'rgb_mean': [1]}, 'type: EDSR: cannot be built'),
+    ({**CONFIGS[3], 'checkpointing': 'yes'}, "checkpointing: 'yes' must be true or false"),
     ({**RCAN, 'num_feat': '16'}, "num_feat: '16' must be a number"),
     ({**RCAN, 'num_in_ch': [3]}, r'num_in_ch: \[3\] must be a number, a name, true or false'),
-    ({**RCAN, 'num_group': 30000}, 'num_group: 30000 is more than its weights can have'),
     ({**RCAN, 'squeeze_factor': 0}, 'type: RCAN: cannot be built'),
     ({key: value for key, value in RCAN.items() if key != 'num_in_ch'}, 'type: RCAN: cannot be built'),
     ({'type': 'WithVariance', 'backbone': RCAN, 'features': [1]}, 'expected the name of a module'),
     ({'type': 'SwinIR', 'norm_layer': 'x'}, "norm_layer: 'x' must be left out"),
 ])
-def test_absurd_metadata(tmp_path, section, message):
-    good = {'RCAN': RCAN, 'DPDNN': SECTIONS[3], 'WithVariance': SECTIONS[6]}.get(section['type'], SECTIONS[0])
-    torch.save({'params': build_network(good).state_dict(), 'network_g': section}, tmp_path / 'net.pth')
+def test_recorded_config_with_invalid_values(tmp_path, config, message):
+    good = {'RCAN': RCAN, 'DPDNN': CONFIGS[3], 'WithVariance': CONFIGS[6]}.get(config['type'], CONFIGS[0])
+    torch.save({'params': build_network(good).state_dict(), 'network_g': config}, tmp_path / 'net.pth')
     with pytest.raises(UserError, match=message):
         load_network_file(tmp_path / 'net.pth')
 
 
-def test_weights_that_are_no_numbers(tmp_path):
-    state_dict = build_network(SECTIONS[0]).state_dict()
+def test_weights_that_are_not_finite(tmp_path):
+    state_dict = build_network(CONFIGS[0]).state_dict()
     state_dict['conv_last.bias'][1] = float('nan')
-    save_checkpoint(tmp_path / 'net.pth', {'params': state_dict}, SECTIONS[0])
-    with pytest.raises(UserError, match=r"net\.pth': conv_last\.bias has values that are no finite numbers"):
+    save_checkpoint(tmp_path / 'net.pth', {'params': state_dict}, CONFIGS[0])
+    with pytest.raises(UserError, match=r"net\.pth': conv_last\.bias has values that are not finite"):
         load_network_file(tmp_path / 'net.pth')
 
 
-def test_network_of_other_channels(tmp_path):
-    section = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 1, 'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4}
-    save_checkpoint(tmp_path / 'net.pth', {'params': build_network(section).state_dict()}, section)
-    with pytest.raises(UserError, match=r"net\.pth': its network makes an image of 1 channels of one of 3"):
+def test_network_that_changes_the_number_of_channels(tmp_path):
+    config = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 1, 'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4}
+    save_checkpoint(tmp_path / 'net.pth', {'params': build_network(config).state_dict()}, config)
+    with pytest.raises(UserError, match=r"net\.pth': the network turns an image of 3 channels into one of 1"):
         load_network_file(tmp_path / 'net.pth')
 
 
@@ -258,7 +261,7 @@ class Evil:
         return exec, ('raise SystemExit("executed")',)
 
 
-def test_file_that_wants_more_than_tensors(tmp_path):
+def test_file_with_python_objects(tmp_path):
     path = tmp_path / 'evil.pth'
     for content in ({'params': {'x': Evil()}}, Evil()):
         torch.save(content, path)
@@ -276,7 +279,7 @@ def test_files_that_cannot_be_read(tmp_path, name):
     (tmp_path / name).write_bytes(b'nothing of the kind')
     with pytest.raises(UserError, match=rf'{name}.* cannot be read as'):
         load_network_file(tmp_path / name)
-    _, path = saved(tmp_path, SECTIONS[0])
+    _, path = save_new(tmp_path, CONFIGS[0])
     if name == 'x.safetensors':
         export_network(tmp_path / 'good.safetensors', load_network_file(path))
         path = tmp_path / 'good.safetensors'
@@ -293,25 +296,23 @@ def test_files_without_a_state_dict(tmp_path, content):
 
 
 def test_bad_targets(tmp_path):
-    model = load_network_file(saved(tmp_path, SECTIONS[5])[1])
-    with pytest.raises(UserError, match=r"x\.pkl': the suffix is none of \.pth"):
-        export_network(tmp_path / 'x.pkl', model)
-    for suffix in ('.onnx', '.safetensors'):
-        with pytest.raises(UserError, match='holds the plain network; --layout udl wants'):
-            export_network(tmp_path / f'x{suffix}', model, 'udl')
-    with pytest.raises(UserError, match='EDSR only'):
-        export_network(tmp_path / 'x.pt', model, 'authors')
+    file = load_network_file(save_new(tmp_path, CONFIGS[5])[1])
+    with pytest.raises(UserError, match=r"x\.pkl': the suffix must be one of \.pth"):
+        export_network(tmp_path / 'x.pkl', file)
+    with pytest.raises(UserError, match=r'\.onnx holds only the plain network; --layout udl needs another suffix'):
+        export_network(tmp_path / 'x.onnx', file, 'udl')
+    assert not list(tmp_path.glob('x.*'))
 
 
 @pytest.mark.parametrize(('suffix', 'missing'), [('.safetensors', 'safetensors.torch'), ('.onnx', 'onnxruntime')])
 def test_missing_package(tmp_path, monkeypatch, suffix, missing):
-    model = load_network_file(saved(tmp_path, SECTIONS[0])[1])
+    file = load_network_file(save_new(tmp_path, CONFIGS[0])[1])
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(UserError, match=rf"needs the package {missing.split('.')[0]}: pip install 'udl_plugin\[conv"):
-        export_network(tmp_path / f'x{suffix}', model)
+        export_network(tmp_path / f'x{suffix}', file)
 
 
-def test_sections():
+def test_wrapped_config():
     assert wrapped_config('step 1', RCAN) == {'type': 'WithVariance', 'backbone': RCAN}
     assert wrapped_config('step 2', {'type': 'EDSR', 'num_feat': 8}) == {'type': 'EDSRTwo', 'num_feat': 8}
     assert wrapped_config('step 2', {'type': 'EDSR'}, 'conv_last') == \
@@ -320,7 +321,7 @@ def test_sections():
 
 @ARCH_REGISTRY.register()
 class UsersNetwork(nn.Module):
-    """A network of a user's own, of a kind that no list of ours has."""
+    """A user's own network."""
 
     def __init__(self, num_feat=4, upscale=2, norm_path=None):
         super().__init__()
@@ -331,25 +332,34 @@ class UsersNetwork(nn.Module):
         return self.up(self.body(x))
 
 
-@pytest.mark.parametrize('kind', ['plain', 'step 1', 'step 2'])
-def test_any_registered_network(tmp_path, kind):
-    section = wrapped_config(kind, {'type': 'UsersNetwork', 'num_feat': 6, 'norm_path': None})
-    net, path = saved(tmp_path, section)
-    model = load_network_file(path)
-    assert (model.stage, model.network_g) == (kind, section)
-    assert all(torch.equal(value, model.state_dict[name]) for name, value in net.state_dict().items())
+@pytest.mark.parametrize('stage', ['plain', 'step 1', 'step 2'])
+def test_any_registered_network(tmp_path, stage):
+    config = wrapped_config(stage, {'type': 'UsersNetwork', 'num_feat': 6, 'norm_path': None})
+    net, path = save_new(tmp_path, config)
+    file = load_network_file(path)
+    assert (file.stage, file.network_g) == (stage, config)
+    assert all(torch.equal(value, file.state_dict[name]) for name, value in net.state_dict().items())
 
 
 @pytest.mark.parametrize('option', [{'norm_path': 'x'}, {'num_feat': '../x.pth'}])
-def test_no_option_that_reads_another_file(tmp_path, option):
-    net, path = saved(tmp_path, {'type': 'UsersNetwork'})
+def test_option_that_reads_another_file(tmp_path, option):
+    net, path = save_new(tmp_path, {'type': 'UsersNetwork'})
     save_checkpoint(path, {'params': net.state_dict()}, {'type': 'UsersNetwork', **option})
-    with pytest.raises(UserError, match=f'network_g: {next(iter(option))}: .* would read another file'):
+    with pytest.raises(UserError, match=rf'network_g\.{next(iter(option))}: .* would read another file'):
         load_network_file(path)
 
 
 def test_unknown_network(tmp_path):
-    net, path = saved(tmp_path, {'type': 'UsersNetwork'})
+    net, path = save_new(tmp_path, {'type': 'UsersNetwork'})
     save_checkpoint(path, {'params': net.state_dict()}, {'type': 'UserNetwork'})
     with pytest.raises(UserError, match="there is no 'UserNetwork' .did you mean 'UsersNetwork'"):
         load_network_file(path)
+
+
+def test_repr(tmp_path):
+    _, path = save_new(tmp_path, CONFIGS[2])
+    file = load_network_file(path)
+    number = sum(value.numel() for value in file.state_dict.values())
+    assert repr(file) == f'NetworkFile(EDSRTwo x4, step 2, {number:,} parameters)'
+    assert repr(file.base()).startswith('NetworkFile(EDSR, plain, ')
+    assert repr(NetworkFile({}, CONFIGS[6])) == 'NetworkFile(RCAN, plain, 0 parameters)'

@@ -1,3 +1,4 @@
+import functools
 import pickle
 from collections import OrderedDict
 
@@ -10,8 +11,10 @@ from conftest import TINY
 from udl_plugin.archs import EDSRTwo, EDSRVar
 from udl_plugin.archs.build import build_network
 from udl_plugin.archs.wrapping import base_state_dict
+from udl_plugin.checkpoints.safe_load import load_checkpoint
 from udl_plugin.checkpoints.state_dict import (
     describe_mismatch,
+    get_uncertainty_loss,
     load_matching_state_dict,
     read_state_dict,
     save_checkpoint,
@@ -40,15 +43,15 @@ def test_keys(tmp_path):
 
 @pytest.mark.parametrize(('content', 'key'), [
     (torch.ones(1), 'params'), (torch.ones(1), None), ([1], 'params'), ({'params': torch.ones(1)}, 'params'),
-    ({'params': {'a': 1}}, 'params')])
-def test_no_state_dict(tmp_path, content, key):
+    ({'params': {'a': 1}}, 'params'), ({'params': {'a': torch.zeros(2, 2).to_sparse()}}, 'params')])
+def test_file_without_state_dict(tmp_path, content, key):
     torch.save(content, tmp_path / 'x.pth')
-    with pytest.raises(UserError, match=r'x\.pth'):
+    with pytest.raises(UserError, match=r"x\.pth' (holds no state dict|has no 'params')"):
         read_state_dict(tmp_path / 'x.pth', key)
 
 
 class Payload:
-    """Would make a file when unpickled."""
+    """Creates a file when unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -74,7 +77,7 @@ def test_bad_files(tmp_path):
     assert not (tmp_path / 'ran').exists()
 
 
-def test_explain_mismatch():
+def test_describe_mismatch():
     net = EDSRVar(**TINY)
     assert describe_mismatch(net, net.state_dict()) == ''
     other = EDSRVar(**{**TINY, 'num_feat': 16, 'upscale': 4})
@@ -87,7 +90,7 @@ def test_explain_mismatch():
 
 
 @pytest.mark.parametrize('arch', [EDSRVar, EDSRTwo])
-def test_plain_network_in_it(arch):
+def test_base_network(arch):
     net, plain = arch(**TINY), EDSR(**TINY)
     plain.load_state_dict(base_state_dict(net.state_dict()), strict=True)
     x = torch.rand(1, 3, 8, 8)
@@ -95,31 +98,82 @@ def test_plain_network_in_it(arch):
     assert base_state_dict(plain.state_dict()).keys() == plain.state_dict().keys()
 
 
-def test_written_checkpoint(tmp_path):
+def test_saved_checkpoint(tmp_path):
     net = EDSRTwo(**TINY)
-    section = OrderedDict(type='EDSRTwo', **TINY, rgb_mean=(0, 0, 0))
-    save_checkpoint(tmp_path / 'new' / 'net.pth', {'params': net.state_dict()}, section)
+    network_g = OrderedDict(type='EDSRTwo', **TINY, rgb_mean=(0, 0, 0))
+    save_checkpoint(tmp_path / 'new' / 'net.pth', {'params': net.state_dict()}, network_g)
     content = torch.load(tmp_path / 'new' / 'net.pth', weights_only=True)
+    assert content.keys() == {'network_g', 'params'}
     assert content['network_g'] == {'type': 'EDSRTwo', **TINY, 'rgb_mean': [0, 0, 0]}
     assert list(content['params']) == list(net.state_dict())
     assert read_state_dict(tmp_path / 'new' / 'net.pth')[0].keys() == net.state_dict().keys()
     EDSRTwo(**TINY).load_state_dict(content['params'], strict=True)
 
 
-def test_mismatch_tells_what_the_file_says(tmp_path):
+def test_saved_uncertainty_loss(tmp_path):
+    net, path = EDSRVar(**TINY), tmp_path / 'net.pth'
+    save_checkpoint(path, {'params': net.state_dict()}, {'type': 'EDSRVar', **TINY}, 'EU')
+    content = torch.load(path, weights_only=True)
+    assert content['uncertainty_loss'] == 'EU' == get_uncertainty_loss(load_checkpoint(path))
+    assert get_uncertainty_loss({'params': {}}) is get_uncertainty_loss({'uncertainty_loss': 3}) is None
+
+
+def test_mismatch_names_the_recorded_network(tmp_path):
     section = {'type': 'RCAN', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 16, 'num_group': 1, 'num_block': 1}
     save_checkpoint(tmp_path / 'net.pth', {'params': build_network(section).state_dict()}, section)
-    with pytest.raises(UserError, match=r"The file says that it is of: \{'type': 'RCAN'.* no variance head"):
+    message = r"path\.pretrain_network_g: '.*The file was written for \{'type': 'RCAN'.* no variance head"
+    with pytest.raises(UserError, match=message):
         load_matching_state_dict(EDSRTwo(**TINY), tmp_path / 'net.pth')
-    with pytest.raises(UserError, match=r'no file .*nowhere\.pth.* Train step 1 first, or name its checkpoint'):
+    message = r'path\.pretrain_network_g: there is no file .*nowhere\.pth.* Train step 1 first, or name its checkpoint'
+    with pytest.raises(UserError, match=message):
         load_matching_state_dict(EDSRTwo(**TINY), tmp_path / 'nowhere.pth')
 
 
-def test_files_that_are_taken_for_checkpoints(tmp_path):
+def test_other_files_and_folders(tmp_path):
     (tmp_path / 'x.onnx').write_bytes(b'\x08\x09onnx')
     with pytest.raises(UserError) as caught:
         read_state_dict(tmp_path / 'x.onnx')
-    assert 'it is of another kind, or holds more than tensors' in str(caught.value)
+    assert 'it has another format, or holds Python objects' in str(caught.value)
     assert 'weights_only' not in str(caught.value)  # torch's advice is the opposite of ours
     with pytest.raises(UserError, match=r'is a folder; name a file in it, such as models/net_g_latest\.pth'):
         read_state_dict(tmp_path)
+
+
+def test_one_read_for_several_networks(tmp_path):
+    """As for a network and its moving average."""
+    net, ema, path = EDSRVar(**TINY), EDSRVar(**TINY), tmp_path / 'net.pth'
+    save_checkpoint(path, {'params': net.state_dict(), 'params_ema': ema.state_dict()}, {'type': 'EDSRVar', **TINY})
+    paths = []
+
+    @functools.lru_cache
+    def read(path):
+        paths.append(path)
+        return load_checkpoint(path)
+
+    for key, source in (('params', net), ('params_ema', ema)):
+        state_dict, found_key, mismatch = load_matching_state_dict(EDSRTwo(**TINY), path, key, read=read)
+        assert (found_key, mismatch) == (key, '')
+        assert torch.equal(state_dict['var_net.conv_last.weight'], source.state_dict()['conv_last.weight'])
+    with pytest.raises(UserError, match=r"path\.pretrain_network_g: '.*net\.pth' does not fit network_g: EDSR"):
+        load_matching_state_dict(EDSR(**{**TINY, 'num_feat': 16}), path, read=read)
+    assert paths == [path]
+
+
+@pytest.mark.parametrize(('arch', 'options', 'strict', 'message'), [
+    (EDSRVar, {}, True, 'step-2 checkpoint: set network_g.type to a step-2 network, such as EDSRTwo, or extract'),
+    (EDSRTwo, {'num_feat': 16}, False, 'Both steps require the same network'),
+])
+def test_advice_on_a_step_2_checkpoint(tmp_path, arch, options, strict, message):
+    save_checkpoint(tmp_path / 'net.pth', {'params': EDSRTwo(**TINY).state_dict()}, {'type': 'EDSRTwo', **TINY})
+    with pytest.raises(UserError, match=message):
+        load_matching_state_dict(arch(**{**TINY, **options}), tmp_path / 'net.pth', strict=strict)
+
+
+def test_advice_and_result_with_strict_load(tmp_path):
+    save_checkpoint(tmp_path / 'net.pth', {'params': EDSR(**TINY).state_dict()}, {'type': 'EDSR', **TINY})
+    with pytest.raises(UserError, match=r'Set the same options in network_g, or path\.strict_load_g: false'):
+        load_matching_state_dict(EDSRVar(**TINY), tmp_path / 'net.pth')
+    _, _, mismatch = load_matching_state_dict(EDSRVar(**TINY), tmp_path / 'net.pth', strict=False)
+    assert mismatch.startswith('tensors missing: 6 (var_conv')
+    with pytest.raises(UserError, match=r'Set the same options in network_g\.$'):  # nothing fits
+        load_matching_state_dict(torch.nn.Conv2d(1, 1, 1), tmp_path / 'net.pth', strict=False)

@@ -27,7 +27,7 @@ def run(*arguments):
 
 @pytest.mark.parametrize(('name', 'layout', 'network'), [
     ('plain.pth', 'plain', 'EDSR'), ('plain.safetensors', 'plain', 'EDSR'), ('all.pth', 'udl', 'EDSRTwo'),
-    ('all.pt', 'authors', 'EDSRTwo')])
+    ('all.safetensors', 'udl', 'EDSRTwo')])
 def test_printed_network_g(step2, tmp_path, capsys, name, layout, network):
     assert run(step2, tmp_path / 'out' / name, '--layout', layout) == 0
     out, err = capsys.readouterr()
@@ -65,7 +65,7 @@ def test_opt(tmp_path, capsys):
     """--opt supplies options that an old checkpoint does not record."""
     torch.save({'params': build_network(NETWORK_G).state_dict()}, tmp_path / 'old.pth')
     assert run(tmp_path / 'old.pth', tmp_path / 'a.pth') == 0
-    assert 'Note: it does not say res_scale, img_range, rgb_mean' in capsys.readouterr().err
+    assert 'Note: it does not record res_scale, img_range, rgb_mean' in capsys.readouterr().err
     (tmp_path / 'x.yml').write_text(yaml.safe_dump({'name': 'x', 'network_g': NETWORK_G}))
     assert run(tmp_path / 'old.pth', tmp_path / 'b.pth', '--opt', tmp_path / 'x.yml') == 0
     assert capsys.readouterr().err == ''

@@ -8,13 +8,14 @@ from udl_plugin.inference.visualize import (
     encode_png,
     error_picture,
     luma,
+    swap_red_blue,
     uncertainty_picture,
 )
 
 BLUE, RED = [128, 0, 0], [0, 0, 128]  # the ends of OpenCV's JET, BGR
 
 
-def test_uncertainty_is_y_stretched_in_jet():
+def test_uncertainty_is_stretched_luma_in_jet():
     log_var = np.random.default_rng(0).normal(size=(3, 8, 9))
     y = 65.738 * log_var[0] + 129.057 * log_var[1] + 25.064 * log_var[2]
     grey = np.round(255 * (y - y.min()) / (y.max() - y.min())).astype(np.uint8)
@@ -28,7 +29,7 @@ def test_uncertainty_is_y_stretched_in_jet():
 def test_one_channel_and_constant_maps():
     ramp = np.arange(12.).reshape(1, 3, 4)
     assert uncertainty_picture(ramp)[-1, -1].tolist() == RED
-    with np.errstate(all='raise'):  # importing basicsr leaves numpy's warnings off
+    with np.errstate(all='raise'):  # importing basicsr turns numpy's warnings off
         assert (uncertainty_picture(np.full((3, 4, 4), -1.)) == BLUE).all()
     with pytest.raises(ValueError, match=r'\(2, 4, 4\)'):
         uncertainty_picture(np.zeros((2, 4, 4)))
@@ -65,7 +66,7 @@ def test_error_does_not_wrap_around():
     assert (error_picture(white, white) == BLUE).all()
 
 
-def test_sheet():
+def test_contact_sheet():
     tile = np.full((20, 30, 3), 100, np.uint8)
     picture = contact_sheet([[('one', tile), ('two', tile)], [('three', tile)]], margin=4, label_height=16)
     assert picture.shape == (4 + 2 * (16 + 20 + 4), 4 + 2 * (30 + 4), 3)
@@ -73,3 +74,11 @@ def test_sheet():
     assert (picture[4:20, 4:34] < 128).any()  # the label
     assert (picture[:4] == 255).all()
     np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(encode_png(picture), np.uint8), 1), picture)
+
+
+def test_swap_red_blue():
+    img = np.arange(24, dtype=np.uint16).reshape(2, 3, 4)
+    np.testing.assert_array_equal(swap_red_blue(img), img[:, :, [2, 1, 0, 3]])
+    np.testing.assert_array_equal(swap_red_blue(img[:, :, :3]), img[:, :, [2, 1, 0]])
+    np.testing.assert_array_equal(swap_red_blue(swap_red_blue(img)), img)
+    np.testing.assert_array_equal(swap_red_blue(img[:, :, 0]), img[:, :, 0])

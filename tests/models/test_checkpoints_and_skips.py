@@ -277,7 +277,7 @@ def test_best_network(tmp_path, monkeypatch, better, values, best, save_best):
         model.validation(DataLoader(Pairs()), number, None, save_img=False)
     content = torch.load(tmp_path / 'net_g_best.pth', weights_only=True)
     assert equal(content['params'].values(), seen[best])
-    assert content.keys() == {'params', 'params_ema', 'network_g'}
+    assert content.keys() == {'params', 'params_ema', 'network_g', 'uncertainty_loss'}
 
 
 def test_last_validation_names_its_iteration(tmp_path):

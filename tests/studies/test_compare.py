@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from authors_network import AuthorsEDSR
 from basicsr.archs.rcan_arch import RCAN
 from basicsr.archs.swinir_arch import SwinIR
 from basicsr.metrics import calculate_psnr, calculate_ssim
@@ -12,12 +13,12 @@ from conftest import OPTIONS, TINY
 
 from udl_plugin.archs import DPDNNVar, EDSRTwo, EDSRVar
 from udl_plugin.checkpoints.network_file import load_network_file
-from udl_plugin.checkpoints.reference_names import to_reference
 from udl_plugin.checkpoints.state_dict import save_checkpoint
 from udl_plugin.cli.compare import main
 from udl_plugin.data.lmdb_io import encode
 from udl_plugin.errors import UserError
 from udl_plugin.inference.upscaler import Upscaler
+from udl_plugin.inference.visualize import swap_red_blue
 from udl_plugin.metrics import uncertainty_metrics
 from udl_plugin.prepare.datasets import prepare_benchmark
 from udl_plugin.prepare.demo_data import validation_photos
@@ -89,7 +90,7 @@ def test_scores_are_those_of_the_image_that_the_network_makes(results, benchmark
     for name, images in results[1].scores.items():
         for image, scores in images.items():
             gt, lq = (cv2.imread(str(benchmarks / name / kind / f'{image}.png')) for kind in ('GTmod2', 'LRbicx2'))
-            sr = upscaler(lq).image
+            sr = swap_red_blue(upscaler.upscale(swap_red_blue(lq)).image)
             assert scores.psnr == pytest.approx(calculate_psnr(sr, gt, 2, test_y_channel=True), abs=0.01)
             assert scores.ssim == pytest.approx(calculate_ssim(sr, gt, 2, test_y_channel=True), abs=1e-3)
     assert results[1].scores == results[2].scores  # step 2 from step 1, not trained yet
@@ -184,15 +185,13 @@ def test_boxes_are_where_the_map_is_highest(results):
 def test_other_layouts(models, benchmarks, tmp_path):
     """The authors' file and safetensors give what the same network of ours gives."""
     safetensors = pytest.importorskip('safetensors.torch')
-    from udl_plugin.archs.build import with_defaults
     model = load_network_file(models / 'var.pth')
     plain = model.plain()
     tensors = {name: value.contiguous() for name, value in plain.state_dict.items()}
     safetensors.save_file(tensors, tmp_path / 'plain.safetensors')
-    authors = EDSRVar(**TINY, res_scale=0.1, rgb_mean=[0, 0, 0])
-    section = {'type': 'EDSR', **TINY, 'res_scale': 0.1, 'rgb_mean': [0, 0, 0]}
-    torch.save(to_reference(authors.state_dict(), with_defaults(section)), tmp_path / 'authors.pt')
-    save_checkpoint(tmp_path / 'ours.pth', {'params': authors.state_dict()}, {**section, 'type': 'EDSRVar'})
+    torch.save(AuthorsEDSR(channels=8, blocks=2, scale=2).state_dict(), tmp_path / 'authors.pt')
+    authors = load_network_file(tmp_path / 'authors.pt')
+    save_checkpoint(tmp_path / 'ours.pth', {'params': authors.state_dict}, authors.network_g)
     entries, _, scale = read_entries([f'{name}={tmp_path}/{file}' for name, file in (
         ('a', 'plain.safetensors'), ('b', 'authors.pt'), ('c', 'ours.pth'))] + [f'd={models}/var.pth'], tmp_path)
     sections = find_benchmarks([str(benchmarks / 'Two')], {}, scale)

@@ -1,15 +1,19 @@
-"""Networks in files, whoever wrote them: what network it is, and the same one in another form.
+"""Networks in files: which network a file holds, whoever wrote it.
 
-A file of ours says what network it holds. Of others, the weights tell the kind and the shape of an EDSR or DPDNN; what
-they cannot tell is said to be assumed.
+Our checkpoints record their network's config. For other files, the weights tell the stage and the shape of an EDSR or
+DPDNN; what they cannot tell is assumed, with a note.
 """
+from __future__ import annotations
+
 import functools
 import inspect
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,42 +22,55 @@ from udl_plugin.archs.dpdnn_arch import infer_dpdnn_config
 from udl_plugin.archs.edsr_arch import infer_edsr_config
 from udl_plugin.archs.wrapping import base_config, base_state_dict, network_stage, wrapped_config
 from udl_plugin.checkpoints.reference_names import REFERENCE_CONFIG, from_reference, is_reference
-from udl_plugin.checkpoints.safe_load import DTYPES, load_checkpoint
-from udl_plugin.checkpoints.state_dict import describe_mismatch, ensure_state_dict
+from udl_plugin.checkpoints.safe_load import PathLike, load_checkpoint
+from udl_plugin.checkpoints.state_dict import StateDict, describe_mismatch, ensure_state_dict, get_uncertainty_loss
 from udl_plugin.errors import UserError, check_kwargs, truncate_repr
 from udl_plugin.utils.packages import import_optional
 from udl_plugin.utils.plain import to_builtins
 
-KEYS = ('params_ema', 'params', 'state_dict', 'model')  # where a state dict may be, the first that is there
-# options with which a network reads another file when it is built
+KEYS = ('params_ema', 'params', 'state_dict', 'model')  # where a state dict may be; the first one found is used
+METADATA = ('network_g', 'uncertainty_loss')  # what our files record beside it
+# options with which a network's constructor reads another file
 READS_FILES = re.compile(r'(^|_)(paths?|files?|pretrain\w*|url|weights|ckpt|load)(_|$)')
-SHAPES = {'EDSR': infer_edsr_config, 'DPDNN': infer_dpdnn_config}  # what weights tell
+SHAPES = {'EDSR': infer_edsr_config, 'DPDNN': infer_dpdnn_config}  # networks whose shape is inferred from the weights
 
 
-@dataclass
+@dataclass(repr=False)
 class NetworkFile:
-    """A network in memory, as a file holds it.
+    """The content of a file that holds a network.
 
     Attributes:
-        state_dict (dict): Name to tensor, under our names.
-        network_g (dict): The section of a yml that builds it.
-        notes (list[str]): What a user should know: what was assumed, what was left out.
+        state_dict: Name to tensor, under our names.
+        network_g: Config that builds the network.
+        notes: What a user should know: what was assumed, what was left out.
+        uncertainty_loss: Loss that the variance head was trained with, as far as the file records it.
     """
 
-    state_dict: dict
-    network_g: dict
-    notes: list = field(default_factory=list)
+    state_dict: StateDict
+    network_g: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    uncertainty_loss: str | None = None
+
+    def __repr__(self) -> str:
+        scale = self.__dict__.get('channels_and_scale')  # known once the network has run
+        return (f'NetworkFile({self.architecture}{f" x{scale[1]}" if scale else ""}, {self.stage}, '
+                f'{sum(map(torch.numel, self.state_dict.values())):,} parameters)')
 
     @property
-    def stage(self):
+    def architecture(self) -> str:
+        """The `type` of the network, such as `EDSRTwo`; of a `WithVariance` or `TwoStep`, that of its backbone."""
+        return self.network_g.get('backbone', self.network_g)['type']
+
+    @property
+    def stage(self) -> str:
         """`plain`, `step 1` or `step 2`."""
         return network_stage(self.state_dict)
 
-    def build_network(self):
-        """Returns the network with its weights, in eval mode on the CPU.
+    def build(self) -> torch.nn.Module:
+        """Builds the network with its weights, in eval mode on the CPU.
 
         Raises:
-            UserError: the weights are not of `network_g`.
+            UserError: the weights do not fit `network_g`.
         """
         net = build_network(self.network_g)
         mismatch = describe_mismatch(net, self.state_dict)
@@ -63,170 +80,171 @@ class NetworkFile:
         return net.eval()
 
     @functools.cached_property
-    def channels_and_scale(self):
-        """Those of its images, found by running it once.
+    def channels_and_scale(self) -> tuple[int, int]:
+        """Channels and upscaling factor of the images, found by running the network once.
 
         Raises:
-            UserError: it cannot be built or run, or makes an image of other channels.
+            UserError: it cannot be built or run, or its output has other channels than its input.
         """
         lq, sr = probe_shapes(self.build())
         if lq[1] != sr[1]:
-            raise UserError(f'its network makes an image of {sr[1]} channels of one of {lq[1]}.')
+            raise UserError(f'the network turns an image of {lq[1]} channels into one of {sr[1]}.')
         return lq[1], sr[2] // lq[2]
 
-    def plain(self):
-        """The plain SR network in it."""
+    def base(self) -> NetworkFile:
+        """The SR network without its variance head or frozen branch."""
         return NetworkFile(base_state_dict(self.state_dict), base_config(self.network_g), self.notes)
 
+    plain = base  # as an earlier version called it
 
-# ---- in
 
-def load_network_file(path, param_key=None, network_g=None):
-    """Reads the network in a file: one of ours, of BasicSR's, of the authors', or safetensors.
+def load_network_file(path: PathLike, param_key: str | None = None,
+                      network_g: dict[str, Any] | None = None) -> NetworkFile:
+    """Reads a network from a checkpoint of ours, BasicSR, mmengine or the reference implementation, or .safetensors.
 
     Args:
-        path (str | Path): Nothing in it is executed.
-        param_key (str): The key of the state dict in it; without it the first of `KEYS` that is there, or the file
-            itself.
-        network_g (dict): The section of a yml that says what the weights do not; for files that do not either.
-
-    Returns:
-        Model: of the kind that is in the file.
+        path: The file. Nothing in it is executed.
+        param_key: Key of the state dict in it. None: the first of `KEYS` in the file, or the file itself.
+        network_g: Config of the network, for files that do not record it.
 
     Raises:
-        UserError: not a file of tensors, no state dict, or no network that can be told.
+        UserError: not a file of tensors, no state dict, or its network cannot be identified, built or run.
     """
-    content, said = _load(path)
+    content, metadata = _load(path)
+    keys = list(content) if isinstance(content, dict) else []
     if param_key is None:
-        keys = [key for key in KEYS if isinstance(content, dict) and isinstance(content.get(key), dict)]
-        param_key = keys[0] if keys else None
-    elif not isinstance(content, dict) or param_key not in content:
-        keys = ', '.join(key for key in content if isinstance(key, str)) if isinstance(content, dict) else 'no keys'
-        raise UserError(f"'{path}' has no '{param_key}'; it has: {keys}.")
+        param_key = next((key for key in KEYS if key in keys and isinstance(content[key], dict)), None)
+    elif param_key not in keys:
+        raise UserError(f"'{path}' has no '{param_key}'; it has: {', '.join(filter(_is_string, keys)) or 'no keys'}.")
     state_dict = ensure_state_dict(content if param_key is None else content[param_key], path, param_key)
     for name, value in state_dict.items():
-        if value.layout is not torch.strided or not torch.isfinite(value).all():
-            raise UserError(f"'{path}': {name} has values that are no finite numbers.")
-    notes = [f"'{path}': params_ema is taken, the moving average; --param-key params takes the other."] \
-        if param_key == 'params_ema' and 'params' in content else []
+        if not torch.isfinite(value).all():
+            raise UserError(f"'{path}': {name} has values that are not finite.")
+    notes = []
+    if param_key == 'params_ema' and 'params' in keys:
+        notes.append(f"'{path}': using params_ema, the moving average; --param-key params selects the other.")
+    declared = metadata.get('network_g')
     if is_reference(state_dict):
         state_dict, left_out = from_reference(state_dict, path)
-        said, notes = REFERENCE_CONFIG, notes + left_out
+        declared, notes = REFERENCE_CONFIG, notes + left_out
     try:
-        model = identify_network(state_dict, said, network_g)
-        _ = model.channels_and_scale  # or what is wrong with it
+        file = identify_network(state_dict, declared, network_g)
+        _ = file.channels_and_scale  # raises if the network cannot be built or run
     except UserError as err:
         raise UserError(f"'{path}': {err}") from err
-    model.notes = notes + model.notes
-    return model
+    file.notes = notes + file.notes
+    file.uncertainty_loss = None if file.stage == 'plain' else get_uncertainty_loss(metadata)
+    return file
 
 
-def identify_network(state_dict, said=None, network_g=None):
-    """The `Model` of a state dict.
-
-    Args:
-        state_dict (dict): Name to tensor, under our names.
-        said (dict): The section of a yml that a file says its network is; as a stranger may have written it.
-        network_g (dict): Such a section from the user, instead.
-
-    Raises:
-        UserError: it cannot be told what network it is, or the section does not fit.
-    """
-    notes = []
-    if network_g is None and said is not None:
-        _check_said(said, state_dict)
-        section = _section(state_dict, said, notes)
-        build_network(base_config(section))
-        return NetworkFile(state_dict, section, notes)
-    return NetworkFile(state_dict, _section(state_dict, network_g, notes), notes)
+def _is_string(value: Any) -> bool:
+    return isinstance(value, str)
 
 
-def _load(path):
-    """The content of a file, and what it says about its network: a dict, or None."""
+def _load(path: PathLike) -> tuple[Any, dict[str, Any]]:
+    """The content of a file, and what it records about its network under the keys of `METADATA`."""
     if Path(path).suffix != '.safetensors':
         content = load_checkpoint(path)
-        return content, content.get('network_g') if isinstance(content, dict) else None
+        return content, {key: content[key] for key in METADATA if key in content} if isinstance(content, dict) else {}
     safe_open = import_optional('safetensors').safe_open
     try:
         with safe_open(path, 'pt') as file:
-            said = (file.metadata() or {}).get('network_g')
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if any(tensor.dtype not in DTYPES for tensor in tensors.values()):
-                raise ValueError('a tensor is of a kind that no network of ours has')
-            return tensors, json.loads(said) if said else None
+            metadata = dict(file.metadata() or {})
+            if 'network_g' in metadata:
+                metadata['network_g'] = json.loads(metadata['network_g'])
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f"there is no file '{path}'.") from None
     except Exception as err:  # SafetensorError, JSONDecodeError and others
         raise UserError(f"'{path}' cannot be read as safetensors ({type(err).__name__}: {err}).") from err
 
 
-def _check_said(said, state_dict):
-    """Checks the `network_g` recorded in a checkpoint, which may come from a stranger: any registered network is
-    accepted, but no option that makes its constructor read another file, and no size its weights cannot have."""
-    plain = base_config(said) if isinstance(said, dict) else None
-    if not isinstance(plain, dict) or 'type' not in plain:
-        raise UserError(f'network_g: {truncate_repr(said)} has no type.')
-    get_network_class(plain['type'], 'network_g: ')
-    for key, value in plain.items():
-        reads_file = READS_FILES.search(str(key)) or (isinstance(value, str) and re.search(r"[/\\]", value))
-        if key != 'type' and value and reads_file:
-            raise UserError(f"network_g: {key}: {truncate_repr(value)} would read another file. If you trust it, pass the "
-                             'network\'s yml: --opt FILE.yml.')
-    most = max(255, len(state_dict), *(size for value in state_dict.values() if value.numel() for size in value.shape))
-    for key, value in plain.items():
-        for item in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(item, (list, tuple, dict)) or (isinstance(item, int) and item > most):
-                raise UserError(f'network_g: {key}: {str(value)[:80]} is more than its weights can have.')
+def identify_network(state_dict: StateDict, declared: Any = None,
+                     network_g: dict[str, Any] | None = None) -> NetworkFile:
+    """Finds the config of the network that a state dict belongs to.
 
+    Args:
+        state_dict: Name to tensor, under our names.
+        declared: `network_g` that the file records; not trusted, any registered network is accepted.
+        network_g: Config from the user; replaces `declared`.
 
-def _check_values(plain):
-    """Refuses values that are of another kind than the network's own defaults, and numbers that are not finite."""
-    cls = get_network_class(plain['type'], 'network_g: ')
-    check_kwargs(cls, plain.keys() - {'type'}, 'network_g: ')
-    for name, parameter in inspect.signature(cls).parameters.items():
-        default = parameter.default
-        if name not in plain or default is None:
-            continue
-        value = plain[name]
-        if default is parameter.empty:  # ECBSR has no defaults at all
-            fits, kind = isinstance(value, (bool, str)) or _is_number(value), 'a number, a name, true or false'
-        elif isinstance(default, (bool, str)):
-            fits, kind = isinstance(value, type(default)), {bool: 'true or false', str: 'a name'}[type(default)]
-        elif isinstance(default, (int, float)):
-            fits, kind = _is_number(value), 'a number'
-        elif isinstance(default, (list, tuple)):
-            fits, kind = isinstance(value, (list, tuple)) and all(map(_is_number, value)), 'a list of numbers'
-        else:
-            fits, kind = False, 'left out'
-        if not fits:
-            raise UserError(f'network_g: {name}: {value!r} must be {kind}.')
-
-
-def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _section(state_dict, said, notes):
-    """The section of the yml for a state dict: its shape from the weights where they tell, the rest as `said`."""
-    read = {name: shape for name, shape in ((name, read(state_dict)) for name, read in SHAPES.items()) if shape}
-    if said is None:
-        if not read:
-            raise UserError('its weights are neither an EDSR nor a DPDNN, and it does not say what they are; name the '
-                             'yml that it was trained with: --opt FILE.yml.')
-        name, shape = next(iter(read.items()))
+    Raises:
+        UserError: the network cannot be identified, the config does not fit the weights, or `declared` would make a
+            constructor read another file.
+    """
+    if network_g is None and declared is not None:
+        _check_declared_config(declared)
+        network_g = declared
+    inferred = {name: shape for name, shape in ((name, infer(state_dict)) for name, infer in SHAPES.items()) if shape}
+    stage = network_stage(state_dict)
+    if network_g is None:
+        if not inferred:
+            raise UserError('its weights are neither an EDSR nor a DPDNN, and it does not record its network. Pass the '
+                            'option file that it was trained with: --opt FILE.yml.')
+        name, shape = next(iter(inferred.items()))
         assumed = {key: value for key, value in with_defaults({'type': name}).items()
                    if key not in (*shape, 'type', 'checkpointing')}
-        notes.append(f'it does not say {", ".join(assumed)}, and weights cannot tell: taken for {name} are '
-                     + ', '.join(f'{key}: {to_builtins(value)}' for key, value in assumed.items())
-                     + '. If it was trained otherwise, name its yml: --opt FILE.yml.')
-        return wrapped_config(network_stage(state_dict), {'type': name, **shape})
-    plain = base_config(said)
-    if not isinstance(plain, dict) or 'type' not in plain:
-        raise UserError('network_g: type: is missing.')
-    _check_values(plain)
-    shape = read.get(plain['type'], {})
-    wrong = [f'{key}: {value} (network_g: {plain[key]})' for key, value in shape.items()
-             if key in plain and plain[key] != value]
+        values = ', '.join(f'{key}: {to_builtins(value)}' for key, value in assumed.items())
+        note = (f"it does not record {', '.join(assumed)}, which cannot be inferred from the weights; using {name}'s "
+                f'defaults ({values}). If it was trained with others, pass its option file: --opt FILE.yml.')
+        return NetworkFile(state_dict, wrapped_config(stage, {'type': name, **shape}), [note])
+    base = base_config(network_g)
+    if not isinstance(base, dict) or 'type' not in base:
+        raise UserError('network_g.type: is missing.')
+    _check_values(base)
+    shape = inferred.get(base['type'], {})
+    wrong = [f'{key}: {value} (network_g: {base[key]})' for key, value in shape.items()
+             if key in base and base[key] != value]
     if wrong:
         raise UserError(f'its weights have {", ".join(wrong)}.')
-    return wrapped_config(network_stage(state_dict), {**plain, **shape}, said.get('features'))
+    return NetworkFile(state_dict, wrapped_config(stage, {**base, **shape}, network_g.get('features')))
+
+
+def _check_declared_config(declared: Any) -> None:
+    base = base_config(declared) if isinstance(declared, dict) else None
+    if not isinstance(base, dict) or 'type' not in base:
+        raise UserError(f'network_g: {truncate_repr(declared)} has no type.')
+    for key, value in base.items():
+        if key != 'type' and _reads_file(key, value):
+            raise UserError(f'network_g.{key}: {truncate_repr(value)} would read another file. If you trust it, pass '
+                            "the network's option file: --opt FILE.yml.")
+
+
+def _reads_file(key: Any, value: Any) -> bool:
+    if not value:
+        return False
+    if READS_FILES.search(str(key)) or (isinstance(value, str) and re.search(r'[/\\]', value)):
+        return True
+    items = value.items() if isinstance(value, dict) else \
+        [(key, item) for item in value] if isinstance(value, (list, tuple)) else ()
+    return any(_reads_file(*item) for item in items)
+
+
+def _check_values(base: Mapping[str, Any]) -> None:
+    """Checks that options are known, of the type of the network's own defaults, and finite."""
+    cls = get_network_class(base['type'], 'network_g: ')
+    check_kwargs(cls, base.keys() - {'type'}, 'network_g: ')
+    for name, parameter in inspect.signature(cls).parameters.items():
+        default = parameter.default
+        if name not in base or default is None:
+            continue
+        value = base[name]
+        if default is parameter.empty:  # some networks, such as ECBSR, have no defaults
+            fits, expected = isinstance(value, (bool, str)) or _is_number(value), 'a number, a name, true or false'
+        elif isinstance(default, bool):
+            fits, expected = isinstance(value, bool), 'true or false'
+        elif isinstance(default, str):
+            fits, expected = isinstance(value, str), 'a name'
+        elif isinstance(default, (int, float)):
+            fits, expected = _is_number(value), 'a number'
+        elif isinstance(default, (list, tuple)):
+            fits, expected = isinstance(value, (list, tuple)) and all(map(_is_number, value)), 'a list of numbers'
+        else:
+            fits, expected = False, 'left out'
+        if not fits:
+            shown = truncate_repr(repr(value) if isinstance(value, str) else value)
+            raise UserError(f'network_g.{name}: {shown} must be {expected}.')
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,164 +1,195 @@
-"""Reads network checkpoints safely, says why one does not fit, and writes them whole."""
+"""Reads the state dict of a network, explains why it does not fit, and writes checkpoints atomically."""
+from __future__ import annotations
+
 import hashlib
 import io
 from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from udl_plugin.checkpoints.safe_load import from_mmengine, is_mmengine_checkpoint, load_checkpoint
+from udl_plugin.checkpoints.mmengine_format import from_mmengine, is_mmengine_checkpoint
+from udl_plugin.checkpoints.safe_load import PathLike, load_checkpoint
 from udl_plugin.errors import UserError
 from udl_plugin.utils.atomic_io import atomic_write
 from udl_plugin.utils.plain import to_builtins
 
+StateDict = dict[str, torch.Tensor]
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int16,
+          torch.int32, torch.int64, torch.bool, torch.complex64)  # not quantized, not of 8-bit floats
 
-def read_state_dict(path, param_key='params'):
-    """Reads the state dict of a network from a file that BasicSR wrote, or mmengine with our model.
+
+def read_state_dict(path: PathLike, param_key: str | None = 'params') -> tuple[StateDict, str | None]:
+    """Reads the state dict of a network from a checkpoint of BasicSR, or of mmengine with our model.
 
     Args:
-        path (str): `.pth` file: a dict that holds a state dict under each of its keys, usually `params` and, from
-            training with EMA, `params_ema`.
-        param_key (str | None): Which of them; `params` is taken where `params_ema` is absent, as BasicSR does. None:
-            the file is a state dict itself.
+        path: `.pth` file with a state dict under `params` and, from training with EMA, `params_ema`.
+        param_key: Which of them. `params` is used if `params_ema` is absent, as in BasicSR. None: the file is a state
+            dict itself.
 
     Returns:
-        tuple[dict, str]: Name to tensor (on the CPU, without DataParallel's `module.`), and the key it was found under.
+        Name to tensor, on the CPU, without DataParallel's `module.`; and the key that it was found under.
 
     Raises:
-        UserError: no such file, not a checkpoint, one that needs more than tensors, or without that key.
+        UserError: see `load_tensors_only`; or the file has no such key, or no state dict there.
     """
-    return _under(load_checkpoint(path), path, param_key)
+    return _get_state_dict(load_checkpoint(path), path, param_key)
 
 
-def _under(content, path, param_key):
+def _get_state_dict(content: Any, path: PathLike, param_key: str | None) -> tuple[StateDict, str | None]:
     if param_key is not None:
         keys = list(content) if isinstance(content, dict) else []
         if param_key == 'params_ema' and param_key not in keys and 'params' in keys:
             param_key = 'params'
         if param_key not in keys:
-            raise UserError(f"'{path}' has no '{param_key}' (it has: {_first_names(keys)}); name the right one as path: "
-                             'param_key_g, or null where the file is a state dict itself.')
+            raise UserError(f"'{path}' has no '{param_key}' (it has: {_first_names(keys)}). Set path.param_key_g to "
+                            'one of these, or to null if the file is a state dict itself.')
         content = content[param_key]
     return ensure_state_dict(content, path, param_key), param_key
 
 
-def ensure_state_dict(content, path, param_key):
-    """Checks that it is one, name to tensor, and returns it without DataParallel's `module.`; `path` is for the error.
+def ensure_state_dict(content: Any, path: PathLike, param_key: str | None) -> StateDict:
+    """Returns `content` without DataParallel's `module.`.
+
+    Raises:
+        UserError: it is not a state dict, names to dense tensors of numbers; names the file and the key.
     """
     if not isinstance(content, dict) or not content or not all(
-            isinstance(name, str) and torch.is_tensor(value) for name, value in content.items()):
-        where = f", under '{param_key}'" if param_key else ''
-        raise UserError(f"'{path}' holds no state dict, name to tensor{where}.")
+            isinstance(name, str) and _is_dense(value) for name, value in content.items()):
+        where = f" under '{param_key}'" if param_key else ''
+        raise UserError(f"'{path}' holds no state dict (names to dense tensors){where}.")
     return {name[7:] if name.startswith('module.') else name: value for name, value in content.items()}
 
 
-def load_matching_state_dict(net, path, param_key='params', strict=True):
-    """Reads the state dict for `net` from a checkpoint and makes sure that it fits.
+def _is_dense(value: Any) -> bool:
+    return torch.is_tensor(value) and value.layout is torch.strided and value.dtype in DTYPES \
+        and value.device.type == 'cpu'
+
+
+def load_matching_state_dict(net: torch.nn.Module, path: PathLike, param_key: str | None = 'params',
+                             strict: bool = True, read: Callable[[PathLike], Any] = load_checkpoint
+                             ) -> tuple[StateDict, str | None, str]:
+    """Reads the checkpoint of `path.pretrain_network_g` and matches it with `net`; see `match_state_dict`.
 
     Args:
-        net (nn.Module): One with `expand` (a `TwoStep`) also takes a checkpoint of step 1, for both branches, and
-            always all of it: a step 2 that weighs by a half-loaded network would be nonsense.
-        path, param_key: As in `read_checkpoint`.
-        strict (bool): False: what does not fit is the caller's to drop.
-
-    Returns:
-        tuple[dict, str, str]: What `net.load_state_dict` takes, the key it was found under, and what does not fit.
+        read: What reads the file. To match several networks with one file, pass a caching one, such as
+            `functools.lru_cache(load_checkpoint)`.
 
     Raises:
         UserError: names the option, the file and the mismatch.
     """
-    option = 'path: pretrain_network_g'
     try:
-        content = load_checkpoint(path)
-        return match_state_dict(net, content, path, param_key, strict)
+        return match_state_dict(net, read(path), path, param_key, strict)
     except UserError as err:
-        first = '' if Path(path).exists() or not hasattr(net, 'expand') else \
-            ' Train step 1 first, or name its checkpoint.'
-        raise UserError(f'{option}: {err}{first}') from err.__cause__
+        hint = ' Train step 1 first, or name its checkpoint.' if hasattr(net, 'expand') and not Path(path).exists() \
+            else ''
+        raise UserError(f'path.pretrain_network_g: {err}{hint}') from err.__cause__
 
 
-def match_state_dict(net, content, path, param_key='params', strict=True, option='network_g'):
-    """As `load_matching_state_dict`, of a checkpoint that is read already, in BasicSR's layout or mmengine's.
+def match_state_dict(net: torch.nn.Module, content: Any, path: PathLike, param_key: str | None = 'params',
+                     strict: bool = True, option: str = 'network_g') -> tuple[StateDict, str | None, str]:
+    """Finds the state dict for `net` in a checkpoint that `load_checkpoint` or `torch.load` read.
 
     Args:
-        option (str): What says what `net` is, for errors.
-    """
-    content = from_mmengine(content) if is_mmengine_checkpoint(content) else content
-    state_dict, found_key = _under(content, path, param_key)
-    two_step = hasattr(net, 'expand')
-    if two_step:
-        state_dict = net.expand(state_dict)
-    mismatch = describe_mismatch(net, state_dict)
-    if not mismatch:
-        return state_dict, found_key, ''
-    own = net.state_dict()
-    nothing_fits = not any(name in own and own[name].shape == value.shape for name, value in state_dict.items())
-    if strict or two_step or nothing_fits:
-        if not two_step and any(name.startswith('sr_net.') for name in state_dict):
-            advice = ('It is of step 2: write the type of step 2, such as EDSRTwo, or take its plain network out of it '
-                      'with udl-convert.')
-        elif two_step and not any('var_conv.' in name for name in state_dict):
-            advice = 'It has no variance head: name a checkpoint of step 1 (such as EDSRVar trained with ESU).'
-        elif two_step:
-            advice = 'Both steps need the same network.'
-        else:
-            advice = f'Set its options in {option}' + (
-                '.' if nothing_fits or option != 'network_g' else ', or strict_load_g: false to load what fits.')
-        said = content.get('network_g')
-        told = f' The file says that it is of: {said}.' if isinstance(said, dict) else ''
-        raise UserError(f"'{path}' does not fit {option}: {type(net).__name__}: {mismatch}.{told} {advice}")
-    return state_dict, found_key, mismatch
-
-
-def describe_mismatch(net, state_dict):
-    """Says why `net.load_state_dict(state_dict)` would fail.
-
-    Networks with `options_from_weights(state_dict)` are compared by their options, others by names and shapes.
+        net: A `TwoStep` also accepts a step-1 checkpoint, for both branches. It must match completely, whatever
+            `strict` says: weights from a partly loaded network would be meaningless.
+        content: Of BasicSR's layout or mmengine's.
+        path: For messages.
+        param_key: As in `read_state_dict`.
+        strict: False: return what does not fit as well; the caller drops it.
+        option: Key of the config of `net`, for messages.
 
     Returns:
-        str: What differs; empty where nothing does.
+        What `net.load_state_dict` takes; the key that it was found under; what does not fit, or an empty string.
+
+    Raises:
+        UserError: names the file and the mismatch, and says what to change.
+    """
+    if is_mmengine_checkpoint(content):
+        content = from_mmengine(content)
+    state_dict, found_key = _get_state_dict(content, path, param_key)
+    expand = getattr(net, 'expand', None)  # of a TwoStep
+    if expand is not None:
+        state_dict = expand(state_dict)
+    mismatch = describe_mismatch(net, state_dict)
+    own = net.state_dict()
+    nothing_fits = not any(name in own and own[name].shape == value.shape for name, value in state_dict.items())
+    if not mismatch or not (strict or expand is not None or nothing_fits):
+        return state_dict, found_key, mismatch
+    if expand is None and any(name.startswith('sr_net.') for name in state_dict):
+        advice = (f'It is a step-2 checkpoint: set {option}.type to a step-2 network, such as EDSRTwo, or extract its '
+                  'base network with udl-convert.')
+    elif expand is None:
+        advice = f'Set the same options in {option}' + (
+            '.' if nothing_fits or option != 'network_g' else ', or path.strict_load_g: false to load only what fits.')
+    elif any('var_conv.' in name for name in state_dict):
+        advice = 'Both steps require the same network.'
+    else:
+        advice = 'It has no variance head: name a step-1 checkpoint (such as EDSRVar trained with ESU).'
+    declared = content.get('network_g')
+    written_for = f' The file was written for {declared}.' if isinstance(declared, dict) else ''
+    raise UserError(f"'{path}' does not fit {option}: {type(net).__name__}: {mismatch}.{written_for} {advice}")
+
+
+def describe_mismatch(net: torch.nn.Module, state_dict: Mapping[str, torch.Tensor]) -> str:
+    """Describes why `net.load_state_dict(state_dict)` would fail; returns an empty string if it would not.
+
+    Networks with `options_from_weights(state_dict)` are compared by their options, others by names and shapes.
     """
     own = net.state_dict()
-    missing = sorted(own.keys() - state_dict.keys())
-    unknown = sorted(state_dict.keys() - own.keys())
-    other_shape = [name for name in own if name in state_dict and own[name].shape != state_dict[name].shape]
-    if not (missing or unknown or other_shape):
+    groups = {'missing': sorted(own.keys() - state_dict.keys()), 'unknown': sorted(state_dict.keys() - own.keys()),
+              'of another shape': [name for name in own
+                                   if name in state_dict and own[name].shape != state_dict[name].shape]}
+    if not any(groups.values()):
         return ''
-    if hasattr(net, 'options_from_weights'):
-        wanted, found = net.options_from_weights(own), net.options_from_weights(state_dict)
-        if found is not None and found != wanted:
-            return 'it has ' + ', '.join(f'{name}: {found[name]} (network_g: {wanted[name]})'
-                                         for name in wanted if found[name] != wanted[name])
-    kinds = (('missing', missing), ('unknown', unknown), ('of another shape', other_shape))
-    return 'tensors ' + ', '.join(f'{kind}: {len(names)} ({_first_names(names)})' for kind, names in kinds if names)
+    get_options: Any = getattr(net, 'options_from_weights', lambda _: None)
+    expected, found = get_options(own), get_options(state_dict)
+    if found is not None and found != expected:
+        return 'it has ' + ', '.join(f'{name}: {found[name]} (network_g: {expected[name]})'
+                                     for name in expected if found[name] != expected[name])
+    return 'tensors ' + ', '.join(f'{what}: {len(names)} ({_first_names(names)})'
+                                  for what, names in groups.items() if names)
 
 
-def _first_names(names):
+def _first_names(names: Sequence[Any]) -> str:
     return ', '.join(map(str, names[:3])) + (', ...' if len(names) > 3 else '')
 
 
-def fingerprint(state_dict):
-    """A text that two state dicts share if they hold the same values, as float32, under the same names."""
+def fingerprint(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """Hash of the names and of the values as float32."""
     digest = hashlib.sha256()
     for name in sorted(state_dict):
         digest.update(name.encode() + state_dict[name].detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def save_checkpoint(path, state_dicts, network_g):
-    """Writes a checkpoint that BasicSR reads, and that says what network it is of.
+def save_checkpoint(path: PathLike, state_dicts: Mapping[str, Mapping[str, torch.Tensor]],
+                    network_g: Mapping[str, Any], uncertainty_loss: str | None = None) -> None:
+    """Writes, atomically, a checkpoint that BasicSR can read and that records which network it holds.
 
     Args:
-        path (str | Path): A `.pth` file; it is there when it is whole.
-        state_dicts (dict): Under which key, such as `params` and `params_ema`, which state dict.
-        network_g (dict): The section of the yml that builds the network. It goes under that name beside them, and into
-            the metadata that torch keeps with each state dict, for tools that hand on the state dict alone.
+        path: A `.pth` file.
+        state_dicts: Key, such as `params` and `params_ema`, to state dict.
+        network_g: Config of the network. It is stored under that key, and in the metadata that PyTorch keeps with each
+            state dict, for tools that pass on only the state dict.
+        uncertainty_loss: Registered name of the loss that the variance head was trained with, such as `ESU`; of a
+            step-2 network, in step 1. It is stored under that key; `udl_plugin.load` reads it.
     """
     network_g = to_builtins(network_g)
-    content = {'network_g': network_g}
+    content: dict[str, Any] = {'network_g': network_g}
+    if uncertainty_loss is not None:
+        content['uncertainty_loss'] = uncertainty_loss
     for key, state_dict in state_dicts.items():
         content[key] = OrderedDict((name, value.detach().cpu().contiguous()) for name, value in state_dict.items())
         content[key]._metadata = OrderedDict({'': {'version': 1, 'network_g': network_g}})
     buffer = io.BytesIO()
     torch.save(content, buffer)
     atomic_write(Path(path), buffer.getvalue())
+
+
+def get_uncertainty_loss(content: Any) -> str | None:
+    """The loss that a checkpoint records for its variance head (see `save_checkpoint`); None if it records none."""
+    name = content.get('uncertainty_loss') if isinstance(content, dict) else None
+    return name if isinstance(name, str) else None

@@ -19,10 +19,9 @@ Writes the network in a file to another file. The suffix of OUTPUT selects the f
   udl-convert experiments/train_udl_step2/models/net_g_latest.pth edsr_s.onnx
 
 Each holds the base SR network of a checkpoint of any step; BasicSR's EDSR loads the first one with strict=True. Files
-that the method's authors released are recognised. To start step 2 from one, and back:
+that the method's authors released are recognised. To start step 2 from one:
 
   udl-convert edsr_s_x4_step1.pt step1.pth --layout udl
-  udl-convert step1.pth edsr_s_x4_step1.pt --layout authors
 
 OUTPUT records its network_g, which is also printed for use in a yml.
 """
@@ -41,8 +40,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add('input', type=path_arg, metavar='INPUT', help='.pth, .pt or .safetensors')
     add('output', type=path_arg, metavar='OUTPUT', help='.pth, .pt, .safetensors or .onnx')
-    add('--layout', choices=('plain', 'udl', 'authors'), default='plain', help='in a .pth or .pt: the SR network '
-        "alone, or all that INPUT has, under our names or the authors' (%(default)s)")
+    add('--layout', choices=('plain', 'udl'), default='plain', help='plain: the SR network alone; udl: everything in '
+        'INPUT, not as .onnx (%(default)s)')
     add_reading_options(parser)
     add('--force', action='store_true', help='replace OUTPUT if it exists')
     add('--quiet', action='store_true', help='show warnings and errors only')
@@ -62,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     model = read_network(args.input, args)
     checked = export_network(output, model, args.layout)
     if not args.quiet:
-        written = model.plain() if args.layout == 'plain' else model
+        written = model.base() if args.layout == 'plain' else model
         kind = {'plain': 'the plain network', 'step 1': 'the network of step 1, with its variance head',
                 'step 2': 'both networks of step 2'}[written.stage]
         print(f'{output}: {kind}, {sum(tensor.numel() for tensor in written.state_dict.values()):,} values')

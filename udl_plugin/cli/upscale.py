@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from udl_plugin.cli.common import add_reading_options, path_arg, positive_int, read_network, run_command, show
-from udl_plugin.data.image_io import SUFFIXES, list_images, read_full_image
+from udl_plugin.data.image_io import SUFFIXES, list_images
 from udl_plugin.errors import UserError
-from udl_plugin.inference.visualize import encode_png, uncertainty_picture
+from udl_plugin.inference.visualize import encode_png, swap_red_blue, uncertainty_picture
 from udl_plugin.utils.atomic_io import atomic_write
 
 if TYPE_CHECKING:
@@ -76,17 +76,15 @@ def run(args: argparse.Namespace) -> int:
         UserError: wrong arguments, or an error that concerns every image.
     """
     images = find_images(args)
-    import torch  # takes seconds, so arguments are checked first
-
-    from udl_plugin.inference.upscaler import Upscaler
-    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    from udl_plugin.inference.upscaler import MIN_TILE, Upscaler, find_device  # imports torch, which takes seconds
+    if args.tile is not None and args.tile < MIN_TILE:
+        raise UserError(f'--tile {args.tile} is too small; use {MIN_TILE} or more.')
     model = read_network(args.model, args)
+    device = find_device(args.device or 'auto', '--device')
     try:
         upscaler = Upscaler(model, device, args.tile, args.self_ensemble, args.uncertainty)
     except UserError as err:
         raise UserError(f"'{args.model}': {err}") from err
-    except (RuntimeError, AssertionError) as err:
-        raise UserError(f'--device {device}: {str(err).splitlines()[0]}') from err
     warn_about_tile_seams(upscaler)
     failed = []
     pairs = images.items() if len(images) == 1 else args.progress(images.items(), len(images), 'Upscaling')
@@ -94,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             progress = None if len(images) > 1 else \
                 lambda tiles, number: args.progress(tiles, number, 'Upscaling', 'tiles')
-            write_result(target, upscaler(read_full_image(source), progress), args.uncertainty_limits)
+            write_result(target, upscaler.upscale(source, progress), args.uncertainty_limits)
         except (UserError, MemoryError, OSError) as err:
             if len(images) == 1 or getattr(err, 'errno', None) in FATAL_ERRNOS:
                 raise UserError(describe(source, err)) from err
@@ -102,9 +100,9 @@ def run(args: argparse.Namespace) -> int:
     if failed:
         show(f'udl-upscale: images skipped: {len(failed)} of {len(images)}', failed, file=sys.stderr)
     if not args.quiet:
-        network = model.network_g.get('backbone', model.network_g)['type']
         number = len(images) - len(failed)
-        print(f'{network} x{upscaler.upscale}, {model.stage}: {number} image{"s" * (number != 1)}, {args.output}')
+        print(f'{model.architecture} x{upscaler.scale}, {model.stage}: {number} image{"s" * (number != 1)}, '
+              f'{args.output}')
     return 1 if failed else 0
 
 
@@ -160,19 +158,19 @@ def write_result(target: Path, result: UpscaleResult, limits: Sequence[float] | 
         np.save(raw, result.log_var)
         atomic_write(log_var, raw.getvalue())
         atomic_write(picture, encode_png(uncertainty_picture(result.log_var, limits)))
-    atomic_write(image, encode_png(result.image))
+    atomic_write(image, encode_png(swap_red_blue(result.image)))
 
 
 def warn_about_tile_seams(upscaler: Upscaler) -> None:
     """Prints a note if tiles overlap by less than the receptive radius, so that the result differs slightly."""
     from udl_plugin.inference.upscaler import ALIGN
-    if upscaler.margin is None or upscaler.margin >= (upscaler.reach or math.inf):
+    if upscaler.overlap is None or upscaler.overlap >= (upscaler.receptive_radius or math.inf):
         return
-    radius = 'is unknown' if upscaler.reach is None else f'is {upscaler.reach}'
-    note = (f'Note: tiles overlap by {upscaler.margin} pixels on each side, and the receptive radius of the network '
+    radius = 'is unknown' if upscaler.receptive_radius is None else f'is {upscaler.receptive_radius}'
+    note = (f'Note: tiles overlap by {upscaler.overlap} pixels on each side, and the receptive radius of the network '
             f'{radius}: the result differs slightly from the one without --tile.')
-    if upscaler.reach is not None:
-        note += f' --tile {4 * -(-upscaler.reach // ALIGN) * ALIGN} gives the same result.'
+    if upscaler.receptive_radius is not None:
+        note += f' --tile {4 * -(-upscaler.receptive_radius // ALIGN) * ALIGN} gives the same result.'
     print(note, file=sys.stderr)
 
 

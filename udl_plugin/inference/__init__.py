@@ -1,1 +1,1 @@
-"""Trained networks at work: upscaling, pictures of uncertainty maps, and what a network costs."""
+"""Use of trained networks: upscaling, pictures of uncertainty maps, and cost."""

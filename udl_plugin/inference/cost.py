@@ -1,89 +1,92 @@
-"""What a network costs: multiply-adds, time, memory."""
+"""Cost of a network: multiply-adds, time, memory."""
+from __future__ import annotations
+
 import functools
 import multiprocessing
 import statistics
 import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from udl_plugin.archs.build import build_network
 from udl_plugin.archs.padding import get_required_multiple
 from udl_plugin.archs.wrapping import base_config
 
-OUTPUT = (720, 1280)  # the field's size for multiply-adds
+OUTPUT_SIZE = (720, 1280)  # for which the literature states multiply-adds
 
 
-def machine():
-    """What it is measured on, such as `CPU, 2 threads, torch 2.8.0`."""
+def machine() -> str:
+    """Describes what costs are measured on, such as `CPU, 2 threads, torch 2.8.0`."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads'
     return f'{device}, torch {torch.__version__}'
 
 
-def parameters(net):
-    """How many numbers of it are trained."""
+def parameters(net: nn.Module) -> int:
+    """Number of trainable values; a frozen branch keeps its tensors as buffers and does not count."""
     return sum(parameter.numel() for parameter in net.parameters())
 
 
-def multiply_adds(net, network_g, channels, upscale, output=OUTPUT):
-    """Multiply-adds of a plain network for an output of that size, as far as they are convolutions and products of
-    matrices, counted by torch while it runs on a small image and scaled by the number of pixels.
+def multiply_adds(net: nn.Module, network_g: Mapping[str, Any], channels: int, upscale: int,
+                  output: tuple[int, int] = OUTPUT_SIZE) -> float:
+    """Multiply-adds of convolutions and matrix products, counted on a small image and scaled by the number of pixels.
 
     Args:
-        net (nn.Module): The plain network.
-        network_g (dict): Its section: networks with windows want multiples of them.
-        channels, upscale (int): Of its images.
-        output (tuple[int]): Height and width of the SR image.
+        net: A base network.
+        network_g: Its config, for the multiple that its input size has to be.
+        channels, upscale: Of its images.
+        output: Height and width of the SR image.
     """
-    multiple = get_required_multiple(network_g)
-    size = -(-48 // multiple) * multiple
+    size = _round_up(48, get_required_multiple(network_g))
     lq = torch.zeros(1, channels, size, size, device=next(net.parameters()).device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(lq)
     return counter.get_total_flops() / 2 * output[0] * output[1] / (upscale * size)**2
 
 
-def time_in_turn(functions, lq, rounds=7):
-    """Median seconds of each function on `lq`, on the GPU where there is one; the first round is not counted.
+def _round_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
+def time_in_turn(functions: Mapping[str, Callable[[Tensor], Any]], lq: Tensor, rounds: int = 7) -> dict[str, float]:
+    """Median seconds of each function on `lq`, on the GPU if there is one.
 
     Args:
-        functions (dict[str, Callable]): Of an LR image `(1, C, H, W)`; networks are moved to the GPU.
-        lq (Tensor): The image.
-        rounds (int): See `seconds_in_turn`.
-
-    Returns:
-        dict[str, float]
+        functions: They take an LR image `(1, C, H, W)`; networks are moved to the GPU.
+        lq: The image.
+        rounds: See `seconds_in_turn`.
     """
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     lq = lq.to(device)
     for function in functions.values():
-        if isinstance(function, torch.nn.Module):
+        if isinstance(function, nn.Module):
             function.to(device)
     with torch.no_grad():
         times = seconds_in_turn({name: functools.partial(function, lq) for name, function in functions.items()}, rounds)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def seconds_in_turn(functions, rounds, repeats=1):
-    """Seconds that each function took in each round; one round before them is not counted.
+def seconds_in_turn(functions: Mapping[str, Callable[[], Any]], rounds: int,
+                    repeats: int = 1) -> dict[str, list[float]]:
+    """Seconds of each function in each round, after a warm-up round. On a GPU, CUDA events measure.
 
     Args:
-        functions (dict[str, Callable]): Without arguments.
-        rounds (int): All functions run once a round, one after the other, so that a busy machine troubles all alike.
-        repeats (int): How often each runs in a round, for what is over too soon; the mean counts.
-
-    Returns:
-        dict[str, list[float]]: What a round took is at the same place in all lists. On a GPU, CUDA events tell.
+        functions: Without arguments.
+        rounds: All functions run once per round, one after the other, so that a busy machine affects all alike.
+        repeats: Runs per round, for short functions; their mean counts.
     """
-    times = {name: [] for name in functions}
+    times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds + 1):
         for name, function in functions.items():
             times[name].append(_seconds(function, repeats))
     return {name: values[1:] for name, values in times.items()}
 
 
-def _seconds(function, repeats):
+def _seconds(function: Callable[[], Any], repeats: int) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -93,74 +96,73 @@ def _seconds(function, repeats):
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1e3 / repeats
-    start = time.perf_counter()
+    begin = time.perf_counter()
     for _ in range(repeats):
         function()
-    return (time.perf_counter() - start) / repeats
+    return (time.perf_counter() - begin) / repeats
 
 
-def peak_memory(network_g, shape):
-    """Peak memory of a plain network's one run, in bytes, beyond what was taken when it began.
+def peak_memory(network_g: Mapping[str, Any], shape: Sequence[int]) -> int | None:
+    """Peak memory of one run of a base network, in bytes, above what was allocated before the run.
 
-    On the GPU it is what torch allocated. On the CPU it is the memory of a fresh process, which has the network built.
+    On the GPU, what PyTorch allocated. On the CPU, memory of a fresh process in which the network is already built.
 
     Args:
-        network_g (dict): The plain network's section.
-        shape (tuple[int]): Of the LR image, `(1, C, H, W)`; filled up to what the network takes.
+        network_g: Config of the network, or of a step of it.
+        shape: Of the LR image, `(1, C, H, W)`; padded to the multiple that the network requires.
 
     Returns:
-        int | None: None where it cannot be told: on the CPU of other systems than Linux, or where there is not
-        enough.
+        None if it cannot be measured: on the CPU on systems other than Linux, or if memory does not suffice.
     """
-    return peak_memory_of(_runs_of, base_config(network_g), tuple(shape))
+    return peak_memory_of(_prepare_runs, base_config(network_g), tuple(shape))
 
 
-def _runs_of(network_g, shape):
+def _prepare_runs(network_g: dict[str, Any], shape: tuple[int, ...]) -> tuple[Callable, Callable]:
     multiple = get_required_multiple(network_g)
     net = build_network(network_g).eval().to('cuda' if torch.cuda.is_available() else 'cpu')
 
     @torch.no_grad()
-    def run(height, width):
-        size = (-(-length // multiple) * multiple for length in (height, width))
+    def run(height: int, width: int) -> None:
+        size = (_round_up(length, multiple) for length in (height, width))
         net(torch.zeros(*shape[:2], *size, device=next(net.parameters()).device))
 
     return functools.partial(run, 8, 8), functools.partial(run, *shape[2:])
 
 
-def peak_memory_of(make, *args):
+def peak_memory_of(make: Callable[..., tuple[Callable, Callable]], *args: Any) -> int | None:
     """Peak memory of what `make(*args)` prepares, in bytes, in a fresh process.
 
     Args:
-        make (Callable): A function of a module. Returns two functions without arguments: a small run, for libraries
-            load what they need at the first one, and the run that is measured, beyond what was taken when it began.
+        make: A module-level function. Returns two functions without arguments: a small run, since libraries allocate
+            at the first one, and the run to measure.
         args: They can be pickled.
 
     Returns:
-        int | None: As `peak_memory`.
+        As `peak_memory`.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
         try:
             return pool.submit(_peak_memory, make, args).result()
-        except RuntimeError:  # there is not enough; BrokenProcessPool is one too: killed by the system
+        except RuntimeError:  # out of memory; also BrokenProcessPool, when the system killed the process
             return None
 
 
-def _peak_memory(make, args):
-    small, run = make(*args)
-    small()
+def _peak_memory(make: Callable[..., tuple[Callable, Callable]], args: tuple[Any, ...]) -> int | None:
+    warm_up, run = make(*args)
+    warm_up()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        allocated = torch.cuda.memory_allocated()
         run()
-        return torch.cuda.max_memory_allocated() - before
-    before = _memory('VmRSS')
+        return torch.cuda.max_memory_allocated() - allocated
+    before = _process_memory('VmRSS')
     run()
-    peak = _memory('VmHWM')
-    return None if peak is None else peak - before
+    peak = _process_memory('VmHWM')
+    return None if before is None or peak is None else peak - before
 
 
-def _memory(name):
-    """`VmRSS`, the memory that this process has now, or `VmHWM`, the most that it had; None where there is no /proc."""
+def _process_memory(name: str) -> int | None:
+    """`VmRSS`, the memory of this process now, or `VmHWM`, its peak, in bytes; None without /proc."""
     try:
         with open('/proc/self/status') as file:
             return next(1024 * int(line.split()[1]) for line in file if line.startswith(name))

@@ -1,179 +1,340 @@
-"""Upscales images with a network: any depth and kind of image, whole or in tiles, with the map of its uncertainty."""
-import math
+"""Upscales images with a network, with the error that it expects: any bit depth, grey or colour, alpha, in tiles."""
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Union
 
 import cv2
 import numpy as np
 import torch
 from basicsr.utils.color_util import bgr2ycbcr, ycbcr2bgr
+from PIL import Image, ImageOps
 
 from udl_plugin.archs.dpdnn_arch import dpdnn_receptive_radius
 from udl_plugin.archs.edsr_arch import edsr_receptive_radius
 from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
+from udl_plugin.checkpoints.network_file import NetworkFile, load_network_file
+from udl_plugin.data.image_io import read_full_image
 from udl_plugin.errors import UserError
+from udl_plugin.inference.visualize import swap_red_blue
+from udl_plugin.metrics.uncertainty_metrics import ERROR_SCALES, expected_error
 
-ALIGN = 16  # tiles begin at multiples of it: DPDNN halves four times, SwinIR's windows are 8 pixels
-LEAST_TILE = 64
-REACHES = {'EDSR': edsr_receptive_radius, 'DPDNN': dpdnn_receptive_radius}  # how far a network sees, in LR pixels
+ALIGN = 16  # tiles start at multiples of it: DPDNN halves the image four times, SwinIR's windows are 8 pixels
+MIN_TILE = 64
+RECEPTIVE_RADII = {'EDSR': edsr_receptive_radius, 'DPDNN': dpdnn_receptive_radius}  # in LR pixels
+ImageLike = Union[str, 'os.PathLike[str]', Image.Image, np.ndarray, torch.Tensor]
+Progress = Callable[[Sequence[Any], int], Iterable[Any]]
 
 
-@dataclass
+def load(path: str | os.PathLike[str], device: str | torch.device = 'auto', *, uncertainty: bool | None = None,
+         uncertainty_loss: str | None = None, tile: int | None = None, self_ensemble: bool = False,
+         param_key: str | None = None, network_g: dict[str, Any] | None = None) -> Upscaler:
+    """Loads a network for upscaling, from a checkpoint of any step or a file that udl-convert wrote.
+
+    >>> import udl_plugin
+    >>> upscaler = udl_plugin.load('net_g_latest.pth', device='cpu')
+    >>> upscaler
+    Upscaler(EDSRTwo x2, step 2, 12,785 parameters, device='cpu')
+    >>> result = upscaler.upscale('photo.png')  # 20 x 12 pixels
+    >>> result.image.shape, result.expected_error.shape
+    ((24, 40, 3), (24, 40, 3))
+
+    Args:
+        path: `.pth`, `.pt` or `.safetensors`. Nothing in it is executed.
+        device: Such as `cpu` or `cuda:1`. `auto`: `cuda` if there is a GPU, otherwise `cpu`.
+        uncertainty: Whether results have an expected error. None: if the file has a variance head. Without it, a
+            step-2 file runs only one of its two networks.
+        uncertainty_loss: Loss that the variance head was trained with: `ESU`, `EU` or `GaussianNLL`. None: what the
+            file records; if it records none, `ESU`, with a line in `Upscaler.notes`.
+        tile, self_ensemble: See `Upscaler`.
+        param_key: Key of the weights in the file. None: `params_ema` if there, otherwise `params`.
+        network_g: Config of the network, for files that do not record it.
+
+    Raises:
+        UserError: the file cannot be read, or an argument does not fit it.
+    """
+    device = find_device(device)
+    file = load_network_file(path, param_key, network_g)
+    uncertainty = file.stage != 'plain' if uncertainty is None else uncertainty
+    try:
+        return Upscaler(file, device, tile, self_ensemble, uncertainty, uncertainty_loss)
+    except UserError as err:
+        raise UserError(f"'{path}': {err}") from err
+
+
+def find_device(name: str | torch.device = 'auto', option: str = 'device') -> torch.device:
+    """Returns the device of that name, after a check that it can be used. `auto`: the GPU if there is one.
+
+    Args:
+        option: What the user wrote it for, for the message.
+
+    Raises:
+        UserError: no such device.
+    """
+    if name == 'auto':
+        name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as err:
+        raise UserError(f'{option} {name}: {str(err).splitlines()[0]}') from err
+
+
+@dataclass(repr=False)
 class UpscaleResult:
-    """
+    """An upscaled image. Colours are RGB.
+
     Attributes:
-        image (ndarray): As the image that went in, `upscale` times the size: its depth, grey or colour, alpha.
-        log_var (ndarray | None): float32 `(C, H, W)`: log of the error's scale in 8-bit levels.
+        image: For a tensor, a float32 tensor in [0, 1], not rounded, with the rank and on the device of the input.
+            Otherwise an array of the input's bit depth: `(H, W)`, `(H, W, 3)`, or with alpha `(H, W, 4)`.
+        expected_error: Mean absolute error that the network expects at each value, in 8-bit levels, float32. One
+            channel for each of the network's, RGB or luma, whatever the input has. For a tensor, a tensor
+            `(C, H, W)` or `(1, C, H, W)`; otherwise an array `(H, W, C)`. None without uncertainty.
+        log_var: The network's map that it comes from, float32 array `(C, H, W)`: log of the error's scale in 8-bit
+            levels.
     """
 
-    image: np.ndarray
-    log_var: np.ndarray = None
+    image: Any
+    expected_error: Any = None
+    log_var: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        error = self.expected_error
+        mean = '' if error is None else f', expected_error: {_describe(error)}, mean {float(error.mean()):.3g}'
+        return f'UpscaleResult(image: {_describe(self.image)}{mean})'
+
+
+def _describe(values: Any) -> str:
+    return f'{str(values.dtype).replace("torch.", "")} {tuple(values.shape)}'
 
 
 class Upscaler:
-    """Runs a network on images.
+    """Runs a network on images. `udl_plugin.load` builds one from a file.
+
+    The expected error of a step-2 file is that of its frozen step-1 network: it describes the error of the image that
+    step 1 gives.
 
     Args:
-        model (Model): From `load_network_file`; with a map asked for, one of step 1 or 2.
-        device (str | torch.device): Where it runs.
-        tile (int): The side, in LR pixels, of what the network sees at once, which bounds the memory; None: all.
-            Neighbours overlap by as much as the network sees beyond what it writes, but by no more than a quarter of
-            `tile` on each side, in multiples of 16; `margin` and `reach` tell. With `margin` at `reach` the result is
-            that of the whole image, up to float32 rounding.
-        self_ensemble (bool): Mean over the eight flips and rotations: eight times the work for a little more PSNR.
-        uncertainty (bool): Also give maps.
+        file: From `load_network_file`.
+        device: Where the network runs.
+        tile: Largest side, in LR pixels, of what the network processes at once, to save memory. None: the full image.
+            Tiles overlap by the network's receptive radius, but by at most a quarter of `tile` on each side, in
+            multiples of 16. With `overlap` of at least `receptive_radius`, the result is that of the full image, up to
+            float32 rounding.
+        self_ensemble: Average over eight flips and rotations: eight times the work for a little more PSNR.
+        uncertainty: Also return the expected error; requires a file of step 1 or step 2.
+        uncertainty_loss: See `load`.
+
+    Attributes:
+        channels, scale: Of the network's images.
+        notes: What a user should know about the file, such as what was assumed.
+        overlap: Of tiles, on each side, in LR pixels; None without tiles.
+        receptive_radius: Of the network, in LR pixels; None if unknown.
 
     Raises:
-        UserError: `tile` too small, or a map asked for from a plain network.
+        UserError: `tile` is too small, an unknown loss, or uncertainty from a file without a variance head.
     """
 
-    def __init__(self, model, device='cpu', tile=None, self_ensemble=False, uncertainty=False):
-        if tile is not None and tile < LEAST_TILE:
-            raise UserError(f'--tile {tile} is too small; take {LEAST_TILE} or more.')
-        if uncertainty and model.stage == 'plain':
-            raise UserError('it holds a plain network, without a variance head: there is no map to be had. Take the '
-                             'checkpoint of step 1 or step 2 itself.')
-        section = model.plain().network_g
-        self.net = (model if uncertainty else model.plain()).build().to(device)
+    def __init__(self, file: NetworkFile, device: str | torch.device = 'cpu', tile: int | None = None,
+                 self_ensemble: bool = False, uncertainty: bool = False, uncertainty_loss: str | None = None):
+        if tile is not None and tile < MIN_TILE:
+            raise UserError(f'tile {tile} is too small; use {MIN_TILE} or more.')
+        if uncertainty and file.stage == 'plain':
+            raise UserError('it holds a plain network, without a variance head, and cannot give uncertainty. Use the '
+                            'checkpoint of step 1 or step 2.')
+        base = file.base()
+        self.net = (file if uncertainty else base).build().to(device)
         self.device, self.self_ensemble, self.uncertainty = torch.device(device), self_ensemble, uncertainty
-        self.channels, self.upscale = model.channels_and_scale
-        self.multiple = get_required_multiple(section)
-        self.reach = REACHES[section['type']](section) if section['type'] in REACHES else None
+        self.architecture, self.stage, self.notes = file.architecture, file.stage, list(file.notes)
+        self.uncertainty_loss = self._find_loss(uncertainty_loss, file.uncertainty_loss) if uncertainty else None
+        self.channels, self.scale = file.channels_and_scale
+        self.multiple = get_required_multiple(base.network_g)
+        radius = RECEPTIVE_RADII.get(base.network_g['type'])
+        self.receptive_radius = radius(base.network_g) if radius else None
         self.tile = tile
-        self.margin = None
+        self.overlap = None
         if tile is not None:
-            self.margin = min(_up_to(ALIGN, self.reach or math.inf), tile // 4 // ALIGN * ALIGN)
+            largest = tile // 4 // ALIGN * ALIGN
+            self.overlap = min(-(-(self.receptive_radius or largest) // ALIGN) * ALIGN, largest)
 
-    def __call__(self, img, track=None):
-        """
+    def _find_loss(self, given: str | None, recorded: str | None) -> str:
+        if given is not None and given not in ERROR_SCALES:
+            raise UserError(f"uncertainty_loss: '{given}' is not one of {', '.join(ERROR_SCALES)}.")
+        if given is None and recorded not in ERROR_SCALES:
+            reason = 'the file does not record the loss of its variance head' if recorded is None else \
+                f"the loss of the variance head, '{recorded}', is not one of {', '.join(ERROR_SCALES)}"
+            self.notes.append(f'{reason}; the expected error assumes ESU. Pass uncertainty_loss to choose another.')
+            return 'ESU'
+        return given or recorded or 'ESU'
+
+    def __repr__(self) -> str:
+        number = sum(value.numel() for value in self.net.state_dict().values())
+        return (f"Upscaler({self.architecture} x{self.scale}, {self.stage}, {number:,} parameters, "
+                f"device='{self.device}')")
+
+    def upscale(self, image: ImageLike, progress: Progress | None = None) -> UpscaleResult:
+        """Upscales an image.
+
         Args:
-            img (ndarray): uint8 or uint16, `(H, W)`, or `(H, W, 3)` BGR, or with alpha `(H, W, 4)`.
-            track (Callable): Called as `track(pieces, number)`, to be iterated over in its place: a progress bar.
+            image: One of
 
-        Returns:
-            Upscaled: For a network of one channel, colours are upscaled bicubically beside its luma.
+                - the path of an image file of 8 or 16 bits, turned as its EXIF data says;
+                - a PIL image, likewise;
+                - an array, uint8 or uint16, `(H, W)`, `(H, W, 3)` RGB, or with alpha `(H, W, 4)`;
+                - a float tensor in [0, 1], `(C, H, W)` or `(1, C, H, W)`, C of 3 (RGB) or 1.
+
+                A network of one channel is given the luma; colours are then upscaled bicubically, as alpha always is.
+            progress: Called as `progress(tiles, number)`; what it returns is iterated over instead: a progress bar.
 
         Raises:
-            UserError: another type or shape of image, or not enough memory.
+            UserError: the image cannot be read, or is of another type or shape; or memory does not suffice.
         """
-        if img.dtype not in (np.uint8, np.uint16) or img.shape[2:] not in ((), (3,), (4,)):
-            raise UserError(f'8 or 16 bit, grey or colour, is needed, not {img.dtype} {img.shape}.')
-        levels = np.iinfo(img.dtype).max
-        unit = img.astype(np.float32) / levels
-        alpha = unit[:, :, 3] if img.shape[2:] == (4,) else None
-        grey = img.ndim == 2 or (alpha is not None and (img[:, :, :1] == img[:, :, 1:3]).all())
-        bgr = np.repeat(unit[:, :, None], 3, axis=2) if img.ndim == 2 else unit[:, :, :3]
+        if isinstance(image, torch.Tensor):
+            return self._upscale_tensor(image, progress)
+        if isinstance(image, (str, os.PathLike)):
+            bgr = read_full_image(image)
+        elif isinstance(image, (np.ndarray, Image.Image)):
+            bgr = swap_red_blue(image if isinstance(image, np.ndarray) else _from_pil(image))
+        else:
+            raise UserError(f'expected a path, a PIL image, an array or a tensor, not {type(image).__name__}.')
+        if bgr.dtype not in (np.uint8, np.uint16) or bgr.shape[2:] not in ((), (3,), (4,)) or bgr.size == 0:
+            raise UserError(f'expected an image of 8 or 16 bits, grey or colour, not {bgr.dtype} {bgr.shape}.')
+        levels = np.iinfo(bgr.dtype).max
+        sr, log_var = self._upscale_unit(bgr.astype(np.float32) / levels, progress)
+        result = UpscaleResult(swap_red_blue((sr * levels).round().astype(bgr.dtype)))
+        if log_var is not None:
+            result.log_var = log_var
+            result.expected_error = np.ascontiguousarray(np.moveaxis(self._expected_error(log_var), 0, 2))
+        return result
+
+    def _upscale_tensor(self, image: torch.Tensor, progress: Progress | None) -> UpscaleResult:
+        planes = image[0] if image.ndim == 4 and len(image) == 1 else image
+        if not image.is_floating_point() or planes.ndim != 3 or len(planes) not in (1, 3) or planes.numel() == 0:
+            raise UserError('expected a float tensor (C, H, W) or (1, C, H, W) of 1 or 3 channels, not '
+                            f'{image.dtype} {tuple(image.shape)}.')
+        rgb = np.moveaxis(planes.detach().cpu().float().numpy(), 0, 2)
+        if not (rgb.min() >= 0 and rgb.max() <= 1):
+            raise UserError(f'expected a tensor in [0, 1], not in [{rgb.min():.4g}, {rgb.max():.4g}].')
+        sr, log_var = self._upscale_unit(rgb[:, :, 0] if len(planes) == 1 else swap_red_blue(rgb), progress)
+
+        def to_tensor(array: np.ndarray) -> torch.Tensor:
+            tensor = torch.from_numpy(np.ascontiguousarray(array)).to(image.device)
+            return tensor[None] if image.ndim == 4 else tensor
+
+        result = UpscaleResult(to_tensor(np.moveaxis(np.atleast_3d(swap_red_blue(sr)), 2, 0)))
+        if log_var is not None:
+            result.log_var, result.expected_error = log_var, to_tensor(self._expected_error(log_var))
+        return result
+
+    def _expected_error(self, log_var: np.ndarray) -> np.ndarray:
+        with np.errstate(over='ignore'):  # an untrained map may go beyond float32
+            return expected_error(log_var, self.uncertainty_loss or 'ESU').astype(np.float32)
+
+    def _upscale_unit(self, unit: np.ndarray, progress: Progress | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Upscales `(H, W)`, `(H, W, 3)` BGR or `(H, W, 4)` BGRA, float32 in [0, 1]; returns the like, and the map."""
+        alpha = unit[:, :, 3] if unit.shape[2:] == (4,) else None
+        grey = unit.ndim == 2 or (alpha is not None and (unit[:, :, :1] == unit[:, :, 1:3]).all())
+        bgr = np.repeat(unit[:, :, None], 3, axis=2) if unit.ndim == 2 else unit[:, :, :3]
         if self.channels == 1:
             ycbcr = bgr2ycbcr(bgr)
-            luma, log_var = self._run(ycbcr[:, :, :1], track)
-            colours = _bicubic(ycbcr[:, :, 1:], self.upscale)
+            luma, log_var = self._run_network(ycbcr[:, :, :1], progress)
+            colours = _bicubic(ycbcr[:, :, 1:], self.scale)
             sr = ycbcr2bgr(np.concatenate((luma, colours), axis=2))
         else:
-            sr, log_var = self._run(bgr[:, :, ::-1], track)
+            sr, log_var = self._run_network(bgr[:, :, ::-1], progress)
             sr = sr[:, :, ::-1]
         if grey:
             sr = sr.mean(axis=2) if alpha is None else sr.mean(axis=2, keepdims=True).repeat(3, axis=2)
         if alpha is not None:
-            sr = np.concatenate((sr, _bicubic(alpha, self.upscale)[:, :, None]), axis=2)
+            sr = np.concatenate((sr, _bicubic(alpha, self.scale)[:, :, None]), axis=2)
         if not np.isfinite(sr).all():
-            raise UserError('the network makes values of it that are no finite numbers.')
-        return UpscaleResult((sr.clip(0, 1) * levels).round().astype(img.dtype), log_var)
+            raise UserError('the network gives values that are not finite.')
+        return sr.clip(0, 1), log_var
 
-    def _run(self, image, track):
-        """`(H, W, C)` in [0, 1], RGB or luma, to the SR image of that kind, and the map or None."""
+    def _run_network(self, image: np.ndarray, progress: Progress | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Turns `(H, W, C)` in [0, 1], RGB or luma, into the SR image `(H, W, C)` and the map `(C, H, W)`."""
         lq = np.moveaxis(image, 2, 0)
-        number, height, width = lq.shape
-        total = np.zeros((2 * number if self.uncertainty else number, self.upscale * height, self.upscale * width),
+        channels, height, width = lq.shape
+        total = np.zeros((2 * channels if self.uncertainty else channels, self.scale * height, self.scale * width),
                          np.float32)
-        ways = [(turns, flip) for turns in range(4) for flip in (False, True)] if self.self_ensemble else [(0, False)]
-        jobs = [(way, piece) for way in ways for piece in _pieces(*_turned(lq, *way).shape[1:], self.tile, self.margin)]
-        for way, piece in track(jobs, len(jobs)) if track else jobs:
-            out = self._forward(_turned(lq, *way)[:, piece.rows, piece.columns])
-            _turned(total, *way)[:, piece.written(0, self.upscale), piece.written(1, self.upscale)] += \
-                out[:, piece.kept(0, self.upscale), piece.kept(1, self.upscale)] / len(ways)
-        return np.moveaxis(total[:number], 0, 2), total[number:] if self.uncertainty else None
+        views = [(turns, flip) for turns in range(4) for flip in (False, True)] if self.self_ensemble else [(0, False)]
+        jobs = [(view, tile) for view in views for tile in _tiles(_view(lq, *view).shape[1:], self.tile, self.overlap)]
+        for view, tile in progress(jobs, len(jobs)) if progress else jobs:
+            out = self._forward(_view(lq, *view)[tile.source])
+            _view(total, *view)[tile.target(self.scale)] += out[tile.kept(self.scale)] / len(views)
+        return np.moveaxis(total[:channels], 0, 2), total[channels:] if self.uncertainty else None
 
     @torch.no_grad()
-    def _forward(self, lq):
-        """`(C, h, w)` to `(C, upscale * h, upscale * w)`; behind it the map where one is wanted, `(2 C, ...)`."""
+    def _forward(self, lq: np.ndarray) -> np.ndarray:
+        """Turns `(C, h, w)` into `(C, scale * h, scale * w)`, followed by the map with `uncertainty`: `(2 C, ...)`."""
         height, width = lq.shape[1:]
         try:
-            lq = pad_to_multiple(torch.from_numpy(np.ascontiguousarray(lq))[None].to(self.device), self.multiple)
-            out = torch.cat(self.net(lq, return_log_var=True), 1) if self.uncertainty else self.net(lq)
+            padded = pad_to_multiple(torch.from_numpy(np.ascontiguousarray(lq))[None].to(self.device), self.multiple)
+            out = torch.cat(self.net(padded, return_log_var=True), 1) if self.uncertainty else self.net(padded)
         except RuntimeError as err:
             if isinstance(err, torch.cuda.OutOfMemoryError) or 'alloc' in str(err):
-                raise UserError('there is not enough memory to upscale it at once; give --tile 256, or less.') from err
+                raise UserError('memory does not suffice for an image of this size; use tiles: --tile 256, or tile=256 '
+                                'in Python, or less.') from err
             raise UserError(f'the network cannot run on it ({" ".join(str(err).split())}).') from err
-        return out[0, :, :height * self.upscale, :width * self.upscale].float().cpu().numpy()
+        return out[0, :, :height * self.scale, :width * self.scale].float().cpu().numpy()
 
 
-def _up_to(step, length):
-    return length if math.isinf(length) else -(-length // step) * step
+def _from_pil(image: Image.Image) -> np.ndarray:
+    """RGB array `(H, W)`, `(H, W, 3)` or `(H, W, 4)`; grey with alpha becomes RGBA, as `read_full_image` returns it."""
+    image = ImageOps.exif_transpose(image)
+    has_alpha = image.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in image.info
+    if image.mode.startswith('I;16'):
+        return np.asarray(image).astype(np.uint16)
+    if image.mode in ('I', 'F'):
+        raise UserError(f'expected a PIL image of 8 or 16 bits, not of mode {image.mode}.')
+    return np.asarray(image.convert('RGBA' if has_alpha else 'L' if image.mode in ('1', 'L') else 'RGB'))
 
 
-def _turned(x, turns, flip):
-    """A view of an array `(C, H, W)`, turned by so many quarters, then flipped."""
-    x = np.rot90(x, turns, (1, 2))
-    return x[:, :, ::-1] if flip else x
+def _view(planes: np.ndarray, turns: int, flip: bool) -> np.ndarray:
+    """A view of `(C, H, W)`, rotated by `turns` quarters, then flipped."""
+    planes = np.rot90(planes, turns, (1, 2))
+    return planes[:, :, ::-1] if flip else planes
 
 
-def _bicubic(img, scale):
+def _bicubic(img: np.ndarray, scale: int) -> np.ndarray:
     return cv2.resize(img, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC).clip(0, 1)
 
 
 @dataclass
 class _Tile:
-    """A part of the image. For each direction: where reading begins and ends, where writing does; in LR pixels."""
+    """A part of an image `(C, H, W)`. For rows and columns: start and end, in LR pixels, of what the network is given
+    and of what is taken from its output."""
 
-    read: tuple
-    write: tuple
-
-    @property
-    def rows(self):
-        return slice(*self.read[0])
+    read: tuple[tuple[int, int], ...]
+    written: tuple[tuple[int, int], ...]
 
     @property
-    def columns(self):
-        return slice(*self.read[1])
+    def source(self) -> tuple[slice, ...]:
+        """Index of the LR image."""
+        return (slice(None), *(slice(*span) for span in self.read))
 
-    def written(self, direction, scale):
-        """In the SR image."""
-        return slice(*(scale * edge for edge in self.write[direction]))
+    def target(self, scale: int) -> tuple[slice, ...]:
+        """Index of the SR image."""
+        return (slice(None), *(slice(scale * start, scale * end) for start, end in self.written))
 
-    def kept(self, direction, scale):
-        """In the SR image of the part."""
-        return slice(*(scale * (edge - self.read[direction][0]) for edge in self.write[direction]))
-
-
-def _pieces(height, width, tile, margin):
-    for rows in _spans(height, tile, margin):
-        for columns in _spans(width, tile, margin):
-            yield _Tile(*zip(rows, columns))
+    def kept(self, scale: int) -> tuple[slice, ...]:
+        """Index of the network's output for this tile."""
+        return (slice(None), *(slice(scale * (start - first), scale * (end - first))
+                               for (start, end), (first, _) in zip(self.written, self.read)))
 
 
-def _spans(length, tile, margin):
-    """Pairs of what to read and what to write, each from and to."""
-    if tile is None or length <= tile:
+def _tiles(size: Sequence[int], tile: int | None, overlap: int | None) -> Iterator[_Tile]:
+    rows, columns = (_spans(length, tile, overlap) for length in size)
+    for row in rows:
+        for column in columns:
+            yield _Tile(*zip(row, column))
+
+
+def _spans(length: int, tile: int | None, overlap: int | None) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """The `read` and `written` of the tiles along one side."""
+    if tile is None or overlap is None or length <= tile:
         return [((0, length), (0, length))]
-    step = (tile - 2 * margin) // ALIGN * ALIGN
-    return [((max(start - margin, 0), min(start + step + margin, length)), (start, min(start + step, length)))
+    step = (tile - 2 * overlap) // ALIGN * ALIGN
+    return [((max(start - overlap, 0), min(start + step + overlap, length)), (start, min(start + step, length)))
             for start in range(0, length, step)]

@@ -27,17 +27,20 @@ class CheckpointManager:
     Args:
         models, states: The experiment's folders.
         network_g: Config of the network, recorded in each checkpoint.
+        uncertainty_loss: Loss that trained the variance head, recorded too; None: there is no head, or it is unknown.
         keep_latest: How many networks and states to keep; None: all.
     """
 
-    def __init__(self, models: str, states: str, network_g: dict[str, Any], keep_latest: int | None = None):
-        self.models, self.states, self.network_g, self.keep_latest = models, states, network_g, keep_latest
+    def __init__(self, models: str, states: str, network_g: dict[str, Any], uncertainty_loss: str | None = None,
+                 keep_latest: int | None = None):
+        self.models, self.states, self.keep_latest = models, states, keep_latest
+        self.network_g, self.uncertainty_loss = network_g, uncertainty_loss
         self.network_is_saved = True  # the last time
 
     def save_network(self, label: str, iteration: int | str, state_dicts: StateDicts) -> None:
         """Writes LABEL_ITERATION.pth with the state dicts by key; see `save_checkpoint`."""
         path = osp.join(self.models, f'{label}_{iteration}.pth')
-        self.network_is_saved = write_or_log(save_checkpoint, path, state_dicts, self.network_g)
+        self.network_is_saved = write_or_log(save_checkpoint, path, state_dicts, self.network_g, self.uncertainty_loss)
 
     def save_state(self, iteration: int, state: dict[str, Any]) -> bool:
         """Writes ITERATION.state, unless its network could not be written; returns whether it did."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class TrainStep:
 
     Args:
         net: The trained network, as `compute_losses` runs it.
-        compute_losses: `compute_losses(**part)` runs the network on a part of the batch and returns its weighted losses.
+        compute_losses: `compute_losses(**part)` runs the network on a part of a batch and returns its weighted losses.
         optimizer: Of the network's parameters.
         scaler: Of the gradients; enabled under fp16.
         update_average: Updates the EMA, called after each update of the weights; None without EMA.
@@ -76,10 +76,14 @@ class TrainStep:
         means: dict[str, Tensor] = {}
         for number, part in enumerate(parts, 1):
             # under DistributedDataParallel, gradients are exchanged once, with the last part
-            wait = number < len(parts) and isinstance(self.net, nn.parallel.DistributedDataParallel)
-            with self.net.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
+            if number < len(parts) and isinstance(self.net, nn.parallel.DistributedDataParallel):
+                exchange: Any = self.net.no_sync()
+            else:
+                exchange = contextlib.nullcontext()
+            with exchange:
                 losses = self.compute_losses(**part)
-                self.scaler.scale(sum(losses.values()) / len(parts)).backward()  # type: ignore[union-attr]
+                total: Any = sum(losses.values())
+                self.scaler.scale(total / len(parts)).backward()
             for name, loss in losses.items():
                 means[name] = means.get(name, 0) + loss.detach() / len(parts)
         return means

@@ -1,6 +1,7 @@
 """BasicSR's SRModel for both steps of uncertainty-driven training, with faster training and checkpoints that last."""
 from __future__ import annotations
 
+import functools
 import math
 from collections import OrderedDict
 from typing import Any
@@ -15,7 +16,8 @@ from udl_plugin.archs.mixed_precision import keep_image_convs_in_fp32
 from udl_plugin.archs.outputs import EXTRA_OUTPUTS, forward_with_outputs, required_outputs_of
 from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
 from udl_plugin.archs.two_step import TwoStep
-from udl_plugin.checkpoints.state_dict import fingerprint, load_matching_state_dict
+from udl_plugin.checkpoints.safe_load import load_checkpoint
+from udl_plugin.checkpoints.state_dict import fingerprint, get_uncertainty_loss, load_matching_state_dict
 from udl_plugin.config.cross_checks import check_map_fingerprint, check_options
 from udl_plugin.errors import UserError
 from udl_plugin.models.checkpoint_manager import CheckpointManager, ScheduleFromOptions, StateDicts
@@ -67,12 +69,15 @@ class UDLModel(SRModel):
         self.channels_last = train_opt.get('channels_last', False)
         self.save_uncertainty = val_opt.get('save_uncertainty', False)
         self.validates_maps = self.save_uncertainty or any(map(takes_log_var, (val_opt.get('metrics') or {}).values()))
+        self.lq: Tensor
+        self.gt: Tensor
+        self.output: Tensor
         self.log_var: Tensor | None = None  # of the last image tested
         self.last_log_var: Tensor | None = None  # of the last batch trained with
         self.paths: list[str] = []  # of the current batch's LR images
-        self._pretrained: tuple[str, Any] | None = None  # path and content of the checkpoint, until all networks have it
+        self._read_checkpoint = functools.lru_cache(maxsize=1)(load_checkpoint)  # the network's and the EMA's is one
         super().__init__(opt)
-        self._pretrained = None
+        self._read_checkpoint.cache_clear()
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         return super().model_to_device(self._convert(net))
@@ -110,11 +115,20 @@ class UDLModel(SRModel):
         self.best_metric_results: dict[str, dict[str, dict]] = {}
         paths = self.opt['path']
         self.checkpoints = CheckpointManager(paths['models'], paths['training_states'], self.opt['network_g'],
-                                             (self.opt.get('logger') or {}).get('save_keep'))
+                                             self._uncertainty_loss(), (self.opt.get('logger') or {}).get('save_keep'))
         # the last training state that is on disk: its iteration, epoch, what the ranks put into it, and whether it
         # knows the result of its validation
         self.saved_iter: int | None = None
-        self._saved_epoch, self._saved_positions, self._saved_validated = 0, [], False
+        self._saved_epoch, self._saved_validated = 0, False
+        self._positions: list[Any] = []  # of all ranks, for the next state
+        self._saved_positions: list[Any] = []
+
+    def _uncertainty_loss(self) -> str | None:
+        """The loss that trains the variance head, or trained the one in the checkpoint, as far as that is recorded."""
+        if getattr(self.cri_pix, 'trains_log_var', False):
+            return type(self.cri_pix).__name__
+        path = self.opt['path'].get('pretrain_network_g')
+        return path and get_uncertainty_loss(self._read_checkpoint(path))
 
     def _all_agree(self, condition: bool) -> bool:
         return not max_over_ranks(int(not condition), self.device if self.opt['dist'] else None)
@@ -152,7 +166,8 @@ class UDLModel(SRModel):
                 losses['l_pix'] = self.cri_pix(self.output, gt, **outputs)
             except FloatingPointError as err:  # ours say which tensor is to blame; others return a NaN
                 self.guard.cause = f' {err}'
-                losses['l_pix'] = math.nan * sum(part.sum() for part in (self.output, *outputs.values()))
+                total = torch.stack([part.sum() for part in (self.output, *outputs.values())]).sum()
+                losses['l_pix'] = math.nan * total
         if self.cri_perceptual:
             perceptual, style = self.cri_perceptual(self.output, gt)
             losses.update({name: loss for name, loss in (('l_percep', perceptual), ('l_style', style))
@@ -177,8 +192,8 @@ class UDLModel(SRModel):
             else:
                 super().test()
         if self.val_amp is torch.float16 and not self.output.isfinite().all():
-            raise FloatingPointError(f'{", ".join(self.paths)}: val.amp: fp16: the network returns values beyond 65504, '
-                                     'the limit of fp16; write bf16.')
+            raise FloatingPointError(f'{", ".join(self.paths)}: val.amp: fp16: the network returns values beyond '
+                                     '65504, the limit of fp16; write bf16.')
         self.lq, self.output = lq, self.output[:, :, :height, :width].float()
         if self.log_var is not None:
             self.log_var = self.log_var[:, :, :height, :width].float().cpu()
@@ -192,10 +207,10 @@ class UDLModel(SRModel):
 
     def nondist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
         if self.is_train:
-            current_iter = min(current_iter, int(self.opt['train']['total_iter']))  # BasicSR's count ends too high
+            current_iter = min(int(current_iter), int(self.opt['train']['total_iter']))  # BasicSR's count ends too high
             self._warn_if_collapsed()
         validate(self, dataloader, current_iter, tb_logger, save_img)
-        if self.is_train:
+        if isinstance(current_iter, int) and self.is_train:
             self._save_best(dataloader.dataset.opt['name'], current_iter)
 
     def _warn_if_collapsed(self) -> None:
@@ -206,12 +221,13 @@ class UDLModel(SRModel):
             get_root_logger().warning(
                 f'The uncertainty map has collapsed: log_var is {float(self.last_log_var.mean()):.3f} ± '
                 f'{spread / 2:.3f} within an image. It does not tell pixels apart, and step 2 with it is plain L1. '
-                'After the first few hundred iterations this means a dead or saturated variance head: train step 1 with '
-                'img_range: 255 in pixel_opt, and images that vary.')
+                'After the first few hundred iterations this means a dead or saturated variance head: train step 1 '
+                'with img_range: 255 in pixel_opt, and images that vary.')
 
     # ---- checkpoints
 
-    def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = 'params') -> None:
+    def load_network(self, net: nn.Module, load_path: str, strict: bool = True,
+                     param_key: str | None = 'params') -> None:
         """Like BasicSR's, but explains a checkpoint that does not fit, and step 2 accepts one of step 1.
 
         Raises:
@@ -220,9 +236,8 @@ class UDLModel(SRModel):
         net = self.get_bare_model(net)
         if self.opt['path'].get('param_key_g', 'params') is None:
             param_key = None  # the file is a state dict itself, for EMA too, where BasicSR asks for `params_ema`
-        if self._pretrained is None or self._pretrained[0] != load_path:
-            self._pretrained = load_path, None
-        state_dict, found_key, mismatch = load_matching_state_dict(net, load_path, param_key, strict)
+        state_dict, found_key, mismatch = load_matching_state_dict(net, load_path, param_key, strict,
+                                                                   self._read_checkpoint)
         logger = get_root_logger()
         if found_key != param_key:
             logger.info(f'Loading: {param_key} does not exist, use {found_key}.')
@@ -260,9 +275,11 @@ class UDLModel(SRModel):
     @master_only
     def save_training_state(self, epoch: int, current_iter: int) -> None:
         """Like BasicSR's, but atomic, never without its network, and with all that `resume_training` restores."""
-        if current_iter != -1 and self._write_state(epoch, current_iter, self._positions, validated=False):
-            if not self.guard.skips_in_row:  # otherwise the older weights may be the last good ones
-                self.checkpoints.remove_old(current_iter)
+        if current_iter == -1:
+            return
+        is_saved = self._write_state(epoch, current_iter, self._positions, validated=False)
+        if is_saved and not self.guard.skips_in_row:  # otherwise the older weights may be the last good ones
+            self.checkpoints.remove_old(current_iter)
 
     def _write_state(self, epoch: int, iteration: int, positions: list, validated: bool) -> bool:
         state = {'epoch': epoch, 'iter': iteration, 'optimizers': [part.state_dict() for part in self.optimizers],

@@ -43,7 +43,7 @@ class _RestoreRng:
     """
 
     def __init__(self, states: dict | None):
-        self.states = states and pickle.dumps(states)
+        self.states = pickle.dumps(states) if states is not None else None
 
 
 class BatchInfo:
@@ -154,7 +154,8 @@ class ResumableDataLoader:
         self.loader.timeout = TIMEOUT if self.loader.num_workers else 0
         self.sampler.batch_size, self.sampler.num_workers = self.loader.batch_size, self.loader.num_workers
         self.prefetch_on_gpu = dataset_opt.get('prefetch_mode') == 'cuda'
-        self.epoch, self.main_rng = 0, None  # RNG states of this process where the epoch is resumed
+        self.epoch = 0
+        self.main_rng: dict[str, Any] | None = None  # RNG states of this process where the epoch is resumed
         self._state: dict[str, Any] | None = None
         self._workers: list = []  # for each worker its RNG states behind its last batch
         self._num_skipped = 0

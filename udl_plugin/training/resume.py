@@ -32,7 +32,8 @@ def find_resume_state(opt: dict[str, Any]) -> tuple[dict[str, Any] | None, list[
     Raises:
         UserError: the named state is missing or unreadable; or there are states, and none of them is usable.
     """
-    state, messages = None, []
+    state: dict[str, Any] | None = None
+    messages: list[str] = []
     if opt['auto_resume']:
         path, state, messages = _newest_complete(Path(opt['path']['training_states']), Path(opt['path']['models']))
         opt['path']['resume_state'] = path or opt['path'].get('resume_state')

@@ -97,7 +97,8 @@ def _prepare(option_file: OptionFile, args: argparse.Namespace, is_train: bool) 
     errors: list[Any] = [] if args.no_check else [*option_file.errors, *validate_file(option_file.data, is_train)]
     if not errors:
         _start_process(opt, args.launcher)
-    state, messages = None, []
+    state: dict[str, Any] | None = None
+    messages: list[str] = []
     try:
         if is_train:
             state, messages = find_resume_state(opt)

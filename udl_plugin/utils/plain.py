@@ -1,9 +1,11 @@
 """Configs as builtin types."""
+from __future__ import annotations
+
+from typing import Any
 
 
-
-def to_builtins(value):
-    """A section of a yml as dicts, lists, numbers and strings, whatever the reader of the yml made of it."""
+def to_builtins(value: Any) -> Any:
+    """Returns a config with its dicts, lists and tuples as plain dicts and lists, for YAML, JSON and `torch.save`."""
     if isinstance(value, dict):
         return {str(key): to_builtins(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

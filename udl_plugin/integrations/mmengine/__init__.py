@@ -18,7 +18,7 @@ import importlib
 import torch
 from mmengine.registry import MODELS
 
-from udl_plugin.checkpoints.safe_load import mmengine_globals
+from udl_plugin.checkpoints.mmengine_format import mmengine_globals
 from udl_plugin.plugin import REGISTERED, register
 
 register()  # see there: BasicSR's first

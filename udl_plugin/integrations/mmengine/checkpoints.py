@@ -5,7 +5,8 @@ from pathlib import Path
 
 from mmengine.fileio import LocalBackend
 
-from udl_plugin.checkpoints.safe_load import is_mmengine_checkpoint, load_tensors_only
+from udl_plugin.checkpoints.mmengine_format import is_mmengine_checkpoint
+from udl_plugin.checkpoints.safe_load import load_tensors_only
 from udl_plugin.errors import UserError
 from udl_plugin.utils.atomic_io import atomic_write
 

@@ -9,7 +9,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop
 
 from udl_plugin.archs.build import build_network
-from udl_plugin.checkpoints.safe_load import from_mmengine, is_mmengine_checkpoint
+from udl_plugin.checkpoints.mmengine_format import from_mmengine, is_mmengine_checkpoint
 from udl_plugin.checkpoints.state_dict import describe_mismatch, match_state_dict
 from udl_plugin.errors import UserError, truncate_repr
 from udl_plugin.inference.visualize import uncertainty_picture
