@@ -1,5 +1,6 @@
 """What the tests share: a small network, small data, and a way to run an entry point as a user would."""
 import copy
+import logging
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ TINY = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2, 'upscale
 THREADS = 1 if 'PYTEST_XDIST_WORKER' in os.environ else 2  # two tests at a time: a core each
 os.environ.setdefault('OMP_NUM_THREADS', str(THREADS))  # of the processes that tests start
 torch.set_num_threads(THREADS)
+logging.raiseExceptions = False  # BasicSR's handler keeps the stderr of the test that first made it
 
 
 def random_images(count=3, height=12, width=None):

@@ -142,7 +142,21 @@ def test_moving_average_of_what_a_file_does_not_have(tmp_path):
     assert all(torch.equal(value, model.net_g.state_dict()[name]) for name, value in plain.items())
 
 
-def test_full_disk_ends_no_training(tmp_path, monkeypatch, caplog):
+def test_checkpoint_records_the_loss_of_the_variance_head(tmp_path):
+    """That of step 1, also in step 2 and after a resume; nothing if step 1's checkpoint does not say."""
+    model = build_model(model_options(1, tmp_path, pixel_opt={'type': 'EU'}))
+    model.save(0, 1)
+    assert torch.load(tmp_path / 'net_g_1.pth')['uncertainty_loss'] == 'EU'
+    for iteration in (2, 3):
+        opt = model_options(2, tmp_path)
+        opt['path']['pretrain_network_g'] = str(tmp_path / f'net_g_{iteration - 1}.pth')
+        build_model(opt).save(0, iteration)
+        assert torch.load(tmp_path / f'net_g_{iteration}.pth')['uncertainty_loss'] == 'EU'
+    build_model(step2_options(tmp_path)).save(0, 4)
+    assert 'uncertainty_loss' not in torch.load(tmp_path / 'net_g_4.pth')
+
+
+def test_full_disk_does_not_end_the_training(tmp_path, monkeypatch, caplog):
     model = build_model(model_options(1, tmp_path))
     (tmp_path / 'net_g_latest.pth').write_bytes(b'the one before')
     monkeypatch.setattr(logging.getLogger('basicsr'), 'propagate', True)

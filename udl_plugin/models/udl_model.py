@@ -18,12 +18,12 @@ from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
 from udl_plugin.archs.two_step import TwoStep
 from udl_plugin.checkpoints.safe_load import load_checkpoint
 from udl_plugin.checkpoints.state_dict import fingerprint, get_uncertainty_loss, load_matching_state_dict
-from udl_plugin.config.cross_checks import check_map_fingerprint, check_options
+from udl_plugin.config.cross_checks import check_map_fingerprint, check_options, metrics_of_maps
 from udl_plugin.errors import UserError
 from udl_plugin.models.checkpoint_manager import CheckpointManager, ScheduleFromOptions, StateDicts
 from udl_plugin.models.nonfinite_guard import NonFiniteGuard
 from udl_plugin.models.train_step import TrainStep
-from udl_plugin.models.validation import COLLAPSED_SPREAD, map_spread, takes_log_var, validate
+from udl_plugin.models.validation import COLLAPSED_SPREAD, map_spread, validate
 from udl_plugin.utils.distributed import gather_over_ranks, max_over_ranks
 
 MIN_GRAD_SCALE = 1e-4  # under fp16; it starts at 65536 and is halved by every overflow
@@ -68,7 +68,8 @@ class UDLModel(SRModel):
         self.amp, self.val_amp = (DTYPES[section.get('amp')] for section in (train_opt, val_opt))
         self.channels_last = train_opt.get('channels_last', False)
         self.save_uncertainty = val_opt.get('save_uncertainty', False)
-        self.validates_maps = self.save_uncertainty or any(map(takes_log_var, (val_opt.get('metrics') or {}).values()))
+        self.map_metrics = metrics_of_maps(opt)
+        self.validates_maps = self.save_uncertainty or bool(self.map_metrics)
         self.lq: Tensor
         self.gt: Tensor
         self.output: Tensor

@@ -1,7 +1,6 @@
 """Validation and test of a model image by image, with uncertainty maps for the metrics that take them."""
 from __future__ import annotations
 
-import inspect
 import io
 from os import path as osp
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,6 @@ import numpy as np
 import torch
 from basicsr.metrics import calculate_metric
 from basicsr.utils import imwrite, tensor2img
-from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor
 from tqdm import tqdm
 
@@ -59,7 +57,7 @@ def validate(model: UDLModel, loader: Any, iteration: int | str, tb_logger: Any,
         if model.save_uncertainty and log_var is not None:
             _save_uncertainty(stem, log_var, val_opt.get('uncertainty_limits'))
         for metric, metric_opt in metrics.items():
-            extra = {'log_var': log_var} if takes_log_var(metric_opt) else {}
+            extra = {'log_var': log_var} if metric_opt in model.map_metrics else {}
             totals[metric] += calculate_metric({**images, **extra}, metric_opt)
     torch.cuda.empty_cache()
     if metrics:
@@ -67,11 +65,6 @@ def validate(model: UDLModel, loader: Any, iteration: int | str, tb_logger: Any,
         for metric, value in model.metric_results.items():
             model._update_best_metric_result(name, metric, value, iteration)
         model._log_validation_metric_values(iteration, name, tb_logger)
-
-
-def takes_log_var(metric_opt: dict[str, Any]) -> bool:
-    """Whether an entry of `val: metrics` names a function that takes the uncertainty map."""
-    return 'log_var' in inspect.signature(METRIC_REGISTRY.get(metric_opt['type'])).parameters
 
 
 def map_spread(log_var: Tensor) -> float:
