@@ -13,6 +13,7 @@ from basicsr.utils import get_root_logger
 
 from udl_plugin.data.image_io import decode
 from udl_plugin.data.map_format import dequantize, read_metadata
+from udl_plugin.plugin import register
 
 
 class PairedImageUncertaintyDataset(PairedImageDataset):
@@ -58,3 +59,6 @@ class PairedImageUncertaintyDataset(PairedImageDataset):
         img, _ = paired_random_crop(img, lq, self.opt['gt_size'], scale, key)
         img = augment(img.copy(), self.opt['use_hflip'], self.opt['use_rot'])
         return dequantize(img, self.limits[key])
+
+
+register()  # if importing this module was what imported basicsr, the hook had to skip the class above
