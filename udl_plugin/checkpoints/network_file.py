@@ -49,7 +49,7 @@ class NetworkFile:
         """`plain`, `step 1` or `step 2`."""
         return network_stage(self.state_dict)
 
-    def build_network(self):
+    def build(self):
         """Returns the network with its weights, in eval mode on the CPU.
 
         Raises:
