@@ -145,7 +145,7 @@ def test_other_data_restarts_the_epoch():
 
 def test_too_few_images_for_a_batch():
     """BasicSR would train nothing without a word."""
-    with pytest.raises(UserError, match='23 images .* do not fill one batch of 24'):
+    with pytest.raises(UserError, match='datasets.train: 23 images .* do not fill one batch of 24'):
         build_loader(0, batch_size=24)
 
 

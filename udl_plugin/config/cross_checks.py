@@ -17,7 +17,7 @@ import torch
 from udl_plugin.archs.wrapping import base_config, sub_state_dict
 from udl_plugin.checkpoints.state_dict import fingerprint, load_matching_state_dict
 from udl_plugin.config.class_options import build_loss, resolve_class, scale_key
-from udl_plugin.config.dataset_checks import check_maps, check_pairs, too_few_images_message
+from udl_plugin.config.dataset_checks import check_maps, check_pairs, too_few_images
 from udl_plugin.config.problems import ErrorCollector, KeyPath, OptionError, errors_at, get_section
 from udl_plugin.config.schema import (
     LOADER_OPTIONS,
@@ -101,7 +101,7 @@ def validate_options(opt: Opt, known: Iterable[Any] | None = None) -> list[Any]:
         if isinstance(dataset, Mapping):
             path = ('datasets', str(phase))
             errors.check(_check_data, opt, dataset, path, requires=[
-                ('scale',), ('num_gpu',), (*path, 'type'), (*path, 'io_backend', 'type')])
+                ('scale',), (*path, 'type'), (*path, 'io_backend', 'type')])
     return errors.errors
 
 
@@ -188,7 +188,7 @@ def check_map_fingerprint(opt: Opt, var_state_dict: Mapping[str, torch.Tensor]) 
 
 def metrics_of_maps(opt: Opt) -> list[Mapping[str, Any]]:
     """The options of those `val.metrics` whose function takes `log_var`."""
-    return [metric for metric, function in _find_metrics(opt).values() if _takes_log_var(function)]
+    return list(_map_metrics(opt).values())
 
 
 # ---- checks. Each yields errors
@@ -261,9 +261,7 @@ def _check_batch(opt: Opt, dataset_opt: Opt, images: int) -> Iterator[OptionErro
         batch *= max(1, opt['num_gpu'])
     share = dataset_opt.get('dataset_enlarge_ratio', 1) / (opt['world_size'] if opt.get('dist') else 1)
     if math.ceil(images * share) < batch:
-        where = 'datasets.train'
-        message = too_few_images_message(math.ceil(images * share), batch, where)
-        yield OptionError(('datasets', 'train'), message.removeprefix(f'{where}: '))
+        yield too_few_images(math.ceil(images * share), batch)
 
 
 def _check_devices(opt: Opt) -> Iterator[OptionError]:
@@ -312,23 +310,17 @@ def _check_start(opt: Opt, network: Any) -> Iterator[OptionError]:
             yield OptionError(PRETRAINED, 'is missing: there is nothing to test.')
 
 
-def _find_metrics(opt: Opt) -> dict[str, tuple[Mapping[str, Any], Any]]:
-    """Name in val.metrics to options and function."""
+def _map_metrics(opt: Opt) -> dict[str, Mapping[str, Any]]:
     from basicsr.utils.registry import METRIC_REGISTRY
-    metrics = get_section(get_section(opt, 'val'), 'metrics')
-    return {name: (metric, resolve_class(METRIC_REGISTRY, metric, f'val.metrics.{name}.'))
-            for name, metric in metrics.items()}
-
-
-def _takes_log_var(function: Any) -> bool:
-    return 'log_var' in inspect.signature(function).parameters
+    return {name: metric for name, metric in get_section(get_section(opt, 'val'), 'metrics').items()
+            if 'log_var' in inspect.signature(resolve_class(
+                METRIC_REGISTRY, metric, f'val.metrics.{name}.')).parameters}
 
 
 def _check_metrics(opt: Opt, network: Any) -> Iterator[OptionError]:
-    for name, (metric, function) in _find_metrics(opt).items():
-        if _takes_log_var(function) and not _provides(network, 'log_var'):
-            yield OptionError(('val', 'metrics', name), f'{metric["type"]} requires log_var, which network_g: '
-                              f'{network.__name__} does not provide; {PROVIDERS["log_var"]}.')
+    for name, metric in ({} if _provides(network, 'log_var') else _map_metrics(opt)).items():
+        yield OptionError(('val', 'metrics', name), f'{metric["type"]} requires log_var, which network_g: '
+                          f'{network.__name__} does not provide; {PROVIDERS["log_var"]}.')
 
 
 def _check_maps_saved(opt: Opt, network: Any) -> Iterator[OptionError]:

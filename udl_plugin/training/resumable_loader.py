@@ -20,9 +20,9 @@ from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher
 from basicsr.utils import get_root_logger
 from torch.utils.data import Dataset, Sampler, default_collate
 
-from udl_plugin.config.dataset_checks import too_few_images_message
+from udl_plugin.config.dataset_checks import too_few_images
 from udl_plugin.data.checked_dataset import CheckedDataset
-from udl_plugin.errors import UserError
+from udl_plugin.errors import UserError, UserErrors
 from udl_plugin.training import rng_state
 from udl_plugin.training.signals import ignore_signals_in_worker
 
@@ -160,7 +160,7 @@ class ResumableDataLoader:
         self._workers: list = []  # for each worker its RNG states behind its last batch
         self._num_skipped = 0
         if not len(self.loader):
-            raise UserError(too_few_images_message(len(sampler), self.loader.batch_size, dataset.where))
+            raise UserErrors([too_few_images(len(sampler), self.loader.batch_size)])
 
     def __len__(self) -> int:
         return len(self.loader)
