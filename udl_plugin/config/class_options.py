@@ -8,22 +8,8 @@ from typing import Any, Optional
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from udl_plugin.config import value_types as t
 from udl_plugin.config.problems import KeyPath, OptionError
-from udl_plugin.config.value_types import (
-    Betas,
-    Better,
-    CountOrNone,
-    Criterion,
-    Flag,
-    Integer,
-    NotNegative,
-    Number,
-    Numbers,
-    Positive,
-    Reduction,
-    Text,
-    wrong_value,
-)
 from udl_plugin.errors import UserError, did_you_mean, explain_unknown_kwarg, lookup_class
 
 Adapters = Mapping[str, TypeAdapter[Any]]
@@ -31,15 +17,15 @@ Adapters = Mapping[str, TypeAdapter[Any]]
 OPTIMIZERS = {'Adam': torch.optim.Adam}  # those that BasicSR's BaseModel knows
 GIVEN = ('params', 'optimizer', 'img', 'img2', 'log_var', 'db_paths', 'client_keys')  # passed by BasicSR or the model
 # what signatures do not tell
-OF_OPTIMIZERS: Adapters = {'lr': TypeAdapter(Positive), 'betas': TypeAdapter(Betas), 'eps': TypeAdapter(NotNegative),
-                           'weight_decay': TypeAdapter(NotNegative)}
-OF_METRICS: Adapters = {'crop_border': TypeAdapter(CountOrNone), 'better': TypeAdapter(Optional[Better])}
-OF_LOSSES: Adapters = {'reduction': TypeAdapter(Reduction), 'criterion': TypeAdapter(Criterion)}
+OF_OPTIMIZERS: Adapters = {'lr': TypeAdapter(t.Positive), 'betas': TypeAdapter(t.Betas), 'eps': TypeAdapter(t.NotNegative),
+                           'weight_decay': TypeAdapter(t.NotNegative)}
+OF_METRICS: Adapters = {'crop_border': TypeAdapter(t.CountOrNone), 'better': TypeAdapter(Optional[t.Better])}
+OF_LOSSES: Adapters = {'reduction': TypeAdapter(t.Reduction), 'criterion': TypeAdapter(t.Criterion)}
 OF_ANNOTATIONS: Mapping[type, TypeAdapter[Any]] = {
-    bool: TypeAdapter(Flag), int: TypeAdapter(Integer), float: TypeAdapter(Number), str: TypeAdapter(Text)}
+    bool: TypeAdapter(t.Flag), int: TypeAdapter(t.Integer), float: TypeAdapter(t.Number), str: TypeAdapter(t.Text)}
 OF_DEFAULTS: Mapping[type, TypeAdapter[Any]] = {  # int takes fractions: BasicSR writes res_scale=1 of what may be 0.1
-    bool: TypeAdapter(Optional[Flag]), int: TypeAdapter(Optional[Number]), float: TypeAdapter(Optional[Number]),
-    str: TypeAdapter(Optional[Text]), list: TypeAdapter(Optional[Numbers])}
+    bool: TypeAdapter(Optional[t.Flag]), int: TypeAdapter(Optional[t.Number]), float: TypeAdapter(Optional[t.Number]),
+    str: TypeAdapter(Optional[t.Text]), list: TypeAdapter(Optional[t.Numbers])}
 
 
 def build_loss(loss_opt: Mapping[str, Any], where: str = '') -> Any:
@@ -115,7 +101,7 @@ def check_class_options(registry: Any, options: Mapping[str, Any], path: KeyPath
             if isinstance(value, Mapping):
                 yield from check_class_options(registry, value, (*path, name))
             else:
-                yield OptionError((*path, name), wrong_value(value, 'a mapping of options'))
+                yield OptionError((*path, name), t.wrong_value(value, 'a mapping of options'))
         else:
             adapter = (adapters or {}).get(name) or _get_adapter(parameters.get(name))
             try:

@@ -188,7 +188,7 @@ def check_map_fingerprint(opt: Opt, var_state_dict: Mapping[str, torch.Tensor]) 
 
 def metrics_of_maps(opt: Opt) -> list[Mapping[str, Any]]:
     """The options of those `val.metrics` whose function takes `log_var`."""
-    return [metric for metric, function in _find_metrics(opt).values() if _takes_log_var(function)]
+    return list(_map_metrics(opt).values())
 
 
 # ---- checks. Each yields errors
@@ -312,23 +312,17 @@ def _check_start(opt: Opt, network: Any) -> Iterator[OptionError]:
             yield OptionError(PRETRAINED, 'is missing: there is nothing to test.')
 
 
-def _find_metrics(opt: Opt) -> dict[str, tuple[Mapping[str, Any], Any]]:
-    """Name in val.metrics to options and function."""
+def _map_metrics(opt: Opt) -> dict[str, Mapping[str, Any]]:
     from basicsr.utils.registry import METRIC_REGISTRY
-    metrics = get_section(get_section(opt, 'val'), 'metrics')
-    return {name: (metric, resolve_class(METRIC_REGISTRY, metric, f'val.metrics.{name}.'))
-            for name, metric in metrics.items()}
-
-
-def _takes_log_var(function: Any) -> bool:
-    return 'log_var' in inspect.signature(function).parameters
+    return {name: metric for name, metric in get_section(get_section(opt, 'val'), 'metrics').items()
+            if 'log_var' in inspect.signature(resolve_class(
+                METRIC_REGISTRY, metric, f'val.metrics.{name}.')).parameters}
 
 
 def _check_metrics(opt: Opt, network: Any) -> Iterator[OptionError]:
-    for name, (metric, function) in _find_metrics(opt).items():
-        if _takes_log_var(function) and not _provides(network, 'log_var'):
-            yield OptionError(('val', 'metrics', name), f'{metric["type"]} requires log_var, which network_g: '
-                              f'{network.__name__} does not provide; {PROVIDERS["log_var"]}.')
+    for name, metric in ({} if _provides(network, 'log_var') else _map_metrics(opt)).items():
+        yield OptionError(('val', 'metrics', name), f'{metric["type"]} requires log_var, which network_g: '
+                          f'{network.__name__} does not provide; {PROVIDERS["log_var"]}.')
 
 
 def _check_maps_saved(opt: Opt, network: Any) -> Iterator[OptionError]:

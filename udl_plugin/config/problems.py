@@ -41,8 +41,7 @@ class ErrorCollector:
     def __init__(self, errors: Iterable[Any] = ()):
         self.errors: list[Any] = []
         self._wrong: set[KeyPath] = set()  # options on which no check may rely
-        for error in errors:
-            self.add(error)
+        self.extend(errors)
 
     def add(self, error: Any) -> None:
         """Adds an error, if it is the first at its path. Checks that require this option are skipped from now on."""
@@ -51,6 +50,10 @@ class ErrorCollector:
             self.errors.append(error)
         if path is not None:
             self._wrong.add(path)
+
+    def extend(self, errors: Iterable[Any]) -> None:
+        for error in errors:
+            self.add(error)
 
     def has_error_at(self, *path: str) -> bool:
         """Whether this option, or a mapping that contains it, is wrong."""

@@ -27,35 +27,8 @@ from udl_plugin.config.class_options import (
     check_class_options,
     resolve_class,
 )
+from udl_plugin.config import value_types as t
 from udl_plugin.config.problems import ErrorCollector, KeyPath, OptionError, get_section
-from udl_plugin.config.value_types import (
-    Amp,
-    Color,
-    Count,
-    Decay,
-    FileName,
-    Flag,
-    Gpus,
-    Iterations,
-    Limits,
-    Milestones,
-    NotNegative,
-    Number,
-    Numbers,
-    OnBadRecord,
-    Periods,
-    Port,
-    Positive,
-    Prefetch,
-    Ratio,
-    Seed,
-    Text,
-    Texts,
-    Warmup,
-    Workers,
-    whole_number,
-    wrong_value,
-)
 from udl_plugin.data.lmdb_io import BACKENDS
 from udl_plugin.errors import UserError, did_you_mean, lookup_class
 from udl_plugin.utils.plain import to_builtins
@@ -86,22 +59,21 @@ class Section(BaseModel):
     @classmethod
     def _explain(cls, value: Any, handler: ModelWrapValidatorHandler[Any], info: ValidationInfo) -> Any:
         unsupported = cls.udl_only() if (info.context or {}).get('model_type') == 'SRModel' else {}
-        in_use = {key: 'model_type: SRModel does not support it; write model_type: UDLModel.'
-                  for key, mark in unsupported.items() if isinstance(value, dict) and value.get(key) not in mark.off}
-        errors = [_line_error('udl_only', message, (key,)) for key, message in in_use.items()]
+        known = [key for key in cls.model_fields if key not in unsupported]
+        errors = [_line_error('udl_only', 'model_type: SRModel does not support it; write model_type: UDLModel.', (key,))
+                  for key, mark in unsupported.items() if isinstance(value, dict) and value.get(key) not in mark.off]
         try:
             section = handler(value)
         except ValidationError as err:
-            known = [key for key in cls.model_fields if key not in unsupported]
             for error in err.errors(include_url=False):
                 kind, loc, message = error['type'], error['loc'], error['msg']
                 if kind == 'missing':
                     message = 'is missing.'
                 elif kind == 'extra_forbidden' and len(loc) == 1:
-                    message = f'is not an option{did_you_mean(loc[0], known)}. The options are: {", ".join(known)}.'
-                    message = IGNORED.get(str(loc[0]), message)
+                    message = IGNORED.get(str(loc[0])) or \
+                        f'is not an option{did_you_mean(loc[0], known)}. The options are: {", ".join(known)}.'
                 elif kind in ('dict_type', 'model_type', 'model_attributes_type'):
-                    message = wrong_value(error['input'], 'a mapping of options')
+                    message = t.wrong_value(error['input'], 'a mapping of options')
                 errors.append(_line_error(kind, message, loc, error['input']))
         if errors:
             raise ValidationError.from_exception_data(cls.__name__, errors)
@@ -140,6 +112,13 @@ def _check_scheduler(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
+def _check_backend(backend: Any) -> Any:
+    if backend not in BACKENDS:
+        message = f'{t.wrong_value(backend, " or ".join(BACKENDS))[:-1]}{did_you_mean(backend, BACKENDS)}.'
+        raise PydanticCustomError('backend', '{message}', {'message': message})
+    return backend
+
+
 Options = dict[str, Any]
 Network = Annotated[Options, options_of('ARCH_REGISTRY')]
 Loss = Annotated[Options, options_of('LOSS_REGISTRY', OF_LOSSES, may_be_empty=True)]  # BasicSR: as without it
@@ -152,71 +131,71 @@ Scheduler = Annotated[Options, AfterValidator(_check_scheduler)]
 
 
 class TrainOptions(Section):
-    total_iter: Iterations
-    warmup_iter: Warmup = -1
-    ema_decay: Decay = 0
+    total_iter: t.Iterations
+    warmup_iter: t.Warmup = -1
+    ema_decay: t.Decay = 0
     optim_g: Optimizer
     scheduler: Scheduler
     pixel_opt: Optional[Loss] = None
     perceptual_opt: Optional[Loss] = None
-    amp: Annotated[Optional[Amp], UDLOnly()] = None
-    channels_last: Annotated[Optional[Flag], UDLOnly()] = None
-    compile: Annotated[Optional[Flag], UDLOnly()] = None
-    accumulate: Annotated[Optional[Count], UDLOnly((None, 1))] = None
-    grad_clip: Annotated[Optional[Positive], UDLOnly()] = None
-    max_skips: Annotated[Optional[Count], UDLOnly()] = None
+    amp: Annotated[Optional[t.Amp], UDLOnly()] = None
+    channels_last: Annotated[Optional[t.Flag], UDLOnly()] = None
+    compile: Annotated[Optional[t.Flag], UDLOnly()] = None
+    accumulate: Annotated[Optional[t.Count], UDLOnly((None, 1))] = None
+    grad_clip: Annotated[Optional[t.Positive], UDLOnly()] = None
+    max_skips: Annotated[Optional[t.Count], UDLOnly()] = None
 
 
 class ValOptions(Section):
-    save_img: Flag
-    val_freq: Optional[Iterations] = None
-    pbar: Flag = False
-    suffix: Optional[FileName] = None
+    save_img: t.Flag
+    val_freq: Optional[t.Iterations] = None
+    pbar: t.Flag = False
+    suffix: Optional[t.FileName] = None
     metrics: Optional[dict[str, Metric]] = None
-    amp: Annotated[Optional[Amp], UDLOnly()] = None
-    save_uncertainty: Annotated[Optional[Flag], UDLOnly()] = None
-    uncertainty_limits: Annotated[Optional[Limits], UDLOnly()] = None
-    save_best: Annotated[Optional[Text], UDLOnly()] = None
+    amp: Annotated[Optional[t.Amp], UDLOnly()] = None
+    save_uncertainty: Annotated[Optional[t.Flag], UDLOnly()] = None
+    uncertainty_limits: Annotated[Optional[t.Limits], UDLOnly()] = None
+    save_best: Annotated[Optional[t.Text], UDLOnly()] = None
 
 
 class ValInTraining(ValOptions):
-    val_freq: Iterations
+    val_freq: t.Iterations
 
 
 class PathOptions(Section):
-    pretrain_network_g: Optional[Text] = None
-    param_key_g: Optional[Text] = None
-    strict_load_g: Flag = True
-    resume_state: Optional[Text] = None
-    ignore_resume_networks: Optional[Texts] = None
+    pretrain_network_g: Optional[t.Text] = None
+    param_key_g: Optional[t.Text] = None
+    strict_load_g: t.Flag = True
+    resume_state: Optional[t.Text] = None
+    ignore_resume_networks: Optional[t.Texts] = None
 
 
 class WandbOptions(Section):
-    project: Optional[Text] = None
-    resume_id: Optional[Text] = None
+    project: Optional[t.Text] = None
+    resume_id: Optional[t.Text] = None
 
 
 class LogOptions(Section):
-    print_freq: Iterations
-    save_checkpoint_freq: Iterations
-    use_tb_logger: Flag
+    print_freq: t.Iterations
+    save_checkpoint_freq: t.Iterations
+    use_tb_logger: t.Flag
     wandb: Optional[WandbOptions] = None
-    save_keep: Annotated[Optional[Count], UDLOnly()] = None
+    save_keep: Annotated[Optional[t.Count], UDLOnly()] = None
 
 
 class DistParams(Section):
-    backend: Text = 'nccl'
-    port: Optional[Port] = None
+    backend: t.Text = 'nccl'
+    port: Optional[t.Port] = None
 
 
 class OptionsFile(Section):
     """What files for training and for testing have in common."""
 
-    name: FileName
-    model_type: Text
-    scale: Optional[Count] = None
-    num_gpu: Gpus
-    manual_seed: Optional[Seed] = None
+    name: t.FileName
+    model_type: t.Text
+    scale: Optional[t.Count] = None
+    num_gpu: t.Gpus
+    manual_seed: Optional[t.Seed] = None
     datasets: dict[str, Options]
     network_g: Network
     path: PathOptions
@@ -224,7 +203,7 @@ class OptionsFile(Section):
     val: Optional[ValOptions] = None
     logger: Optional[LogOptions] = None
     dist_params: Optional[DistParams] = None
-    find_unused_parameters: Flag = False
+    find_unused_parameters: t.Flag = False
 
 
 class TrainingFile(OptionsFile):
@@ -240,31 +219,24 @@ class TestFile(OptionsFile):
 class DatasetOptions(Section):
     """What BasicSR's build_dataset and build_dataloader read; a type that is not paired has options of its own."""
 
-    name: FileName
-    type: Text
-    num_worker_per_gpu: Workers = 0
-    batch_size_per_gpu: Count = 1
-    dataset_enlarge_ratio: Ratio = 1
-    prefetch_mode: Optional[Prefetch] = None
-    num_prefetch_queue: Count = 1
-    pin_memory: Flag = False
-    persistent_workers: Flag = False
+    name: t.FileName
+    type: t.Text
+    num_worker_per_gpu: t.Workers = 0
+    batch_size_per_gpu: t.Count = 1
+    dataset_enlarge_ratio: t.Ratio = 1
+    prefetch_mode: Optional[t.Prefetch] = None
+    num_prefetch_queue: t.Count = 1
+    pin_memory: t.Flag = False
+    persistent_workers: t.Flag = False
 
 
 LOADER_OPTIONS = DatasetOptions.model_fields.keys() - {'name', 'type'}
 
 
 class TrainSet(DatasetOptions):
-    num_worker_per_gpu: Workers
-    batch_size_per_gpu: Count
-    on_bad_record: Optional[OnBadRecord] = None  # of any type: udl-train reads it
-
-
-def _check_backend(backend: Any) -> Any:
-    if backend not in BACKENDS:
-        raise PydanticCustomError('backend', '{message}', {'message': (
-            f'{wrong_value(backend, " or ".join(BACKENDS))[:-1]}{did_you_mean(backend, BACKENDS)}.')})
-    return backend
+    num_worker_per_gpu: t.Workers
+    batch_size_per_gpu: t.Count
+    on_bad_record: Optional[t.OnBadRecord] = None  # of any type: udl-train reads it
 
 
 class IOBackend(Section):  # BasicSR's `memcached` runs code that its options name
@@ -272,18 +244,18 @@ class IOBackend(Section):  # BasicSR's `memcached` runs code that its options na
 
 
 class _Pairs(Section):
-    dataroot_gt: Text
-    dataroot_lq: Text
-    dataroot_uncertainty: Optional[Text] = None  # of PairedImageUncertaintyDataset; elsewhere a cross-check refuses it
+    dataroot_gt: t.Text
+    dataroot_lq: t.Text
+    dataroot_uncertainty: Optional[t.Text] = None  # of PairedImageUncertaintyDataset; elsewhere a cross-check refuses it
     io_backend: IOBackend
-    meta_info_file: Optional[Text] = None
-    filename_tmpl: Text = '{}'
-    mean: Optional[Numbers] = None
-    std: Optional[Numbers] = None
-    color: Optional[Color] = None
-    gt_size: Optional[Count] = None
-    use_hflip: Flag = False
-    use_rot: Flag = False
+    meta_info_file: Optional[t.Text] = None
+    filename_tmpl: t.Text = '{}'
+    mean: Optional[t.Numbers] = None
+    std: Optional[t.Numbers] = None
+    color: Optional[t.Color] = None
+    gt_size: Optional[t.Count] = None
+    use_hflip: t.Flag = False
+    use_rot: t.Flag = False
 
 
 class PairedSet(_Pairs, DatasetOptions):
@@ -291,26 +263,26 @@ class PairedSet(_Pairs, DatasetOptions):
 
 
 class PairedTrainSet(_Pairs, TrainSet):
-    gt_size: Count
-    use_hflip: Flag
-    use_rot: Flag
+    gt_size: t.Count
+    use_hflip: t.Flag
+    use_rot: t.Flag
 
 
 class MultiStep(Section):
-    type: Text
-    milestones: Milestones
-    gamma: Positive = 0.1
-    restarts: Milestones = Field(default=[0])
-    restart_weights: Numbers = Field(default=[1])
-    last_epoch: Number = -1
+    type: t.Text
+    milestones: t.Milestones
+    gamma: t.Positive = 0.1
+    restarts: t.Milestones = Field(default=[0])
+    restart_weights: t.Numbers = Field(default=[1])
+    last_epoch: t.Number = -1
 
 
 class Cosine(Section):
-    type: Text
-    periods: Periods
-    restart_weights: Numbers = Field(default=[1])
-    eta_min: NotNegative = 0
-    last_epoch: Number = -1
+    type: t.Text
+    periods: t.Periods
+    restart_weights: t.Numbers = Field(default=[1])
+    eta_min: t.NotNegative = 0
+    last_epoch: t.Number = -1
 
 
 SCHEDULERS: dict[str, type[Section]] = {
@@ -328,14 +300,11 @@ def validate_file(data: Mapping[str, Any], is_train: bool) -> list[OptionError]:
         is_train: Whether it is for training, or for testing.
     """
     data = to_builtins(data)
-    errors = ErrorCollector(
-        error for kind, error in _validate(TrainingFile if is_train else TestFile, data)
-        if is_train or kind != 'missing' or error.path[0] not in ('train', 'logger') or len(error.path) != 2)
+    errors = ErrorCollector(error for kind, error in _validate(TrainingFile if is_train else TestFile, data)
+                            if is_train or kind != 'missing' or len(error.path) != 2 or error.path[0] == 'val')
     for phase, dataset in get_section(data, 'datasets').items():
-        for error in validate_dataset(phase, dataset, is_train):
-            errors.add(error)
-    for error in _check_relations(data, is_train, errors):
-        errors.add(error)
+        errors.extend(validate_dataset(phase, dataset, is_train))
+    errors.extend(_check_relations(data, is_train, errors))
     return errors.errors
 
 
@@ -345,11 +314,10 @@ def validate_sections(opt: Mapping[str, Any]) -> list[OptionError]:
     Args:
         opt: As BasicSR's `parse_options` returns it, or a dict made by hand, in which keys may be missing.
     """
-    data = to_builtins({key: opt[key] for key in ('model_type', 'datasets', 'network_g', 'path', 'train', 'val')
-                        if key in opt})
+    required = ('model_type', 'datasets', 'network_g', 'path')
+    data = to_builtins({key: opt[key] for key in (*required, 'train', 'val') if key in opt})
     if isinstance(data.get('path'), dict):
         data['path'] = {key: value for key, value in data['path'].items() if key not in DERIVED_PATHS}
-    required = ('model_type', 'datasets', 'network_g', 'path')
     return ErrorCollector(error for kind, error in _validate(OptionsFile, data)
                           if kind != 'missing' or len(error.path) > 2 or error.path[0] in required).errors
 
@@ -359,87 +327,82 @@ def validate_dataset(phase: str, dataset: Any, is_train: bool) -> list[OptionErr
     from basicsr.utils.registry import DATASET_REGISTRY
     path, kind = ('datasets', phase), phase.split('_')[0]
     if kind not in (('train', 'val') if is_train else ('val', 'test')) or (kind == 'train' and phase != 'train'):
-        names = 'train, val, val_2' if is_train else 'test_1, test_2'
-        return [OptionError(path, f"is not a phase of a {'training' if is_train else 'test'}; these are {names} and "
-                                  'so on.')]
+        return [OptionError(path, f'is not a phase of a {"training" if is_train else "test"}; these are '
+                                  f'{"train, val, val_2" if is_train else "test_1, test_2"} and so on.')]
     if not isinstance(dataset, dict):
         return []
     paired = dataset.get('type') in (PAIRS, WITH_MAPS)
     model = (PairedTrainSet if paired else TrainSet) if kind == 'train' else PairedSet if paired else DatasetOptions
     errors = ErrorCollector(error for error_type, error in _validate(model, dataset, path)
                             if paired or error_type != 'extra_forbidden')
-    if isinstance(dataset.get('type'), str):
-        try:
-            lookup_class(DATASET_REGISTRY, dataset['type'])
-        except UserError as err:
-            errors.add(OptionError((*path, 'type'), str(err)))
-    for key, message in _check_loader(dataset, kind):
-        errors.add(OptionError((*path, key), message))
-    errors.check(_check_normalization, dataset, path, requires=[(*path, key) for key in ('mean', 'std', 'color')])
+    errors.check(_check_registered, DATASET_REGISTRY, dataset, 'type', path, requires=[(*path, 'type')])
+    for check in (_check_loader, _check_normalization):
+        errors.check(check, dataset, path)
     return errors.errors
 
 
 def _validate(model: type[Section], data: Mapping[str, Any], path: KeyPath = ()) -> Iterator[tuple[str, OptionError]]:
     """Yields pydantic's type of each error, and the error."""
+    from basicsr.utils.registry import MODEL_REGISTRY
     model_type = data.get('model_type')
-    found = []
     try:
         model.model_validate(data, context={'model_type': model_type})
     except ValidationError as err:
-        found = [(error['type'], OptionError((*path, *map(str, error['loc'])), error['msg']))
-                 for error in err.errors(include_url=False)]
-    for kind, error in found:
-        if path or model_type in STRICT or not _may_be_of_another_model(kind, error.path):
-            yield kind, error
+        for error in err.errors(include_url=False):
+            key = (*path, *map(str, error['loc']))
+            if path or model_type in STRICT or not _is_open(error['type'], key):
+                yield error['type'], OptionError(key, error['msg'])
     if not path and isinstance(model_type, str):
-        from basicsr.utils.registry import MODEL_REGISTRY
-        try:
-            lookup_class(MODEL_REGISTRY, model_type)
-        except UserError as err:
-            yield 'model', OptionError(('model_type',), str(err))
+        yield from (('model', error) for error in _check_registered(MODEL_REGISTRY, data, 'model_type', ()))
 
 
-def _may_be_of_another_model(kind: str, path: KeyPath) -> bool:
+def _check_registered(registry: Any, options: Mapping[str, Any], key: str, path: KeyPath) -> Iterator[OptionError]:
+    try:
+        lookup_class(registry, options[key])
+    except UserError as err:
+        yield OptionError((*path, key), str(err))
+
+
+def _is_open(kind: str, path: KeyPath) -> bool:
     """Whether a model that is neither SRModel nor UDLModel may do without an option, or have it in addition."""
     if path[:2] in (('train', 'optim_g'), ('train', 'scheduler')):
         return True
     if kind == 'missing':
-        return len(path) == 2 and path[0] in ('train', 'val') and path not in (
-            ('train', 'total_iter'), ('val', 'save_img'), ('val', 'val_freq'))
-    if kind == 'extra_forbidden':  # BasicSR makes a folder of any other path
-        return len(path) == 1 or (len(path) == 2 and (path[0] in ('train', 'val') or (path[0] == 'path' and re.match(
-            'pretrain_network|param_key|strict_load|.*resume', path[1]) is not None)))
-    return False
+        return len(path) == 2 and path[0] in ('train', 'val') and path[1] not in ('total_iter', 'save_img', 'val_freq')
+    if kind == 'extra_forbidden' and len(path) == 2 and path[0] == 'path':  # BasicSR makes a folder of any other one
+        return re.match('pretrain_network|param_key|strict_load|.*resume', path[1]) is not None
+    return kind == 'extra_forbidden' and (len(path) == 1 or (len(path) == 2 and path[0] in ('train', 'val')))
 
 
 def _check_normalization(dataset: Mapping[str, Any], path: KeyPath) -> Iterator[OptionError]:
-    mean, std = dataset.get('mean'), dataset.get('std')
-    for key, value, other, partner in (('mean', mean, 'std', std), ('std', std, 'mean', mean)):
-        channels = 1 if dataset.get('color') == 'y' else 3
-        if value is not None and partner is None:
+    channels = 1 if dataset.get('color') == 'y' else 3
+    for key, other in (('mean', 'std'), ('std', 'mean')):
+        values = dataset.get(key)
+        if values is not None and dataset.get(other) is None:
             yield OptionError((*path, key), f'requires {other}: BasicSR reads both or none.')
-        elif value is not None and len(value) != channels:
-            yield OptionError((*path, key), f'has {len(value)} numbers for images of {channels} channels; write one '
+        elif values is not None and len(values) != channels:
+            yield OptionError((*path, key), f'has {len(values)} numbers for images of {channels} channels; write one '
                                             'for each channel.')
-    if std is not None and min(std, default=1) <= 0:
-        yield OptionError((*path, 'std'), f'{std}: images are divided by it; write numbers above 0.')
+        elif key == 'std' and values is not None and min(values) <= 0:
+            yield OptionError((*path, key), f'{values}: images are divided by it; write numbers above 0.')
 
 
-def _check_loader(dataset: Mapping[str, Any], kind: str) -> Iterator[tuple[str, str]]:
-    if dataset.get('persistent_workers') is True and (kind != 'train' or dataset.get('num_worker_per_gpu') == 0):
-        reason = 'requires num_worker_per_gpu: 1 or more' if kind == 'train' else 'validation has no workers'
-        yield 'persistent_workers', f'{reason}; write false.'
-    if kind == 'train' and dataset.get('prefetch_mode') == 'cpu' and dataset.get('num_worker_per_gpu') == 0:
-        yield 'prefetch_mode', ('cpu requires num_worker_per_gpu: 1 or more: otherwise two threads of one process '
-                                'would draw random numbers in turn.')
-    if kind == 'train' and dataset.get('prefetch_mode') == 'cuda' and dataset.get('pin_memory') is not True:
-        yield 'pin_memory', 'must be true with prefetch_mode: cuda.'
+def _check_loader(dataset: Mapping[str, Any], path: KeyPath) -> Iterator[OptionError]:
+    training, workers = path[1] == 'train', dataset.get('num_worker_per_gpu')
+    if dataset.get('persistent_workers') is True and (not training or workers == 0):
+        reason = 'requires num_worker_per_gpu: 1 or more' if training else 'validation has no workers'
+        yield OptionError((*path, 'persistent_workers'), f'{reason}; write false.')
+    if training and dataset.get('prefetch_mode') == 'cpu' and workers == 0:
+        yield OptionError((*path, 'prefetch_mode'), 'cpu requires num_worker_per_gpu: 1 or more: two threads of one '
+                                                    'process would draw random numbers in turn.')
+    if training and dataset.get('prefetch_mode') == 'cuda' and dataset.get('pin_memory') is not True:
+        yield OptionError((*path, 'pin_memory'), 'must be true with prefetch_mode: cuda.')
 
 
 def _check_relations(data: Mapping[str, Any], is_train: bool, errors: ErrorCollector) -> Iterator[OptionError]:
     """Yields errors of options that disagree with others. Those that are wrong themselves are in `errors`."""
     train, val, logger = (get_section(data, section) for section in ('train', 'val', 'logger'))
-    strict = data.get('model_type') in STRICT
+    strict, scale = data.get('model_type') in STRICT, data.get('scale')
     if is_train and isinstance(data.get('datasets'), dict) and 'train' not in data['datasets']:
         yield OptionError(('datasets', 'train'), 'is missing.')
     if is_train and strict and train and not (train.get('pixel_opt') or train.get('perceptual_opt')):
@@ -451,36 +414,29 @@ def _check_relations(data: Mapping[str, Any], is_train: bool, errors: ErrorColle
         yield from _check_schedule(train['scheduler'], train['total_iter'])
     if get_section(logger, 'wandb').get('project') is not None and logger.get('use_tb_logger') is False:
         yield OptionError(('logger', 'wandb', 'project'), 'requires use_tb_logger: true.')
-    scale = data.get('scale')
     metrics = get_section(val, 'metrics')
     for name in metrics:
-        path, border = ('val', 'metrics', name, 'crop_border'), get_section(metrics, name).get('crop_border')
+        border = get_section(metrics, name).get('crop_border')
         if not errors.has_error_at('scale') and type(scale) is type(border) is int and border != scale:
-            yield OptionError(path, f'{border} does not agree with scale: {scale}; write {scale} (--no-check accepts '
-                                    f'{border}).')
-    if isinstance(val.get('save_best'), str):
-        yield from _check_save_best(val, get_section(data, 'datasets'))
+            yield OptionError(('val', 'metrics', name, 'crop_border'), f'{border} does not agree with scale: {scale}; '
+                              f'write {scale} (--no-check accepts {border}).')
+    sets = [get_section(get_section(data, 'datasets'), phase) for phase in get_section(data, 'datasets')
+            if phase.split('_')[0] == 'val']
+    known = [*metrics, *(f'{dataset.get("name")}/{metric}' for dataset in sets for metric in metrics)]
+    best = val.get('save_best')
+    if isinstance(best, str) and best not in known:
+        names = f'they are: {", ".join(known)}' if known else 'there is no metric'
+        yield OptionError(('val', 'save_best'), f"'{best}' is neither a name in val.metrics nor DATASET/METRIC"
+                                                f'{did_you_mean(best, known)}; {names}.')
 
 
 def _check_schedule(scheduler: Mapping[str, Any], total_iter: float) -> Iterator[OptionError]:
-    path: KeyPath = ('train', 'scheduler')
-    model = SCHEDULERS[scheduler['type']]
+    model, path = SCHEDULERS[scheduler['type']], ('train', 'scheduler')
     options = model.model_validate(scheduler).model_dump()
     key = 'periods' if model is Cosine else 'restarts'
     expected, given = len(options[key]), len(options['restart_weights'])
     if expected != given:
         yield OptionError((*path, 'restart_weights'), f'requires a number for each of {key}: {expected}, got {given}.')
-    if model is Cosine and sum(options['periods']) < whole_number(total_iter):
+    if model is Cosine and sum(options['periods']) < t.whole_number(total_iter):
         yield OptionError((*path, 'periods'), f"end at iteration {sum(options['periods'])}, before total_iter: "
                           f'{total_iter}, where BasicSR stops with an error. Make their sum {total_iter}.')
-
-
-def _check_save_best(val: Mapping[str, Any], datasets: Mapping[str, Any]) -> Iterator[OptionError]:
-    name, metrics = val['save_best'], list(get_section(val, 'metrics'))
-    sets = [str(dataset.get('name')) for phase, dataset in datasets.items()
-            if phase.split('_')[0] == 'val' and isinstance(dataset, dict)]
-    known = [*metrics, *(f'{one}/{metric}' for one in sets for metric in metrics)]
-    if name not in known:
-        names = f'they are: {", ".join(known)}' if known else 'there is no metric'
-        yield OptionError(('val', 'save_best'), f"'{name}' is neither a name in val.metrics nor DATASET/METRIC"
-                                                f'{did_you_mean(name, known)}; {names}.')
