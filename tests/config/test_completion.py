@@ -46,7 +46,8 @@ def test_shipped_files(path, tmp_path, monkeypatch):
     (['--auto_resume'], {'auto_resume': True}), (['--debug'], {'debug': True})])
 @pytest.mark.parametrize(('before', 'after'), [
     ('name: ', 'name: '), ('name: ', 'name: debug_'), ('name: ', 'name: a_debug_'), ('\nval:', '\nother:'),
-    ('dataroot_gt: ', 'dataroot_gt: ~/'), ('dataroot_lq: ', 'dataroot_lq: ~/'), ('resume_state: ~', 'resume_state: ~/x'),
+    ('dataroot_gt: ', 'dataroot_gt: ~/'), ('dataroot_lq: ', 'dataroot_lq: ~/'),
+    ('resume_state: ~', 'resume_state: ~/x'),
     ('pretrain_network_g: ~', 'pretrain_network_g: ~/x.pth'), ('num_gpu: ', 'num_gpu: auto  # '), ('scale: ', '# ')])
 def test_derived_options(before, after, arguments, kwargs, tmp_path, monkeypatch):
     text = (OPTIONS / 'demo/train_udl_step1.yml').read_text()
@@ -58,7 +59,8 @@ def test_derived_options(before, after, arguments, kwargs, tmp_path, monkeypatch
 
 @pytest.mark.parametrize('data', [
     {}, {'name': 5, 'path': 3, 'datasets': [1], 'val': None, 'logger': 'x'},
-    {'name': 'debug', 'path': {5: 1, 'resume_state': 2, 'pretrain_network_g': '~a\0b'}, 'datasets': {'train': 3, 4: {}}},
+    {'name': 'debug', 'path': {5: 1, 'resume_state': 2, 'pretrain_network_g': '~a\0b'}},
+    {'datasets': {'train': 3, 4: {}}},
     {'datasets': {'train': {'dataroot_gt': 4, 'dataroot_lq': '~\0'}}, 'num_gpu': None}])
 def test_wrong_options_are_completed(data):
     """So that all errors can be reported at once."""

@@ -1,4 +1,4 @@
-"""The shipped option files build and belong together, and options that disagree are reported before anything is made."""
+"""The shipped option files build and belong together; options that disagree are reported."""
 import importlib.util
 import re
 import sys

@@ -119,8 +119,8 @@ def test_empty(tmp_path, kind):
 
 @kinds
 def test_unpaired(tmp_path, kind):
-    refused(options(tmp_path, kind, {'a': (16, 16), 'b': (16, 16)}, {'a': (8, 8), 'c': (8, 8)}),
-            None, *(("1 only in GT ['b']", "1 only in LQ ['c']") if kind == 'lmdb' else ('b.png is not in lq', tmp_path)))
+    parts = ("1 only in GT ['b']", "1 only in LQ ['c']") if kind == 'lmdb' else ('b.png is not in lq', tmp_path)
+    refused(options(tmp_path, kind, {'a': (16, 16), 'b': (16, 16)}, {'a': (8, 8), 'c': (8, 8)}), None, *parts)
 
 
 def test_incomplete_lmdb(tmp_path):
@@ -187,7 +187,8 @@ def test_good_maps_pass(tmp_path):
     (GOOD, {}, {'dataroot_uncertainty': None}, 'dataroot_uncertainty', 'is missing; udl-prepare uncertainty writes it'),
     (GOOD, {}, {'dataroot_uncertainty': 'nowhere.lmdb'}, 'dataroot_uncertainty', "there is no LMDB 'nowhere.lmdb'"),
     (GOOD, {}, {'mean': [0.5, 0.5, 0.5]}, 'mean', 'maps are made from images without normalization'),
-    (GOOD, {}, {'color': 'y'}, 'dataroot_uncertainty', "'a': its map is 20 x 16 pixels of 3 channels, not 20 x 16 of 1"),
+    (GOOD, {}, {'color': 'y'}, 'dataroot_uncertainty',
+     "'a': its map is 20 x 16 pixels of 3 channels, not 20 x 16 of 1"),
     (GOOD, {'scale': 4}, {}, 'dataroot_uncertainty', "maps.lmdb' are of scale 4, not of scale: 2"),
     ({'a': (16, 20)}, {}, {}, 'dataroot_uncertainty', "there is no map of 'b'. Have udl-prepare uncertainty write"),
     (GOOD, {'without': ['a']}, {}, 'dataroot_uncertainty', "there is no map of 'a'"),

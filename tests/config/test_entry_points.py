@@ -36,7 +36,8 @@ def test_report(runner, good, monkeypatch, capsys):
     number = next(line for line, text in enumerate(bad.splitlines(), 1) if 'warmup_itre' in text)
     said = refused(monkeypatch, capsys, runner.folder, bad)
     assert said.splitlines()[-1].startswith(f'udl-train: x.yml, line {number}: train.warmup_itre: is not an option')
-    said = refused(monkeypatch, capsys, runner.folder, bad.replace('pretrain_network_g: ~', 'pretrain_network_g: x.pth'))
+    two = bad.replace('pretrain_network_g: ~', 'pretrain_network_g: x.pth')
+    said = refused(monkeypatch, capsys, runner.folder, two)
     assert said.splitlines()[0] == 'udl-train: x.yml: 2 problems:'
     said = refused(monkeypatch, capsys, runner.folder, good, '--force_yml', 'name=../x')
     assert said.splitlines()[-1].startswith('udl-train: x.yml, --force_yml name=../x: name: expected a plain file name')
@@ -88,7 +89,8 @@ def test_no_check(runner, good, monkeypatch):
 
 
 @pytest.mark.parametrize('arguments', [(), ('--no-check',)])
-@pytest.mark.parametrize(('module', 'pipeline'), [('basicsr.train', 'train_pipeline'), ('basicsr.test', 'test_pipeline')])
+@pytest.mark.parametrize(('module', 'pipeline'), [
+    ('basicsr.train', 'train_pipeline'), ('basicsr.test', 'test_pipeline')])
 def test_code_in_an_option_file_is_not_run(tmp_path, monkeypatch, capsys, arguments, module, pipeline):
     loader = options.ordered_yaml
     said = refused(monkeypatch, capsys, tmp_path, f'name: x\nmanual_seed: {CALL.format(path=tmp_path / "ran")}',

@@ -7,6 +7,7 @@ from udl_plugin.config.cross_checks import network_errors, validate_options
 from udl_plugin.config.problems import ErrorCollector, OptionError, errors_at, format_errors, get_errors
 from udl_plugin.config.schema import validate_file
 from udl_plugin.config.yaml_loader import OptionFile, parse_override
+from udl_plugin.data.lmdb_io import read_meta_info
 from udl_plugin.errors import UserError, UserErrors
 
 
@@ -178,12 +179,14 @@ def test_good_options_are_read_once(runner, good, monkeypatch):
     """The network is not built, no checkpoint is read, and each index of an LMDB once."""
     read = []
 
+    def read_index(path):
+        read.append(str(path))
+        return read_meta_info(path)
+
     def fail(*_):
         raise AssertionError
 
-    from udl_plugin.config import dataset_checks
-    read_meta_info = dataset_checks.read_meta_info
-    monkeypatch.setattr(dataset_checks, 'read_meta_info', lambda path: [read.append(str(path)), read_meta_info(path)][1])
+    monkeypatch.setattr('udl_plugin.config.dataset_checks.read_meta_info', read_index)
     monkeypatch.setattr('udl_plugin.config.cross_checks.load_matching_state_dict', fail)
     monkeypatch.setattr('udl_plugin.archs.build.build_network', fail)
     assert report(runner.folder, good.replace('pretrain_network_g: ~', 'pretrain_network_g: x.pth')) == ''

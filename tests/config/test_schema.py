@@ -68,7 +68,8 @@ def read_by_basicsr():
 
 def table():
     """Section and key of every option in it."""
-    sections = {'top': schema.OptionsFile, 'train': schema.TrainOptions, 'val': schema.ValOptions, 'path': schema.PathOptions,
+    sections = {'top': schema.OptionsFile, 'train': schema.TrainOptions, 'val': schema.ValOptions,
+                'path': schema.PathOptions,
                 'logger': schema.LogOptions, 'wandb': schema.WandbOptions, 'datasets': schema.PairedTrainSet}
     return {(section, key) for section, model in sections.items() for key in model.model_fields}
 
@@ -78,7 +79,7 @@ def test_every_key_that_basicsr_reads_is_in_the_table():
     of_classes = {'optim_g', 'scheduler', 'io_backend'}
     read = {(section, key) for section, key in read_by_basicsr() if section not in of_classes}
     assert len(read) > 50
-    others = {('datasets', 'scale'), ('datasets', 'train'), ('name', 'debug')}  # set by parse_options, a phase, part of a name
+    others = {('datasets', 'scale'), ('datasets', 'train'), ('name', 'debug')}  # derived, a phase, part of a name
     assert read - table() == others
 
 
@@ -231,8 +232,10 @@ INTEGER, FLAG, PLAIN = 'expected an integer', 'expected true or false', 'expecte
     ('datasets.train.io_backend', ..., 'is missing.'),
     ('datasets.val.persistent_workers', True, 'validation has no workers'),
     ('datasets.train', ..., 'is missing.'), ('datasets.valid', {}, 'is not a phase of a training'),
-    ('name', '../x', f"{PLAIN}: a string of at most 150 bytes without / and \\, got '../x'."), ('name', '/tmp/x', PLAIN),
-    ('name', 'a\\b', PLAIN), ('name', '..', PLAIN), ('name', '', PLAIN), ('name', 'a\0b', PLAIN), ('name', 5, "(write '5')"),
+    ('name', '../x', f"{PLAIN}: a string of at most 150 bytes without / and \\, got '../x'."),
+    ('name', '/tmp/x', PLAIN),
+    ('name', 'a\\b', PLAIN), ('name', '..', PLAIN), ('name', '', PLAIN), ('name', 'a\0b', PLAIN),
+    ('name', 5, "(write '5')"),
     ('val.suffix', 'a/b', PLAIN), ('num_gpu', -1, 'expected auto or an integer of at least 0, got -1.'),
     ('num_gpu', True, 'expected auto or'), ('scale', 0, INTEGER), ('manual_seed', -1, INTEGER),
     ('val.val_freq', ..., 'is missing.'), ('val.save_img', 1, FLAG),
@@ -244,7 +247,8 @@ INTEGER, FLAG, PLAIN = 'expected an integer', 'expected true or false', 'expecte
     ('val.save_best', 'Set6/psnr', 'is neither'),
     ('network_g.num_feat', '64', "got the string '64' (write 64, without quotes)."),
     ('network_g.rgb_mean', 0, 'expected a list of numbers'),
-    ('network_g.num_in_ch', ..., 'is missing; type: EDSRVar requires it'), ('network_g', 5, 'a mapping of options, got 5'),
+    ('network_g.num_in_ch', ..., 'is missing; type: EDSRVar requires it'),
+    ('network_g', 5, 'expected a mapping of options, got 5.'),
     ('train.pixel_opt.img_range', 'all', 'expected a number'), ('train.pixel_opt', ..., 'is missing: there is no loss'),
     ('train.pixel_opt.reduction', 'meen', 'expected mean, sum or none'),
     ('datasets.train.std', [1, 1, 1], 'requires mean'), ('datasets.val.mean', [0.5], 'requires std'),

@@ -100,7 +100,7 @@ def test_duplicate_key(tmp_path):
 def test_key_that_is_not_a_string(tmp_path):
     """BasicSR joins keys with strings, after it has made its folders."""
     read = option_file(tmp_path, 'a:\n  5: x\n  ~: y\n')
-    assert read.errors == [(('a', '5'), "keys must be strings; write '5'."), (('a', '~'), "keys must be strings; write '~'.")]
+    assert read.errors == [(('a', key), f"keys must be strings; write '{key}'.") for key in '5~']
 
 
 def test_aliases(tmp_path):

@@ -17,8 +17,8 @@ Adapters = Mapping[str, TypeAdapter[Any]]
 OPTIMIZERS = {'Adam': torch.optim.Adam}  # those that BasicSR's BaseModel knows
 GIVEN = ('params', 'optimizer', 'img', 'img2', 'log_var', 'db_paths', 'client_keys')  # passed by BasicSR or the model
 # what signatures do not tell
-OF_OPTIMIZERS: Adapters = {'lr': TypeAdapter(t.Positive), 'betas': TypeAdapter(t.Betas), 'eps': TypeAdapter(t.NotNegative),
-                           'weight_decay': TypeAdapter(t.NotNegative)}
+OF_OPTIMIZERS: Adapters = {'lr': TypeAdapter(t.Positive), 'betas': TypeAdapter(t.Betas),
+                           'eps': TypeAdapter(t.NotNegative), 'weight_decay': TypeAdapter(t.NotNegative)}
 OF_METRICS: Adapters = {'crop_border': TypeAdapter(t.CountOrNone), 'better': TypeAdapter(Optional[t.Better])}
 OF_LOSSES: Adapters = {'reduction': TypeAdapter(t.Reduction), 'criterion': TypeAdapter(t.Criterion)}
 OF_ANNOTATIONS: Mapping[type, TypeAdapter[Any]] = {

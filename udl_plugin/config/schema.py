@@ -18,6 +18,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from udl_plugin.config import value_types as t
 from udl_plugin.config.class_options import (
     OF_LOSSES,
     OF_METRICS,
@@ -27,7 +28,6 @@ from udl_plugin.config.class_options import (
     check_class_options,
     resolve_class,
 )
-from udl_plugin.config import value_types as t
 from udl_plugin.config.problems import ErrorCollector, KeyPath, OptionError, get_section
 from udl_plugin.data.lmdb_io import BACKENDS
 from udl_plugin.errors import UserError, did_you_mean, lookup_class
@@ -60,8 +60,9 @@ class Section(BaseModel):
     def _explain(cls, value: Any, handler: ModelWrapValidatorHandler[Any], info: ValidationInfo) -> Any:
         unsupported = cls.udl_only() if (info.context or {}).get('model_type') == 'SRModel' else {}
         known = [key for key in cls.model_fields if key not in unsupported]
-        errors = [_line_error('udl_only', 'model_type: SRModel does not support it; write model_type: UDLModel.', (key,))
-                  for key, mark in unsupported.items() if isinstance(value, dict) and value.get(key) not in mark.off]
+        advice = 'model_type: SRModel does not support it; write model_type: UDLModel.'
+        errors = [_line_error('udl_only', advice, (key,)) for key, mark in unsupported.items()
+                  if isinstance(value, dict) and value.get(key) not in mark.off]
         try:
             section = handler(value)
         except ValidationError as err:
@@ -246,7 +247,7 @@ class IOBackend(Section):  # BasicSR's `memcached` runs code that its options na
 class _Pairs(Section):
     dataroot_gt: t.Text
     dataroot_lq: t.Text
-    dataroot_uncertainty: Optional[t.Text] = None  # of PairedImageUncertaintyDataset; elsewhere a cross-check refuses it
+    dataroot_uncertainty: Optional[t.Text] = None  # of PairedImageUncertaintyDataset, see cross_checks
     io_backend: IOBackend
     meta_info_file: Optional[t.Text] = None
     filename_tmpl: t.Text = '{}'
