@@ -148,7 +148,7 @@ def test_other_data_begins_anew():
 
 def test_too_few_images_for_a_batch():
     """Upstream would train nothing, and say that it is done."""
-    with pytest.raises(UserError, match='datasets: train: 23 images .* do not fill one batch of 24'):
+    with pytest.raises(UserError, match='datasets.train: 23 images .* do not fill one batch of 24'):
         loader_of(0, batch_size=24)
 
 

@@ -17,7 +17,7 @@ import torch
 from udl_plugin.archs.wrapping import base_config, sub_state_dict
 from udl_plugin.checkpoints.state_dict import fingerprint, load_matching_state_dict
 from udl_plugin.config.class_options import build_loss, resolve_class, scale_key
-from udl_plugin.config.dataset_checks import check_maps, check_pairs, too_few_images_message
+from udl_plugin.config.dataset_checks import check_maps, check_pairs, too_few_images
 from udl_plugin.config.problems import ErrorCollector, KeyPath, OptionError, errors_at, get_section
 from udl_plugin.config.schema import (
     LOADER_OPTIONS,
@@ -101,7 +101,7 @@ def validate_options(opt: Opt, known: Iterable[Any] | None = None) -> list[Any]:
         if isinstance(dataset, Mapping):
             path = ('datasets', str(phase))
             errors.check(_check_data, opt, dataset, path, requires=[
-                ('scale',), ('num_gpu',), (*path, 'type'), (*path, 'io_backend', 'type')])
+                ('scale',), (*path, 'type'), (*path, 'io_backend', 'type')])
     return errors.errors
 
 
@@ -261,9 +261,7 @@ def _check_batch(opt: Opt, dataset_opt: Opt, images: int) -> Iterator[OptionErro
         batch *= max(1, opt['num_gpu'])
     share = dataset_opt.get('dataset_enlarge_ratio', 1) / (opt['world_size'] if opt.get('dist') else 1)
     if math.ceil(images * share) < batch:
-        where = 'datasets.train'
-        message = too_few_images_message(math.ceil(images * share), batch, where)
-        yield OptionError(('datasets', 'train'), message.removeprefix(f'{where}: '))
+        yield too_few_images(math.ceil(images * share), batch)
 
 
 def _check_devices(opt: Opt) -> Iterator[OptionError]:

@@ -48,16 +48,16 @@ def check_pairs(dataset_opt: Mapping[str, Any], path: KeyPath) -> Pairs:
     return pairs
 
 
-def too_few_images_message(images: int, batch_size: int, where: str) -> str:
-    """The message for a training set that does not fill one batch, on which BasicSR would silently train nothing.
+def too_few_images(images: int, batch_size: int) -> OptionError:
+    """The error of a training set that does not fill one batch, on which BasicSR would silently train nothing.
 
     Args:
         images: With `dataset_enlarge_ratio`, in one process.
         batch_size: In one process.
-        where: Key of the data set.
     """
-    return (f'{where}: {images} images (dataset_enlarge_ratio counted) do not fill one batch of {batch_size}; write a '
-            'smaller batch_size_per_gpu, or a larger dataset_enlarge_ratio.')
+    return OptionError(('datasets', 'train'), (
+        f'{images} images (dataset_enlarge_ratio counted) do not fill one batch of {batch_size}; write a smaller '
+        'batch_size_per_gpu, or a larger dataset_enlarge_ratio.'))
 
 
 def check_maps(dataset_opt: Mapping[str, Any], pairs: Pairs, path: KeyPath) -> None:

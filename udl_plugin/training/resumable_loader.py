@@ -14,8 +14,8 @@ import torch
 from basicsr.utils import get_root_logger
 from torch.utils.data import Sampler, default_collate
 
-from udl_plugin.config.dataset_checks import too_few_images_message
-from udl_plugin.errors import UserError
+from udl_plugin.config.dataset_checks import too_few_images
+from udl_plugin.errors import UserError, UserErrors
 from udl_plugin.training import rng_state, signals
 
 NOTE = 'note'  # a batch's key for what is not of its images
@@ -160,7 +160,7 @@ class ResumableDataLoader:
         self.loaders = [None] * max(1, self.loader.num_workers)  # see Place
         self.passed_over = 0
         if not len(self.loader):
-            raise UserError(too_few_images_message(len(sampler), self.loader.batch_size, dataset.where))
+            raise UserErrors([too_few_images(len(sampler), self.loader.batch_size)])
 
     def __len__(self):
         return len(self.loader)
