@@ -228,7 +228,7 @@ class Soak:
     def truncated_lmdb(self, process, name):
         lmdb = self.data / self.random.choice(LMDBS) / 'data.mdb'
         self.damaged(process, lmdb, lambda: os.truncate(lmdb, int(self.random.uniform(0, 0.9) * lmdb.stat().st_size)),
-                     'truncated|not of an LMDB')
+                     'truncated')
 
     def deleted_lmdb(self, process, name):
         lmdb = self.data / self.random.choice(LMDBS) / 'data.mdb'
