@@ -78,7 +78,7 @@ class CheckedDataset(Dataset):
         """
         if (self.opt.get('io_backend') or {}).get('type', 'lmdb') == 'lmdb':  # BasicSR removes it at the first item
             for root in [value for key, value in self.opt.items() if key.startswith('dataroot_')]:
-                _Lmdb(root, self.where)
+                _Lmdb(root, self.where).file.close()
 
     def _load(self, index: int) -> dict[str, Any]:
         options = getattr(self.dataset, 'io_backend_opt', None)
