@@ -76,7 +76,7 @@ def test_conflict_names_the_other_class(monkeypatch):
 
     monkeypatch.delitem(registries.ARCH_REGISTRY._obj_map, 'EDSRVar')
     monkeypatch.setitem(registries.LOSS_REGISTRY._obj_map, 'UDL', UDL)
-    with pytest.raises(RuntimeError, match=r"'UDL'.*loss registry by .*test_register.*test_register\.py"):
+    with pytest.raises(RuntimeError, match=r"'UDL'.*loss registry by .*test_registration.*test_registration\.py"):
         register()
     assert 'EDSRVar' not in registries.ARCH_REGISTRY  # all or nothing
     monkeypatch.undo()

@@ -21,15 +21,16 @@ pytestmark = pytest.mark.usefixtures('seed')
 
 
 @pytest.mark.parametrize('options', VARIANTS)
-@pytest.mark.parametrize('size', [(1, 1), (5, 7), (16, 9)])
-def test_shapes(options, size):
-    x = torch.rand(2, options['num_in_ch'], *size)
-    shape = (2, options['num_in_ch'], *(options['upscale'] * length for length in size))
-    assert DPDNN(**options)(x).shape == shape
-    for arch in (DPDNNVar, DPDNNTwo):
-        sr, log_var = arch(**options)(x, return_log_var=True)
-        assert sr.shape == log_var.shape == shape
-        assert torch.is_tensor(arch(**options)(x))
+@torch.no_grad()
+def test_shapes(options):
+    base, *steps = (arch(**options) for arch in (DPDNN, DPDNNVar, DPDNNTwo))
+    for size in ((1, 1), (5, 7), (16, 9)):
+        x = torch.rand(2, options['num_in_ch'], *size)
+        shape = (2, options['num_in_ch'], *(options['upscale'] * length for length in size))
+        assert base(x).shape == shape
+        for net in steps:
+            sr, log_var = net(x, return_log_var=True)
+            assert sr.shape == log_var.shape == net(x).shape == shape
 
 
 @pytest.mark.parametrize('options', VARIANTS)

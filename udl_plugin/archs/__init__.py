@@ -1,7 +1,7 @@
 """Networks. `forward(x)` of each returns the SR image; `forward(x, return_log_var=True)` adds the log-variance."""
 from udl_plugin.plugin import register
 
-register()  # first: `import basicsr` imports the modules below, which must not be half imported by then
+register()  # first: see there
 
 from udl_plugin.archs.dpdnn_arch import DPDNN, DPDNNTwo, DPDNNVar  # noqa: E402
 from udl_plugin.archs.edsr_arch import EDSRTwo, EDSRVar  # noqa: E402

@@ -10,6 +10,8 @@ BasicSR's `weighted_loss` is not used: it divides by the sum of the weights, and
 """
 from __future__ import annotations
 
+from typing import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -52,6 +54,7 @@ class _UncertaintyLoss(nn.Module):
 
     required_outputs: tuple[str, ...] = ('log_var',)  # of the network, beside the SR image: keywords of `forward`
     trains_log_var = True  # a loss of step 1: gradients reach the variance head
+    function: Callable[[Tensor, Tensor], Tensor]  # (error, log_var) -> loss of each pixel
 
     def __init__(self, loss_weight: float = 1.0, reduction: str = 'mean', img_range: float = 255.0):
         super().__init__()
@@ -63,7 +66,7 @@ class _UncertaintyLoss(nn.Module):
 
     def term(self, error: Tensor, target: Tensor, log_var: Tensor, frozen_error: Tensor) -> Tensor:
         """Returns the loss of each pixel. All but `log_var` are multiplied by `img_range`."""
-        raise NotImplementedError
+        return self.function(error, log_var)
 
     def forward(self, pred: Tensor, target: Tensor, log_var: Tensor | None = None,
                 frozen_sr: Tensor | None = None) -> Tensor:
@@ -110,24 +113,21 @@ def _blame(inputs: dict[str, Tensor]) -> str:
 class GaussianNLL(_UncertaintyLoss):
     """Gaussian negative log-likelihood, `gaussian_nll`. Options: see `_UncertaintyLoss`."""
 
-    def term(self, error: Tensor, target: Tensor, log_var: Tensor, frozen_error: Tensor) -> Tensor:
-        return gaussian_nll(error, log_var)
+    function = staticmethod(gaussian_nll)
 
 
 @reject_unknown_kwargs
 class EU(_UncertaintyLoss):
     """Estimating uncertainty, `eu`: a baseline for step 1. Options: see `_UncertaintyLoss`."""
 
-    def term(self, error: Tensor, target: Tensor, log_var: Tensor, frozen_error: Tensor) -> Tensor:
-        return eu(error, log_var)
+    function = staticmethod(eu)
 
 
 @reject_unknown_kwargs
 class ESU(_UncertaintyLoss):
     """Estimating sparse uncertainty, `esu`: the paper's step 1. Options: see `_UncertaintyLoss`."""
 
-    def term(self, error: Tensor, target: Tensor, log_var: Tensor, frozen_error: Tensor) -> Tensor:
-        return esu(error, log_var)
+    function = staticmethod(esu)
 
 
 @reject_unknown_kwargs
