@@ -194,7 +194,7 @@ def test_bad_input_is_one_line_before_the_first_iteration(runner):
     refused(runner.train(runner.write_yml('x', network_g__upscale=4)), 'scale: 2', 'upscale: 4')
     refused(runner.train(runner.write_yml('x', train__pixel_opt={'type': 'ESU', 'img_rnage': 1})),
             "train: pixel_opt: 'img_rnage'", "did you mean 'img_range'")
-    refused(runner.train(step2(runner)), 'path: pretrain_network_g', 'experiments/step1/models/net_g_latest.pth')
+    refused(runner.train(step2(runner)), 'path.pretrain_network_g', 'experiments/step1/models/net_g_latest.pth')
     assert not (runner.folder / 'experiments').exists()
 
 
