@@ -363,3 +363,9 @@ def test_repr(tmp_path):
     assert repr(file) == f'NetworkFile(EDSRTwo x4, step 2, {number:,} parameters)'
     assert repr(file.base()).startswith('NetworkFile(EDSR, plain, ')
     assert repr(NetworkFile({}, CONFIGS[6])) == 'NetworkFile(RCAN, plain, 0 parameters)'
+
+
+def test_names_of_an_earlier_version(tmp_path):
+    from udl_plugin.model_files import read_model
+    _, path = save_new(tmp_path, CONFIGS[1])
+    assert read_model(path).plain().network_g == CONFIGS[0]

@@ -160,7 +160,7 @@ def test_one_read_for_several_networks(tmp_path):
 
 
 @pytest.mark.parametrize(('arch', 'options', 'strict', 'message'), [
-    (EDSRVar, {}, True, 'step-2 checkpoint: set network_g.type to a step-2 network, such as EDSRTwo, or extract'),
+    (EDSRVar, {}, True, 'checkpoint of step 2: set network_g.type to a step-2 network, such as EDSRTwo, or extract'),
     (EDSRTwo, {'num_feat': 16}, False, 'Both steps require the same network'),
 ])
 def test_advice_on_a_step_2_checkpoint(tmp_path, arch, options, strict, message):

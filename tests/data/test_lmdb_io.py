@@ -1,4 +1,3 @@
-import re
 
 import numpy as np
 import pytest
@@ -6,7 +5,6 @@ from conftest import random_images, read_pairs, write_images
 
 from udl_plugin.data.lmdb_io import (
     LmdbWriter,
-    check_io_backend,
     encode,
     lmdb_key,
     open_lmdb,
@@ -122,13 +120,3 @@ def test_bad_line_in_meta_info(tmp_path, line):
         file.write(line + '\n')
     with pytest.raises(UserError, match=r"meta_info\.txt', line 2: '.* is not of the form"):
         read_meta_info(path)
-
-
-@pytest.mark.parametrize(('backend', 'message'), [
-    (None, 'x: io_backend: is missing; add type: lmdb'), ({'type': 'lmdb', 'db_paths': 'y'}, "'db_paths' is not supp"),
-    ({'type': 'memcached'}, "x: io_backend: type: 'memcached' is not supported; use lmdb or disk"),
-    ({'type': 'imdb'}, r"'imdb' is not supported \(did you mean 'lmdb'\?\)"), ({'type': 'disk'}, None)])
-def test_check_io_backend(backend, message):
-    errors = list(check_io_backend(backend, 'x'))
-    assert len(errors) == (message is not None)
-    assert not errors or re.search(message, errors[0])

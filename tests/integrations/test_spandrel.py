@@ -56,7 +56,7 @@ def test_our_checkpoints(tmp_path, registry, section, recwarn):
     assert_loads(registry, tmp_path / 'net.pth', section, net)
     export_network(tmp_path / 'plain.pth', load_network_file(tmp_path / 'net.pth'))
     assert_loads(registry, tmp_path / 'plain.pth', section, net)
-    assert not [warning for warning in recwarn if 'does not say' in str(warning.message)]
+    assert not [warning for warning in recwarn if 'does not record' in str(warning.message)]
     export_network(tmp_path / 'plain.safetensors', load_network_file(tmp_path / 'net.pth'))
     x = torch.rand(1, section['num_in_ch'], 6, 6)
     with torch.no_grad():
@@ -68,7 +68,7 @@ def test_weights_alone(tmp_path, registry, section):
     """Upstream's defaults are taken for the rest, as everywhere, with a warning."""
     net = build_network({key: value for key, value in section.items() if key not in ('res_scale', 'img_range', 'rgb_mean')})
     torch.save({'params': net.state_dict()}, tmp_path / 'net.pth')
-    with pytest.warns(UserWarning, match='does not say'):
+    with pytest.warns(UserWarning, match='does not record'):
         assert_loads(registry, tmp_path / 'net.pth', section, net)
 
 

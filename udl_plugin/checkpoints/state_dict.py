@@ -119,7 +119,7 @@ def match_state_dict(net: torch.nn.Module, content: Any, path: PathLike, param_k
     if not mismatch or not (strict or expand is not None or nothing_fits):
         return state_dict, found_key, mismatch
     if expand is None and any(name.startswith('sr_net.') for name in state_dict):
-        advice = (f'It is a step-2 checkpoint: set {option}.type to a step-2 network, such as EDSRTwo, or extract its '
+        advice = (f'It is a checkpoint of step 2: set {option}.type to a step-2 network, such as EDSRTwo, or extract its '
                   'base network with udl-convert.')
     elif expand is None:
         advice = f'Set the same options in {option}' + (
@@ -127,7 +127,7 @@ def match_state_dict(net: torch.nn.Module, content: Any, path: PathLike, param_k
     elif any('var_conv.' in name for name in state_dict):
         advice = 'Both steps require the same network.'
     else:
-        advice = 'It has no variance head: name a step-1 checkpoint (such as EDSRVar trained with ESU).'
+        advice = 'It has no variance head: name a checkpoint of step 1 (such as EDSRVar trained with ESU).'
     declared = content.get('network_g')
     written_for = f' The file was written for {declared}.' if isinstance(declared, dict) else ''
     raise UserError(f"'{path}' does not fit {option}: {type(net).__name__}: {mismatch}.{written_for} {advice}")

@@ -11,8 +11,8 @@ from basicsr.utils import FileClient
 from torch.utils.data import Dataset
 
 from udl_plugin.data.image_io import check_pixel_limit, decode
-from udl_plugin.data.lmdb_io import BACKENDS, check_io_backend, open_lmdb, used_bytes
-from udl_plugin.errors import UserError, raise_errors
+from udl_plugin.data.lmdb_io import BACKENDS, open_lmdb, used_bytes
+from udl_plugin.errors import UserError
 
 MAX_SKIPPED = 100  # records in a row
 
@@ -26,7 +26,7 @@ class CheckedDataset(Dataset):
 
     Args:
         dataset: Any data set of BasicSR, with its options as `opt`.
-        where: Its name in the option file, for messages, such as `datasets: train`.
+        where: Its name in the option file, for messages, such as `datasets.train`.
         on_bad_record: `stop` raises; `skip` falls back to the next good sample.
 
     Raises:
@@ -38,7 +38,8 @@ class CheckedDataset(Dataset):
         self.opt = dataset.opt  # BasicSR's validation reads it
         self.client: _RecordingClient | None = None
         backend = (self.opt.get('io_backend') or {}).get('type', BACKENDS[0])  # BasicSR has added other keys
-        raise_errors(check_io_backend({'type': backend}, where))
+        if backend not in BACKENDS:  # BasicSR's `memcached` imports code from paths in its options
+            raise UserError(f"{where}.io_backend.type: '{backend}' is not supported; use lmdb or disk.")
 
     def __getattr__(self, name: str) -> Any:
         """Attributes of the data set, such as `data_info`, which BasicSR's video models read."""

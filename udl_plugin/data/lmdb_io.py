@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 from urllib.parse import quote
 
 import cv2
@@ -18,7 +18,7 @@ import lmdb
 import numpy as np
 
 from udl_plugin.data.image_io import decode
-from udl_plugin.errors import UserError, did_you_mean, truncate_repr
+from udl_plugin.errors import UserError
 from udl_plugin.utils.atomic_io import atomic_write
 
 BACKENDS = ('disk', 'lmdb')
@@ -29,21 +29,6 @@ MAX_KEY_BYTES = 511  # of LMDB as it is built by default
 KEY_CHARACTERS = ''.join(map(chr, range(32, 127))).replace('%', '')
 META_LINE = re.compile(r'(?P<key>[^.]*)\..* \((?P<shape>\d+,\d+,\d+)\) \d+\s*')  # 0001_s001.png (480,480,3) 1
 MAX_LINE = 300  # characters; file systems allow names of 255
-
-
-def check_io_backend(backend: Any, where: str) -> Iterator[str]:
-    """Yields what is wrong with the `io_backend` of a data set.
-
-    BasicSR has others, but `memcached` imports code from paths in its options.
-    """
-    if not isinstance(backend, dict):
-        yield f'{where}: io_backend: is missing; add type: lmdb or type: disk.'
-    elif backend.get('type') not in BACKENDS:
-        kind = truncate_repr(backend.get('type'))
-        yield f"{where}: io_backend: type: '{kind}' is not supported{did_you_mean(kind, BACKENDS)}; use lmdb or disk."
-    elif len(backend) > 1:
-        yield (f"{where}: io_backend: '{min(map(str, backend.keys() - {'type'}))}' is not supported; keep only the "
-               'type.')
 
 
 def encode(img: np.ndarray, compress: bool = True) -> bytes:
