@@ -178,5 +178,5 @@ def test_data_set_of_one_lmdb(roots):
 def test_unknown_backend_is_rejected(roots):
     dataset = checked(roots).dataset
     dataset.opt['io_backend']['type'] = 'memcached'
-    with pytest.raises(UserError, match="x: io_backend: type: 'memcached' is not supported"):
+    with pytest.raises(UserError, match="x.io_backend.type: 'memcached' is not supported"):
         CheckedDataset(dataset, 'x')
