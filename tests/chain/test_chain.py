@@ -86,7 +86,8 @@ def test_our_entry_points(runner):
 
     # and without a yml; the images are those that were validated
     lq = 'datasets/demo/val/LRbicx2'
-    ok(runner.run('-m', 'udl_plugin.cli.upscale', lq, 'upscaled', '--model', models / 'net_g_latest.pth', '--uncertainty'))
+    ok(runner.run('-m', 'udl_plugin.cli.upscale', lq, 'upscaled', '--model', models / 'net_g_latest.pth',
+                  '--uncertainty'))
     ok(runner.run('-m', 'udl_plugin.cli.upscale', f'{lq}/astronaut.png', 'sr.png', '--model', 'edsr.pth'))
     assert (runner.folder / 'sr.png').read_bytes() == (runner.folder / 'upscaled/astronaut.png').read_bytes()
     validated, upscaled = (cv2.imread(str(path)).astype(int) for path in (
