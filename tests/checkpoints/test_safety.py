@@ -51,14 +51,14 @@ def test_the_payload_would_run(tmp_path, monkeypatch):
 def test_malicious_network(runner, run):
     path = write_malicious(runner.folder / 'x.pth')
     yml = runner.write_yml('step1', path__pretrain_network_g=str(path), path__strict_load_g=False)
-    refused(runner.folder, run(yml), 'pretrain_network_g', NEEDS_MORE)
-    refused(runner.folder, run(yml, '--no-check'), 'pretrain_network_g', NEEDS_MORE)
+    refused(runner.folder, run(yml), 'path: pretrain_network_g', NEEDS_MORE)
+    refused(runner.folder, run(yml, '--no-check'), 'path: pretrain_network_g', NEEDS_MORE)
 
 
 def test_malicious_state(runner, run):
     path = write_malicious(runner.folder / 'experiments/step1/training_states/2.state', STATE)
     yml = runner.write_yml('step1', path__resume_state=str(path))
-    refused(runner.folder, run(yml), 'path.resume_state', NEEDS_MORE)
+    refused(runner.folder, run(yml), 'path: resume_state', NEEDS_MORE)
     yml = runner.write_yml('step1')
     refused(runner.folder, run(yml, '--auto_resume'), '--auto_resume passes over', NEEDS_MORE)
 
@@ -112,7 +112,7 @@ def test_nothing_is_written_elsewhere(runner, run, name):
         opt['network_g'].update(TINY)
         yml.write_text(yaml.safe_dump({**opt, 'num_gpu': 0, **changes}))
         before = sorted(runner.folder.parent.iterdir())
-        refused(runner.folder, run(yml), 'a plain file name')
+        refused(runner.folder, run(yml), 'a plain name of a file or folder')
         assert sorted(runner.folder.parent.iterdir()) == before
         assert not (runner.folder / 'experiments').exists()
 

@@ -24,7 +24,7 @@ from udl_plugin.config.cross_checks import (
     validate_options,
 )
 from udl_plugin.config.dataset_checks import Pairs
-from udl_plugin.data.map_format import ABOUT, make_metadata
+from udl_plugin.data.map_format import make_metadata
 from udl_plugin.errors import UserErrors
 from udl_plugin.utils.atomic_io import atomic_write
 
@@ -391,7 +391,7 @@ def test_maps_that_no_loss_weights_by(changes, monkeypatch):
 def test_fingerprint_of_maps(tmp_path):
     state_dict = EDSRVar(**TINY).state_dict()
     opt = {'datasets': {'train': {'dataroot_uncertainty': str(tmp_path)}}}
-    atomic_write(tmp_path / ABOUT, make_metadata('m.pth', 'params', fingerprint(state_dict), {}, 2, {}))
+    atomic_write(tmp_path / 'uncertainty.json', make_metadata('m.pth', 'params', fingerprint(state_dict), {}, 2, {}))
     for good in ({}, state_dict):
         check_map_fingerprint(opt, good)
     check_map_fingerprint({'datasets': {}}, state_dict)

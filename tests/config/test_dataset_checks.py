@@ -3,7 +3,7 @@ import pytest
 from conftest import random_images, write_images
 
 from udl_plugin.config.dataset_checks import check_maps, check_pairs
-from udl_plugin.data.map_format import ABOUT, make_metadata
+from udl_plugin.data.map_format import make_metadata
 from udl_plugin.errors import UserErrors
 from udl_plugin.utils.atomic_io import atomic_write
 
@@ -167,7 +167,7 @@ def maps(folder, sizes, scale=2, without=()):
     opt = options(folder, 'lmdb', {'a': (16, 20), 'b': (24, 16)}, {'a': (8, 10), 'b': (12, 8)})
     path = write_images(folder / 'maps.lmdb', {key: random_images(1, *size)['image_0'] for key, size in sizes.items()})
     limits = {key: (0.0, 1.0) for key in sizes if key not in without}
-    atomic_write(path / ABOUT, make_metadata('m', 'params', 'f', {}, scale, limits))
+    atomic_write(path / 'uncertainty.json', make_metadata('m', 'params', 'f', {}, scale, limits))
     return {**opt, 'dataroot_uncertainty': str(path)}
 
 

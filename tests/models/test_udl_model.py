@@ -391,7 +391,7 @@ def test_step_2_without_step_1(tmp_path):
 def test_step_2_with_missing_file(tmp_path):
     opt = model_options(2, tmp_path)
     opt['path']['pretrain_network_g'] = str(tmp_path / 'nowhere.pth')
-    refused(opt, 'pretrain_network_g', 'nowhere.pth', 'there is no file')
+    refused(opt, 'path.pretrain_network_g', 'nowhere.pth', 'there is no file')
 
 
 @pytest.mark.parametrize(('changes', 'part'), [
@@ -403,7 +403,7 @@ def test_step_2_with_missing_file(tmp_path):
 def test_step_2_with_step_1_of_another_size(tmp_path, changes, part):
     opt = model_options(2, tmp_path)
     opt['path'].update(pretrain_network_g=save_step1(tmp_path, **changes), strict_load_g=False)
-    refused(opt, 'pretrain_network_g', 'step1.pth', part)
+    refused(opt, 'path.pretrain_network_g', 'step1.pth', part)
 
 
 def test_step_2_with_a_network_without_variance(tmp_path):
