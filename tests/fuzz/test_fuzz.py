@@ -108,7 +108,7 @@ def option_files(draw):
     if draw(st.booleans()):  # data that exists, so that later checks are reached
         for phase, section in opt['datasets'].items():
             section.update(dataroot_gt='gt.lmdb', dataroot_lq=f'lq_x{opt["scale"]}.lmdb', io_backend={'type': 'lmdb'})
-            section.update({'gt_size': 2 * opt['scale']} if phase == 'train' else {})
+            section.update({'gt_size': 2 * opt['scale'], 'batch_size_per_gpu': 1} if phase == 'train' else {})
         opt['path']['pretrain_network_g'] = None
     for _ in range(draw(st.integers(1, 3))):
         *sections, key = draw(st.sampled_from(list(key_paths(opt))))

@@ -188,7 +188,7 @@ def test_base(tmp_path):
 
 
 @pytest.mark.parametrize(('content', 'message'), [
-    (None, 'No such file'), ('a: [', 'is not valid YAML'), ('- 1', 'is not an option file'),
+    (None, 'No such file'), ('a: [', 'is no yml'), ('- 1', 'is not the yml of a study'),
     ('name: x\n', 'baseline: is missing'), ('base: nowhere.yml\n', 'nowhere.yml.*No such file')])
 def test_bad_file(tmp_path, content, message):
     if content is not None:

@@ -149,13 +149,13 @@ def test_what_follows_from_a_failure_is_not_begun(runner, monkeypatch):
 
 @pytest.mark.parametrize(('changes', 'message'), [
     ({'benchmarks': {'astronaut': 'datasets/demo/val', 'Set5': 'datasets/nowhere'}},
-     "tiny, x2, L1Loss: Set5.dataroot_gt: there is no folder 'datasets/nowhere/GTmod2'"),
+     "tiny, x2, L1Loss: Set5: dataroot_gt: there is no folder 'datasets/nowhere/GTmod2'"),
     ({'networks': {'tiny': {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feats': 8}}},
-     "tiny, x2, L1Loss: network_g.num_feats: is not an option"),
-    ({'scales': [3]}, "train.dataroot_lq: there is no folder 'datasets/demo/demo_train_LR_bicubic_X3_sub.lmdb'"),
-    ({'steps': [{**study_section()['steps'][0], 'ema_deacy': 0.9}] * 2}, "train.ema_deacy: is not an option"),
+     "tiny, x2, L1Loss: network_g: 'num_feats' is not an option"),
+    ({'scales': [3]}, "train: dataroot_lq: there is no folder 'datasets/demo/demo_train_LR_bicubic_X3_sub.lmdb'"),
+    ({'steps': [{**study_section()['steps'][0], 'ema_deacy': 0.9}] * 2}, "train: 'ema_deacy' is not an option"),
     ({'steps': [{**study_section()['steps'][0], 'optim_g': {'type': 'Adam', 'lr': 1e-3, 'btas': [0.9, 0.999]}}] * 2},
-     "train.optim_g.btas: is not an option of type: Adam .did you mean 'betas'"),
+     "train: optim_g: 'btas' is not an option of type: Adam .did you mean 'betas'"),
 ])
 def test_bad_input_is_refused_before_anything_is_written(runner, monkeypatch, changes, message):
     monkeypatch.chdir(runner.folder)
@@ -221,12 +221,12 @@ def test_parts_of_a_batch_that_are_not_equal(runner, monkeypatch):
     """Found before step 1 is trained."""
     monkeypatch.chdir(runner.folder)
     write_study(runner.folder, variants={'L1': [{'type': 'ESU'}, {'pixel_opt': {'type': 'UDL'}, 'accumulate': 3}]})
-    with pytest.raises(UserError, match='ESU then UDL-accumulate=3: train.accumulate: 3: .*batch_size_per_gpu: 2'):
+    with pytest.raises(UserError, match='ESU then UDL-accumulate=3: train: accumulate: 3: .*batch_size_per_gpu: 2'):
         run_study(read_study('tiny.yml'))
 
 
 def test_misspelt_option_of_a_step(runner, monkeypatch):
     monkeypatch.chdir(runner.folder)
     write_study(runner.folder, variants={'L1': [{'type': 'L1Loss'}, {'pixel_opt': {'type': 'L1Loss'}, 'amq': 'bf16'}]})
-    with pytest.raises(UserError, match=r"train.amq: is not an option .did you mean 'amp'"):
+    with pytest.raises(UserError, match=r"train: 'amq' is not an option .did you mean 'amp'"):
         run_study(read_study('tiny.yml'))

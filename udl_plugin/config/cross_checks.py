@@ -79,12 +79,12 @@ def validate_options(opt: Opt, known: Iterable[Any] | None = None) -> list[Any]:
     if model_type == 'SRModel':
         errors.check(_check_srmodel, loss)
     errors.check(_check_devices, opt, requires=[('num_gpu',), ('datasets', 'train', 'prefetch_mode')])
-    errors.check(check_maps_used, opt, loss, requires=[PIXEL_OPT, ('datasets', 'train', 'type')])
+    errors.check(_check_maps_used, opt, loss, requires=[PIXEL_OPT, ('datasets', 'train', 'type')])
     if model_type == 'UDLModel':
         errors.check(_check_processes, opt, requires=[('num_gpu',)])
         errors.check(_check_accumulation, opt, requires=[('train', 'accumulate'), batch_size])
         if network is not None:
-            has_maps = _train_set(opt).get('type') == WITH_MAPS
+            has_maps = get_section(opt, 'datasets', 'train').get('type') == WITH_MAPS
             errors.check(_check_maps_saved, opt, network)
             errors.check(check_required_outputs, network, loss, ('log_var',) * has_maps)
             errors.check(_check_start, opt, network, requires=[('path', 'resume_state')])
@@ -175,7 +175,7 @@ def check_map_fingerprint(opt: Opt, var_state_dict: Mapping[str, torch.Tensor]) 
     Raises:
         UserErrors: names the LMDB and the network that it is of.
     """
-    root = _train_set(opt).get('dataroot_uncertainty')
+    root = get_section(opt, 'datasets', 'train').get('dataroot_uncertainty')
     if root is None or not var_state_dict:
         return
     metadata = read_metadata(root)
@@ -194,10 +194,6 @@ def metrics_of_maps(opt: Opt) -> list[Mapping[str, Any]]:
 # ---- checks. Each yields errors
 
 
-def _train_set(opt: Opt) -> Mapping[str, Any]:
-    return get_section(get_section(opt, 'datasets'), 'train')
-
-
 def _find_network(opt: Opt, errors: ErrorCollector) -> Any:
     from basicsr.utils.registry import ARCH_REGISTRY
     return None if errors.has_error_at('network_g', 'type') else resolve_class(ARCH_REGISTRY, opt['network_g'])
@@ -205,7 +201,7 @@ def _find_network(opt: Opt, errors: ErrorCollector) -> Any:
 
 def _build_loss(opt: Opt, errors: ErrorCollector) -> Any:
     """What `build_loss` returns for train.pixel_opt; None if there is none, or if it is wrong."""
-    loss_opt = get_section(get_section(opt, 'train'), 'pixel_opt')
+    loss_opt = get_section(opt, 'train', 'pixel_opt')
     if not loss_opt or errors.has_error_within(*PIXEL_OPT):
         return None
     if loss_opt.get('reduction') == 'none':
@@ -226,9 +222,9 @@ def _check_srmodel(loss: Any) -> Iterator[OptionError]:
                                            f'train.pixel_opt: {type(loss).__name__} requires; write UDLModel.')
 
 
-def check_maps_used(opt: Opt, loss: Any) -> Iterator[OptionError]:
+def _check_maps_used(opt: Opt, loss: Any) -> Iterator[OptionError]:
     """Yields an error if there are cached maps that the loss does not read."""
-    if _train_set(opt).get('type') == WITH_MAPS and not (
+    if get_section(opt, 'datasets', 'train').get('type') == WITH_MAPS and not (
             'log_var' in getattr(loss, 'required_outputs', ()) and loss.trains_log_var is False):
         yield OptionError(('datasets', 'train', 'type'), f'{WITH_MAPS}: no loss weights by its maps, as '
                           f'train.pixel_opt: type: UDL does. Write type: {PAIRS}.')
@@ -269,7 +265,7 @@ def _check_devices(opt: Opt) -> Iterator[OptionError]:
     if type(num_gpu) is int and num_gpu > available and not opt.get('dist'):
         has = f'{available} of them' if available else 'none that PyTorch can use'
         yield OptionError(('num_gpu',), f'{num_gpu}: this machine has {has}; write {available}, or auto.')
-    if _train_set(opt).get('prefetch_mode') == 'cuda' and not available:
+    if get_section(opt, 'datasets', 'train').get('prefetch_mode') == 'cuda' and not available:
         yield OptionError(('datasets', 'train', 'prefetch_mode'), 'cuda: there is no GPU that PyTorch can use; write '
                                                                   'cpu or ~.')
 
@@ -287,7 +283,7 @@ def _check_processes(opt: Opt) -> Iterator[OptionError]:
 
 def _check_accumulation(opt: Opt) -> Iterator[OptionError]:
     train, path = get_section(opt, 'train'), ('train', 'accumulate')
-    accumulate, batch = train.get('accumulate'), _train_set(opt).get('batch_size_per_gpu', 0)
+    accumulate, batch = train.get('accumulate'), get_section(opt, 'datasets', 'train').get('batch_size_per_gpu', 0)
     if accumulate is None:
         return
     if type(batch) is not int or batch % accumulate:
@@ -312,7 +308,7 @@ def _check_start(opt: Opt, network: Any) -> Iterator[OptionError]:
 
 def _map_metrics(opt: Opt) -> dict[str, Mapping[str, Any]]:
     from basicsr.utils.registry import METRIC_REGISTRY
-    return {name: metric for name, metric in get_section(get_section(opt, 'val'), 'metrics').items()
+    return {name: metric for name, metric in get_section(opt, 'val', 'metrics').items()
             if 'log_var' in inspect.signature(resolve_class(
                 METRIC_REGISTRY, metric, f'val.metrics.{name}.')).parameters}
 

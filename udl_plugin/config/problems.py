@@ -122,7 +122,8 @@ def format_errors(errors: Iterable[Any], option_file: OptionFile | None = None) 
                         *(f'{where}: {error}' if where else str(error) for where, error in located)])
 
 
-def get_section(data: Any, key: str) -> Mapping[str, Any]:
-    """`data[key]` if that is a mapping, otherwise an empty one."""
-    section = data.get(key) if isinstance(data, Mapping) else None
-    return section if isinstance(section, Mapping) else {}
+def get_section(data: Any, *keys: str) -> Mapping[str, Any]:
+    """The mapping at the end of these keys; an empty one if there is none."""
+    for key in keys:
+        data = data.get(key) if isinstance(data, Mapping) else None
+    return data if isinstance(data, Mapping) else {}

@@ -421,7 +421,7 @@ def _check_relations(data: Mapping[str, Any], is_train: bool, errors: ErrorColle
         if not errors.has_error_at('scale') and type(scale) is type(border) is int and border != scale:
             yield OptionError(('val', 'metrics', name, 'crop_border'), f'{border} does not agree with scale: {scale}; '
                               f'write {scale} (--no-check accepts {border}).')
-    sets = [get_section(get_section(data, 'datasets'), phase) for phase in get_section(data, 'datasets')
+    sets = [get_section(data, 'datasets', phase) for phase in get_section(data, 'datasets')
             if phase.split('_')[0] == 'val']
     known = [*metrics, *(f'{dataset.get("name")}/{metric}' for dataset in sets for metric in metrics)]
     best = val.get('save_best')

@@ -16,7 +16,7 @@ from udl_plugin.checkpoints.network_file import load_network_file
 from udl_plugin.checkpoints.state_dict import load_matching_state_dict, save_checkpoint
 from udl_plugin.config.cross_checks import check_options
 from udl_plugin.config.dataset_checks import check_pairs
-from udl_plugin.config.schema import validate_dataset
+from udl_plugin.config.schema import dataset_problems
 from udl_plugin.config.yaml_loader import read_yml
 from udl_plugin.errors import UserError, did_you_mean, raise_errors
 from udl_plugin.inference import cost
@@ -170,8 +170,8 @@ def _from_yml(path, label, _):
     sections = opt.get('datasets') or {}
     if not isinstance(sections, dict) or not all(isinstance(section, dict) for section in sections.values()):
         raise UserError(f"'{path}': datasets: holds sections, each with a name.")
-    raise_errors(f"'{path}': {error}" for phase, section in sections.items()
-                 for error in validate_dataset(str(phase), section, is_train=False))
+    raise_errors(f"'{path}': {problem.message}" for phase, section in sections.items()
+              for problem in dataset_problems(str(phase), section, is_train=False))
     datasets = {section['name']: section for section in sections.values()}
     opt = {**test_options(opt['name'], opt['network_g'], opt['path'], opt['scale'], []),
            'model_type': opt.get('model_type', 'UDLModel')}
@@ -221,7 +221,7 @@ def find_benchmarks(sets, datasets, scale):
     if not found:
         raise UserError('--sets: is missing: folders that udl-prepare wrote, --sets datasets/Set5 datasets/Set14.')
     for section in found:
-        check_pairs(for_test(section, scale), (('--sets ' if sets else '') + section['name'],))
+        check_pairs(for_test(section, scale), ('--sets: ' if sets else '') + section['name'])
     return found
 
 

@@ -52,7 +52,7 @@ def _check(study):
             continue
         checked.add((run.network, run.scale, run.losses))
         try:
-            raise_errors(validate_file(run.opt, is_train=True))
+            raise_errors(problem.message for problem in validate_file(run.opt, is_train=True))
             batch = {'batch_size_per_gpu': run.opt['datasets']['train'].get('batch_size_per_gpu', 0)}
             check_options({**run.opt, 'datasets': {'train': batch}, 'is_train': True})  # the data itself: below
             if run.parent is None:
@@ -72,7 +72,7 @@ def _check_data(study, run):
     for phase, section in sets:
         here = {key: os.path.relpath(os.path.join(os.path.realpath(study.folder), section[key]))
                 for key in PATHS if key in section}
-        check_pairs({**section, **here, 'phase': phase, 'scale': run.scale}, (section['name'],))
+        check_pairs({**section, **here, 'phase': phase, 'scale': run.scale}, section['name'])
 
 
 def is_finished(study, run):

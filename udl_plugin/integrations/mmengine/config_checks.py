@@ -2,7 +2,7 @@
 from mmengine.hooks import CheckpointHook
 from mmengine.model import is_model_wrapper
 
-from udl_plugin.config.cross_checks import check_map_fingerprint, check_maps_used
+from udl_plugin.config.cross_checks import check_map_fingerprint, maps_problems
 from udl_plugin.errors import did_you_mean, raise_errors
 from udl_plugin.integrations.mmengine.dataset import BasicSRDataset
 from udl_plugin.integrations.mmengine.metrics import ImageMetric
@@ -27,7 +27,7 @@ def check_training(runner, begun):
     for section in (leaf.dataset.opt for leaf in _leaves(runner.train_dataloader.dataset)
                     if isinstance(leaf, BasicSRDataset)):
         opt = {'datasets': {'train': section}}
-        raise_errors([*check_maps_used(opt, model.pixel_loss), *_scale_problems(model, section)])
+        raise_errors([*maps_problems(opt, model.pixel_loss), *_scale_problems(model, section)])
         if hasattr(model.generator, 'var_net'):
             check_map_fingerprint(opt, model.generator.var_net.state_dict())
 

@@ -114,7 +114,7 @@ class UDLRestorer(BaseModel):
 
 def _build_loss(section):
     """The loss of BasicSR's registry that a section describes, ours or its own."""
-    raise_errors(check_class_options(LOSS_REGISTRY, section, ('pixel_loss',)))
+    raise_errors(problem.message for problem in check_class_options(LOSS_REGISTRY, section, 'pixel_loss'))
     if section.get('reduction') == 'none':
         raise UserError('pixel_loss: reduction: none gives a map, and training needs a number; write mean.')
     loss = build_loss(section, 'pixel_loss: ')
