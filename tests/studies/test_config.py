@@ -77,7 +77,8 @@ STEP = study_config()['steps'][0]
     ({'seeds': [0, 0]}, r'^seeds: expected a list of distinct integers of at least 0, got \[0, 0\]'),
     ({'seeds': [-1]}, '^seeds: expected a list of distinct integers of at least 0'),
     ({'scales': '2'}, '^scales: expected a list of distinct integers of at least 1'),
-    ({'name': '../../escaped'}, r'^name: .*a plain .*name'), ({'name': 'a\0b'}, r'^name: .*a plain .*name'),
+    ({'name': '../../escaped'}, '^name: expected a plain file name'),
+    ({'name': 'a\0b'}, '^name: expected a plain file name'),
     ({'num_gpu': 2}, r'^num_gpu: expected auto, 0 or 1 \(each training uses at most one GPU.*got 2'),
     ({'baseline': ['L1']}, '^baseline: expected the name of a variant'),
     ({'baseline': 'UDLL'}, r"^baseline: expected one of L1, UDL, got 'UDLL' \(did you mean 'UDL'\?\)"),
@@ -86,13 +87,13 @@ STEP = study_config()['steps'][0]
     ({'benchmarks': {}}, '^benchmarks: is empty'), ({'steps': []}, 'steps: is empty'),
     ({'benchmarks': {'a': []}}, r'^benchmarks.a: expected a folder that `udl-prepare benchmark` wrote, got \[\]'),
     ({'val': {'benchmark': 'Set5', 'val_freq': 2}}, "^val.benchmark: expected one of astronaut, got 'Set5'"),
-    ({'val': {'benchmark': [], 'val_freq': 2}}, '^val.benchmark: '),
+    ({'val': {'benchmark': [], 'val_freq': 2}}, '^val.benchmark: expected a string'),
     ({'val': {'benchmark': 'astronaut', 'val_freq': 2, 'save_img': True}}, '^val.save_img: is not an option'),
     ({'logger': {'print_freqs': 1}}, r"^logger.print_freqs: is not an option \(did you mean 'print_freq'\?\)"),
     ({'datasets': {'train': {'gt_size': 4}}}, r'datasets.train.gt_size: depends on the scale; set lq_size'),
     ({'datasets': {'train': {'gt_size': 4}}}, r'datasets.train.lq_size: is missing'),
     ({'datasets': {**study_config()['datasets'], 'val': {}}}, r'^datasets.val: is not an option'),
-    ({'steps': [{'total_iter': '4'}] * 2}, '^steps.0.total_iter: '),
+    ({'steps': [{'total_iter': '4'}] * 2}, '^steps.0.total_iter: expected an integer of at least 1'),
     ({'steps': [{**STEP, 'pixel_opt': {}}] * 2}, '^steps.0.pixel_opt: is set by each variant'),
     ({'steps': [{**STEP, 'optim_g': {'lr': '4e-4'}}] * 2},
      "^steps.0.optim_g.lr: expected a number, got the string '4e-4'"),
@@ -101,7 +102,7 @@ STEP = study_config()['steps'][0]
     ({'networks': {'x': {'num_feat': 8}}}, '^networks.x.type: is missing'),
     ({'networks': {'tiny': {'type': 'EDSR', 'upscale': 2}}}, '^networks.tiny.upscale: is set for each of scales'),
     ({'networks': {'tiny': {'type': 'EDSR', 'scale': 2}}}, '^networks.tiny.scale: is set for each of scales'),
-    ({'networks': {'debug': {'type': 'EDSR'}}}, "^networks.debug: BasicSR shortens a training with 'debug' in its name"),
+    ({'networks': {'debug': {'type': 'EDSR'}}}, "^networks.debug: BasicSR shortens a training with 'debug'"),
     ({'networks': {'x': {'type': 'EDSR', 'res_scale': '1E-1'}}}, "^networks.x.res_scale: expected a number.*'1E-1'"),
     ({'networks': {'x': {'type': 'EDSRR'}}}, r"^networks.x.type: there is no 'EDSRR' \(did you mean 'EDSR'\?\)"),
     ({'networks': {'a b': {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3}, 'a-b': {
@@ -117,7 +118,7 @@ def test_wrong_option(changes, message):
     ([{'type': 5}] * 2, '.0.type: expected the name of a class, got 5'), (['L1Loss'], '.0: expected a mapping'),
     ([{'pixel_opt': {'type': 'L1Loss'}, 'total_iter': 3}], '.0.total_iter: is the same for all variants'),
     ([{'pixel_opt': 'L1Loss'}], '.0.pixel_opt: expected a mapping'),
-    ([{'pixel_opt': {'type': 'UDL'}, 'cached_maps': 'yes'}], '.0.cached_maps: .*true or false'),
+    ([{'pixel_opt': {'type': 'UDL'}, 'cached_maps': 'yes'}], '.0.cached_maps: expected true or false'),
     ([{'type': 'L1Loss', 'loss_weight': '1e-2'}], ".0.loss_weight: expected a number, got the string '1e-2'"),
     ([{'type': 'L1Los'}], r".0.type: there is no 'L1Los' \(did you mean 'L1Loss'\?\)"),
     ([{'type': 'ESU'}, {'type': 'UDL', 'scaling': 'cube'}], ".1.*: .*scaling.*'cube'"),
@@ -232,7 +233,7 @@ def test_base(tmp_path):
 
 
 @pytest.mark.parametrize(('content', 'message'), [
-    (None, 'No such file'), ('a: [', r'x\.yml'), ('- 1', r'x\.yml.* mapping'),
+    (None, 'No such file'), ('a: [', 'is not valid YAML'), ('- 1', 'is not an option file'),
     ('name: x\n', r"x\.yml': baseline: is missing"), ('base: nowhere.yml\n', 'nowhere.yml.*No such file')])
 def test_wrong_file(tmp_path, content, message):
     if content is not None:

@@ -166,19 +166,21 @@ def test_one_study_at_a_time_in_a_folder(folder):
 
 @pytest.mark.parametrize(('changes', 'message'), [
     ({'benchmarks': {'astronaut': 'datasets/demo/val', 'Set5': 'datasets/nowhere'}},
-     r"^tiny, x2, L1Loss: benchmarks.Set5.dataroot_gt: .*'datasets/nowhere/GTmod2'"),
-    ({'scales': [3]}, r"datasets.train.dataroot_lq: .*'datasets/demo/demo_train_LR_bicubic_X3_sub.lmdb'"),
+     r"^tiny, x2, L1Loss: benchmarks.Set5.dataroot_gt: there is no folder 'datasets/nowhere/GTmod2'"),
+    ({'scales': [3]},
+     "datasets.train.dataroot_lq: there is no folder 'datasets/demo/demo_train_LR_bicubic_X3_sub.lmdb'"),
     ({'networks': {'tiny': {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feats': 8}}},
-     r"^tiny, x2, L1Loss: network_g.*num_feats.* is not an option"),
+     "^tiny, x2, L1Loss: network_g.num_feats: is not an option"),
     ({'networks': {'grey': {'type': 'DPDNN', 'num_in_ch': 1, 'num_out_ch': 1, 'num_feat': 4, 'num_step': 1}}},
      'grey, x2, L1Loss: datasets.train.color: the network has 1 input channels; write color: y'),
-    ({'steps': [{**STEP, 'ema_deacy': 0.9}] * 2}, r"train.*ema_deacy.* is not an option"),
+    ({'steps': [{**STEP, 'ema_deacy': 0.9}] * 2}, "train.ema_deacy: is not an option"),
     ({'steps': [{**STEP, 'optim_g': {'type': 'Adam', 'lr': 1e-3, 'btas': [0.9, 0.999]}}] * 2},
-     r"train.optim_g.*btas.* is not an option of type: Adam .did you mean 'betas'"),
-    ({'variants': {'L1': [L1, {'pixel_opt': L1, 'amq': 'bf16'}]}}, r"train.*amq.* is not an option .did you mean 'amp'"),
+     "train.optim_g.btas: is not an option of type: Adam .did you mean 'betas'"),
+    ({'variants': {'L1': [L1, {'pixel_opt': L1, 'amq': 'bf16'}]}},
+     "train.amq: is not an option .did you mean 'amp'"),
     # parts of unequal size, found before step 1 is trained
     ({'variants': {'L1': [ESU, {'pixel_opt': UDL, 'accumulate': 3}]}},
-     r'ESU then UDL-accumulate=3: train.accumulate: .*batch_size_per_gpu: 2'),
+     'ESU then UDL-accumulate=3: train.accumulate: 3: .*batch_size_per_gpu: 2'),
 ])
 def test_wrong_input_is_found_before_anything_is_written(folder, changes, message):
     write_study(folder, **changes)

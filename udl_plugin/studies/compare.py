@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from udl_plugin.archs.build import build_network, probe_shapes
-from udl_plugin.archs.padding import required_multiple
+from udl_plugin.archs.padding import get_required_multiple
 from udl_plugin.archs.two_step import TwoStep
 from udl_plugin.archs.with_variance import WithVariance
 from udl_plugin.archs.wrapping import base_config
@@ -240,7 +240,7 @@ def find_benchmarks(sets: Sequence[str], datasets: Mapping[str, Config], scale: 
         raise UserError('--sets: is missing; give folders that `udl-prepare benchmark` wrote, such as --sets '
                         'datasets/Set5 datasets/Set14.')
     for dataset_opt in found:
-        check_pairs(complete_dataset_opt(dataset_opt, scale), ('--sets',) * bool(sets) + (dataset_opt['name'],))
+        check_pairs(complete_dataset_opt(dataset_opt, scale), (('--sets ' if sets else '') + dataset_opt['name'],))
     return found
 
 
@@ -320,7 +320,7 @@ def _measure_cost(results: Sequence[CompareResult], entries: Sequence[Entry], sc
     functions: dict[str, Callable[[Tensor], Tensor]] = {
         BICUBIC: lambda lq: F.interpolate(lq, scale_factor=scale, mode='bicubic', antialias=True)}
     for result, entry in zip(results[1:], entries):
-        functions[result.label] = _pad_input(entry, required_multiple(entry.network_g))
+        functions[result.label] = _pad_input(entry, get_required_multiple(entry.network_g))
         result.cost['params'] = cost.parameters(entry.net)
         result.cost['madds'] = cost.multiply_adds(entry.net, entry.network_g, entry.channels, scale)
         result.cost['memory'] = cost.peak_memory(entry.network_g, (1, entry.channels, *lq.shape[2:]))

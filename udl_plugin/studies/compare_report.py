@@ -31,9 +31,9 @@ RATINGS = {'spearman': 'Spearman', 'pearson': 'Pearson', 'ause': 'AUSE', 'calibr
 ABOUT_RATINGS = (
     'Each sample is one channel of one pixel; numbers are means over the images. Spearman: correlation of the map with '
     'the absolute error; Pearson: of exp(map). AUSE: area between the sparsification curve and that of the error, '
-    'lower is better. Calibration error: of the mean absolute error that the map predicts, in ten bins, lower is better.'
-    ' Sparsity: of the map minus its minimum, which is the weight in step 2. The last column has the 95 % confidence '
-    'interval of a paired t-test over the images.')
+    'lower is better. Calibration error: of the mean absolute error that the map predicts, in ten bins, lower is '
+    'better. Sparsity: of the map minus its minimum, which is the weight in step 2. The last column has the 95 % '
+    'confidence interval of a paired t-test over the images.')
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels of the ground truth
 
 
