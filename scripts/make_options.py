@@ -1,7 +1,7 @@
 """Generates options/train/ and options/test/ from three files in options/: python scripts/make_options.py
 
-To change all of them, edit options/train_udl_step1.yml, train_udl_step2.yml or test_udl.yml, or this script, and run it.
-A test checks that they are up to date.
+To change all of them, edit options/train_udl_step1.yml, train_udl_step2.yml or test_udl.yml, or this script; then run
+it. A test checks that they are up to date.
 """
 from __future__ import annotations
 
