@@ -185,7 +185,7 @@ def build_udl_model(network: str, stage: str, loss: str, speed: Config, is_train
                     changes: Config | None = None, val: Config | None = None) -> Any:
     """The UDLModel of a training or test yml."""
     base = {**NETWORKS[network], **(changes or {})}
-    opt = {
+    opt: Config = {
         'name': 'benchmark', 'model_type': 'UDLModel', 'scale': SCALE, 'num_gpu': int(DEVICE.type == 'cuda'),
         'dist': False, 'rank': 0, 'world_size': 1, 'is_train': is_train, 'datasets': {},
         'network_g': wrapped_config(stage, base), 'path': {'pretrain_network_g': None},
@@ -194,6 +194,7 @@ def build_udl_model(network: str, stage: str, loss: str, speed: Config, is_train
         'val': {'save_img': False, 'suffix': None, **(val or {}), 'metrics': build_metrics(SCALE)},
     }
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        opt['path'].update(dict.fromkeys(('models', 'training_states', 'visualization'), folder))  # nothing is saved
         if stage == 'step 2' or not is_train:
             start = wrapped_config('step 1' if stage == 'step 2' else stage, base)
             opt['path']['pretrain_network_g'] = f'{folder}/start.pth'

@@ -1,8 +1,9 @@
 """Updates the tables in the pages of docs/: python scripts/make_results.py [RESULTS]
 
 Copies the results of udl-study, udl-compare, scripts/benchmark.py and `make soak` from the folder RESULTS (the pages
-have the commands) to docs/results/, as far as they exist; then copies the tables in docs/results/ into the pages, between
-the comments that name them. Without RESULTS, it only does the latter. A test checks that the pages are up to date.
+have the commands) to docs/results/, as far as they exist; then copies the tables in docs/results/ into the pages,
+between the comments that name them. Without RESULTS, it only does the latter. A test checks that the pages are up to
+date.
 """
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def _find_limits(maps: Mapping[str, np.ndarray]) -> tuple[float, float] | None:
 
 def _add_color_bar(tiles: Tiles, limits: tuple[float, float] | None) -> Tiles:
     """Puts the color scale beside the last tile."""
-    if not tiles:
+    if limits is None:
         return tiles
     label, tile = tiles[-1]
     gap = np.full((len(tile), 6, 3), 255, np.uint8)

@@ -116,5 +116,6 @@ def build_test_opt(name: str, network_g: dict[str, Any], path: dict[str, Any], s
         'name': name, 'model_type': 'UDLModel', 'scale': scale, 'num_gpu': torch.cuda.device_count(),
         'manual_seed': 0, 'dist': False, 'rank': 0, 'world_size': 1, 'is_train': False, 'auto_resume': False,
         'datasets': {f'test_{number}': complete_dataset_opt(one, scale) for number, one in enumerate(datasets, 1)},
-        'network_g': network_g, 'path': path, 'val': {'save_img': False},
+        'network_g': network_g, 'path': {'visualization': f'results/{name}/visualization', **path},
+        'val': {'save_img': False},
     }
