@@ -1,9 +1,11 @@
-"""The paper's effect on a laptop: plain L1 against step 1 and step 2, trained, tested, tabled and drawn. `make demo`.
+"""The paper's effect on a laptop: trains and tests plain L1, step 1 and step 2, and compares them. `make demo`.
 
-Everything runs through BasicSR's own train_pipeline and test_pipeline, started as a user would, with the files in
-options/demo/. Both sides get as many iterations, from the same initial weights, over the same data in the same order:
-the baseline is trained in two halves as well.
+Everything runs through udl-train and udl-test, as a user would run them, with the files in options/demo/. The baseline
+and UDL have equal numbers of iterations, the same initial weights, and the same data in the same order; the baseline is
+trained in two halves too.
 """
+from __future__ import annotations
+
 import collections
 import os
 import re
@@ -11,12 +13,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from basicsr.archs import build_network
 from basicsr.metrics import calculate_psnr, calculate_ssim
 from basicsr.utils import img2tensor, tensor2img
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from udl_plugin.archs.wrapping import base_state_dict
@@ -36,18 +40,18 @@ PICTURE = Path('results/demo.png')
 TABLE = Path('results/demo.md')
 
 
-def main():
+def main() -> None:
     start = time.time()
     os.chdir(Path(__file__).resolve().parents[1])
-    os.environ.setdefault('CUDA_VISIBLE_DEVICES', '0')  # one GPU at most: upstream multiplies the batch by their number
+    os.environ.setdefault('CUDA_VISIBLE_DEVICES', '0')  # BasicSR multiplies the batch size by the number of GPUs
     print(f'Data: udl-prepare train --hr {DATA}/photos/train --scales {SCALE} --out {DATA} --crop {CROP} --step {STEP}')
     print(f'      udl-prepare benchmark --hr {DATA}/photos/val --scales {SCALE} --name val --out {DATA}', flush=True)
     if not write_demo_data(DATA):
-        print(f'  is there: {DATA}/ (remove it to have it written again)')
+        print(f'  exists: {DATA}/ (remove it to write it again)')
     for number, name in enumerate(TRAININGS, 1):
         print(f'\nTraining {number} of {len(TRAININGS)}: udl-train -opt {OPTIONS}/{name}.yml', flush=True)
         if is_trained(name):
-            print(f'  is there: {experiment(name)} (remove it to train again)')
+            print(f'  exists: {get_experiment(name)} (remove it to train again)')
         else:
             run('udl_plugin.train', name)
     for name in TESTS.values():
@@ -75,31 +79,31 @@ def main():
     atomic_write(TABLE, '\n'.join(lines).encode())
     atomic_write(PICTURE, encode_png(draw(images['bicubic'], images['UDL step 2'], gt, psnr)))
     print('\n' + '\n'.join(lines))
-    print(f'Table:   {TABLE.resolve()}\nPicture: {PICTURE.resolve()}\n{time.time() - start:.0f} s in all.')
+    print(f'Table:   {TABLE.resolve()}\nPicture: {PICTURE.resolve()}\nTotal: {time.time() - start:.0f} s.')
 
 
-def read_yml(name):
+def read_yml(name: str) -> dict[str, Any]:
     return yaml_loader.read_yml(OPTIONS / f'{name}.yml')
 
 
-def experiment(name):
+def get_experiment(name: str) -> Path:
     return Path('experiments', read_yml(name)['name'])
 
 
-def is_trained(name):
-    """Whether a finished training with these very options, from the network that it starts from now, is there."""
-    result, start = experiment(name) / 'models' / 'net_g_latest.pth', read_yml(name)['path']['pretrain_network_g']
-    copy = experiment(name) / f'{name}.yml'  # upstream's, under a header
+def is_trained(name: str) -> bool:
+    """Whether there is a finished training with exactly these options, started from the current network."""
+    result, start = get_experiment(name) / 'models' / 'net_g_latest.pth', read_yml(name)['path']['pretrain_network_g']
+    copy = get_experiment(name) / f'{name}.yml'  # with a header above the options
     return (result.exists() and copy.exists() and copy.read_text().endswith((OPTIONS / f'{name}.yml').read_text())
             and (start is None or Path(start).stat().st_mtime < result.stat().st_mtime))
 
 
-def run(module, name):
-    """Runs an entry point in a process of its own and shows its progress; its whole log is where it always is."""
+def run(module: str, name: str) -> None:
+    """Runs udl-train or udl-test in its own process and shows its progress; the full log is in its usual place."""
     command = [sys.executable, '-u', '-m', module, '-opt', str(OPTIONS / f'{name}.yml')]
-    last = collections.deque(maxlen=40)
+    last: collections.deque[str] = collections.deque(maxlen=40)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        for line in process.stdout:
+        for line in process.stdout or ():
             last.append(line)
             progress = re.search(r'iter: *([\d,]+),.*(eta: [\d:]+).*(l_pix: \S+)', line)
             if progress:
@@ -110,19 +114,19 @@ def run(module, name):
         sys.exit(''.join(last) + f'\n{" ".join(command)} ended with status {process.returncode}.')
 
 
-def bicubic(lq):
-    """`(1, 3, H, W)` in [0, 1] to the upsampled image, as MATLAB does it (a = -0.5)."""
+def bicubic(lq: Tensor) -> Tensor:
+    """Upsamples `(1, 3, H, W)` in [0, 1] as MATLAB does (a = -0.5)."""
     return F.interpolate(lq, scale_factor=SCALE, mode='bicubic', antialias=True)
 
 
-def read_sr(test_name):
-    """The SR image that test_pipeline saved."""
+def read_sr(test_name: str) -> np.ndarray:
+    """The SR image that udl-test saved."""
     name = read_yml(test_name)['name']
     return cv2.imread(f'results/{name}/visualization/{PHOTO}/{PHOTO}_{name}.png')
 
 
-def load(test_name):
-    """The tested network, and how many parameters its SR image takes."""
+def load(test_name: str) -> tuple[nn.Module, int]:
+    """The tested network, and the number of parameters that its SR image requires."""
     opt = read_yml(test_name)
     net = build_network(opt['network_g']).eval()
     state_dict, _ = read_state_dict(opt['path']['pretrain_network_g'])
@@ -130,25 +134,26 @@ def load(test_name):
     return net, sum(tensor.numel() for tensor in base_state_dict(state_dict).values())
 
 
-def draw(bicubic_image, sr, gt, psnr, side=128, width=384):
-    """The sheet: whole images above, and below the part where the network is least sure."""
+def draw(bicubic_image: np.ndarray, sr: np.ndarray, gt: np.ndarray, psnr: dict[str, float], side: int = 128,
+         width: int = 384) -> np.ndarray:
+    """A contact sheet: full images in the first row, and the part with the highest uncertainty in the second."""
     name = read_yml(TESTS['UDL step 2'])['name']
     log_var = np.load(f'results/{name}/visualization/{PHOTO}/{PHOTO}_{name}_log_var.npy')
     tiles = {
         f'bicubic, {psnr["bicubic"]:.2f} dB': bicubic_image,
         f'UDL step 2, {psnr["UDL step 2"]:.2f} dB': sr,
         'ground truth': gt,
-        'uncertainty: blue sure, red not': uncertainty_picture(log_var),
+        'uncertainty: blue low, red high': uncertainty_picture(log_var),
         'error, red: 32 levels or more': error_picture(sr, gt),
     }
     half = side // 2
     local = cv2.boxFilter(log_var.mean(axis=0), -1, (side, side))[half:-half, half:-half]
     top, left = np.unravel_index(local.argmax(), local.shape)
-    whole = [(label, cv2.resize(tile, (width, width), interpolation=cv2.INTER_AREA)) for label, tile in tiles.items()]
-    parts = [(f'the least sure {side} x {side}' if number == 0 else '',
+    full = [(label, cv2.resize(tile, (width, width), interpolation=cv2.INTER_AREA)) for label, tile in tiles.items()]
+    parts = [(f'{side} x {side}, highest uncertainty' if number == 0 else '',
               cv2.resize(tile[top:top + side, left:left + side], (width, width), interpolation=cv2.INTER_NEAREST))
              for number, tile in enumerate(tiles.values())]
-    return contact_sheet([whole, parts])
+    return contact_sheet([full, parts])
 
 
 if __name__ == '__main__':

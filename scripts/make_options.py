@@ -1,15 +1,18 @@
-"""Writes options/train/ and options/test/ anew, from the three files in options/ itself: python scripts/make_options.py
+"""Generates options/train/ and options/test/ from three files in options/: python scripts/make_options.py
 
-A change for all of them is made in options/train_udl_step1.yml, train_udl_step2.yml or test_udl.yml, or here, and then
-this is run. A test compares.
+To change all of them, edit options/train_udl_step1.yml, train_udl_step2.yml or test_udl.yml, or this script; then run
+it. A test checks that they are up to date.
 """
+from __future__ import annotations
+
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 OPTIONS = Path(__file__).resolve().parents[1] / 'options'
 
-# what follows `type` in network_g, and the scales
+# the options after `type` in network_g
 EDSR = """\
   num_in_ch: 3
   num_out_ch: 3
@@ -18,7 +21,7 @@ EDSR = """\
   upscale: 4
   res_scale: 0.1
   img_range: 255.
-  rgb_mean: [0, 0, 0]  # as the authors; upstream's own EDSR options have [0.4488, 0.4371, 0.4040]
+  rgb_mean: [0, 0, 0]  # as in the authors' code; BasicSR's EDSR options have [0.4488, 0.4371, 0.4040]
 """
 DPDNN = """\
   num_in_ch: 3
@@ -27,7 +30,7 @@ DPDNN = """\
   num_step: 6
   upscale: 4
   img_range: 255.
-  checkpointing: true  # a fraction of the memory for a third more time in training; the results are the same
+  checkpointing: true  # a fraction of the memory, a third more training time, same results
 """
 RCAN = """\
   backbone:
@@ -47,38 +50,38 @@ NETWORKS = {
     'EDSR_S': ('EDSR', EDSR.format(num_feat=64, num_block=16), (2, 3, 4)),
     'EDSR': ('EDSR', EDSR.format(num_feat=256, num_block=32), (2, 3, 4)),
     'DPDNN': ('DPDNN', DPDNN, (2, 3, 4)),
-    'RCAN': (None, RCAN, (4,)),  # any network of BasicSR goes so
+    'RCAN': (None, RCAN, (4,)),  # as an example for any network of BasicSR
 }
 TITLES = {
     'udl_step1': """\
 # UDL step 1, {network} x{scale} on DIV2K: a variance head, trained with the ESU loss, on the authors' schedule.
-# The PSNR of this step is lower than that of plain L1. It is step 2 that gains.
+# The PSNR of this step is lower than with plain L1; step 2 improves it.
 """,
     'udl_step2': """\
-# UDL step 2, {network} x{scale} on DIV2K: a copy of step 1's network goes on with an L1 weighted by the uncertainty of
-# the frozen original. At test time only the copy runs, a plain {plain}.
+# UDL step 2, {network} x{scale} on DIV2K: trains a copy of step 1's network with an L1 loss that is weighted by the
+# uncertainty of the frozen original. At test time only the copy runs, a plain {plain}.
 """,
     'l1': """\
-# The baseline of UDL, {network} x{scale} on DIV2K: plain L1, for as many iterations as both steps together.
+# The baseline for UDL, {network} x{scale} on DIV2K: plain L1, for as many iterations as both steps together.
 """,
     'test_udl': """\
-# Tests step 2 of {network} x{scale} on the benchmarks and saves SR images and uncertainty maps below results/.
+# Tests step 2 of {network} x{scale} on the benchmarks. Saves SR images and uncertainty maps to results/.
 """,
     'test_l1': """\
-# Tests the L1 baseline of {network} x{scale} on the benchmarks and saves SR images below results/.
+# Tests the L1 baseline of {network} x{scale} on the benchmarks. Saves SR images to results/.
 """,
 }
 STEP_1, STEP_2, TEST = ('train_udl_step1', 'train_udl_step2', 'test_udl')
 
 
-def main():
+def main() -> None:
     for path, text in families():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
 
-def families():
-    """Path and text of each file."""
+def families() -> Iterator[tuple[Path, str]]:
+    """Yields the path and the content of each file."""
     for network, (arch, options, scales) in NETWORKS.items():
         for scale in scales:
             stem = f'{network}_x{scale}'
@@ -100,30 +103,30 @@ def families():
                 yield path, title.format(network=network.replace('_', '-'), scale=scale, plain=arch or network) + text
 
 
-def set_network(text, network_type, options):
+def set_network(text: str, network_type: str, options: str) -> str:
     note = '  # as in step 1\n' if '  # as in step 1' in text else ''
     return re.sub(r'^network_g:\n(?:  .*\n)+', lambda _: f'network_g:\n  type: {network_type}\n{note}{options}', text,
                   flags=re.MULTILINE)
 
 
-def set_names(text, phase, name):
-    """The experiment's, and that of the run whose result it starts from."""
+def set_names(text: str, phase: str, name: str) -> str:
+    """Sets the name of the experiment, and that of the experiment whose network it starts from."""
     before = {'udl_step2': 'udl_step1', 'udl': 'udl_step2', 'l1': 'l1'}
     text = re.sub(r'^name: \w+', f'name: {"test_" if phase == "test" else ""}{name}', text, flags=re.MULTILINE)
     network, kind = re.fullmatch(r'(\w+_x\d)_(\w+)', name).groups()
     return re.sub(r'experiments/\w+/', lambda _: f'experiments/{network}_{before[kind]}/', text)
 
 
-def set_l1(text):
+def set_l1(text: str) -> str:
     loss = '    type: L1Loss\n    loss_weight: 1.0\n    reduction: mean'
     text = re.sub(r'(?<=^  pixel_opt:\n).*?(?=\n\n)', loss, text, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r'milestones: .*', 'milestones: [65000]', text)
     text = re.sub(r'total_iter: .*', 'total_iter: 130000', text)
-    text = text.replace('where step 2 ran', 'where it ran')
+    text = text.replace('if step 2 was trained', 'if it was trained')
     return re.sub(r'^  save_uncertainty: .*\n', '', text, flags=re.MULTILINE)
 
 
-def set_scale(text, scale):
+def set_scale(text: str, scale: int) -> str:
     text = re.sub(r'^scale: .*', 'scale: 4', text, flags=re.MULTILINE)
     text = text.replace('gt_size: 192', f'gt_size: {48 * scale}')
     return re.sub(r'(_X|GTmod|LRbicx|^scale: |upscale: |crop_border: )4', rf'\g<1>{scale}', text, flags=re.MULTILINE)

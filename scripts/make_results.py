@@ -1,17 +1,21 @@
-"""Brings the tables of the pages in docs/ up to date: python scripts/make_results.py [RESULTS]
+"""Updates the tables in the pages of docs/: python scripts/make_results.py [RESULTS]
 
-Copies what udl-study, udl-compare, scripts/benchmark.py and `make soak` wrote below the folder RESULTS (the pages have
-the commands) into docs/results/, and puts the tables of docs/results/ into the pages, between the lines that name them.
-What is not there stays as it is. Without RESULTS, does the latter only. A test compares.
+Copies the results of udl-study, udl-compare, scripts/benchmark.py and `make soak` from the folder RESULTS (the pages
+have the commands) to docs/results/, as far as they exist; then copies the tables in docs/results/ into the pages,
+between the comments that name them. Without RESULTS, it only does the latter. A test checks that the pages are up to
+date.
 """
+from __future__ import annotations
+
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parents[1] / 'docs'
 PAGES = ('results.md', 'performance.md', 'reliability.md')
-# where they are put by what writes them, and their names in docs/results/
+# path in RESULTS, and name in docs/results/
 FILES = {
     **{f'photos/photos{end}': f'photos{end}' for end in ('.md', '.csv', '_differences.png', '_curves.png')},
     'photos/photos_weighting.md': 'photos_weighting.md', 'photos/photos_sources.md': 'photos_sources.md',
@@ -26,7 +30,7 @@ FILES = {
 }
 
 
-def main(arguments):
+def main(arguments: Sequence[str]) -> None:
     for folder in arguments:
         for source, name in FILES.items():
             if Path(folder, source).exists():
@@ -37,9 +41,9 @@ def main(arguments):
         (DOCS / page).write_text(filled((DOCS / page).read_text()))
 
 
-def filled(text):
-    """`text` with each table between its lines."""
-    def block(match):
+def filled(text: str) -> str:
+    """The text of a page, with each table after the comment that names it."""
+    def block(match: re.Match[str]) -> str:
         table = (DOCS / 'results' / match[1]).read_text().strip()
         return f'<!-- {match[1]} -->\n\n{table}\n\n<!-- end -->'
 

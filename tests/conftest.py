@@ -143,7 +143,7 @@ def model_options(step, folder, model_type='UDLModel', **train):
     }
 
 
-def study_section(**changes):
+def study_config(**changes):
     """A small study; None as value drops a key."""
     train = {'total_iter': 4, 'optim_g': {'type': 'Adam', 'lr': 1e-3},
              'scheduler': {'type': 'MultiStepLR', 'milestones': [2], 'gamma': 0.5}}

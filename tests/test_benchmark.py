@@ -1,4 +1,4 @@
-"""The benchmark itself, on a tiny network: that it measures what it says."""
+"""The benchmark on a tiny network: it measures what it says."""
 import importlib.util
 import sys
 
@@ -19,30 +19,29 @@ def benchmark():
 
 
 @pytest.mark.parametrize('network', ['EDSR-S', 'DPDNN', 'tiny'])
-def test_reference_is_the_authors_network(benchmark, network):
-    """The same map and image as ours, from both networks whole."""
+def test_reference_network_gives_our_outputs(benchmark, network):
     from udl_plugin.archs.build import build_network
     from udl_plugin.archs.wrapping import wrapped_config
-    whole = benchmark.Whole(network).eval()
+    reference = benchmark.ReferenceNetwork(network).eval()
     ours = build_network(wrapped_config('step 1', benchmark.NETWORKS[network])).eval()
-    ours.load_state_dict({name.replace('plain.', '').replace('head.', 'var_conv.'): value
-                          for name, value in whole.state_dict().items()})
-    lq = torch.rand(1, 3, 8, 8)
+    ours.load_state_dict({name.replace('base.', '').replace('head.', 'var_conv.'): value
+                          for name, value in reference.state_dict().items()})
+    lq = torch.rand(1, 3, 4, 4)
     with torch.no_grad():
-        for got, wanted in zip(whole(lq), ours(lq, return_log_var=True)):
-            torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-3)
+        for output, expected in zip(reference(lq), ours(lq, return_log_var=True)):
+            torch.testing.assert_close(output, expected, atol=1e-4, rtol=1e-3)
 
 
-def test_reference_step_runs_all_of_both(benchmark, monkeypatch):
-    ran, made = [], []
-    forward = benchmark.Whole.forward
-    monkeypatch.setattr(benchmark.Whole, 'forward', lambda self, x: (ran.append((self, torch.is_grad_enabled())),
-                                                                     forward(self, x))[1])
-    monkeypatch.setattr(benchmark, 'Whole', lambda network, cls=benchmark.Whole: made.append(cls(network)) or made[-1])
-    step = benchmark.authors_step('tiny', {})
+def test_reference_step_runs_both_networks_completely(benchmark, monkeypatch):
+    ran, made, cls = [], [], benchmark.ReferenceNetwork
+    forward = cls.forward
+    monkeypatch.setattr(cls, 'forward', lambda self, x: (ran.append((self, torch.is_grad_enabled())),
+                                                         forward(self, x))[1])
+    monkeypatch.setattr(benchmark, 'ReferenceNetwork', lambda network: made.append(cls(network)) or made[-1])
+    step = benchmark.build_reference_step('tiny', {})
     trained, frozen = made
     before = [{name: value.clone() for name, value in net.state_dict().items()} for net in made]
-    batch = benchmark.batch_of((2, 8))
+    batch = benchmark.build_batch((2, 8))
     with torch.no_grad():
         expected = udl(batch['gt'] - forward(trained, batch['lq'])[0], forward(frozen, batch['lq'])[1]).mean()
     assert step(batch)[0] == pytest.approx(float(expected), rel=1e-4)
@@ -53,22 +52,23 @@ def test_reference_step_runs_all_of_both(benchmark, monkeypatch):
 
 
 def test_rows(benchmark):
-    """Each in each way; all of them train."""
-    rows = benchmark.steps_of('tiny')
+    """All methods at all speeds; they train."""
+    rows = benchmark.list_steps('tiny')
     assert len(rows) == 20
     assert benchmark.REFERENCE in rows
-    batch = benchmark.batch_of((2, 8))
+    batch = benchmark.build_batch((2, 8))
     for row in ('plain, L1, float32', 'step 2, bf16, channels_last', 'step 2, cached maps, bf16'):
         rows[row]()(batch)
-    assert len(benchmark.steps_of('DPDNN')) == 14
-    assert len(benchmark.steps_of('tiny', compiled=True)) == 24
+    assert len(benchmark.list_steps('DPDNN')) == 14
+    assert len(benchmark.list_steps('tiny', compiled=True)) == 24
 
 
 def test_ratios_are_of_the_same_round(benchmark):
-    assert benchmark.ratio([1, 4, 9], [2, 4, 3]) == ('1.00', '0.75 to 2.00')
+    assert benchmark.compute_ratio([1, 4, 9], [2, 4, 3]) == ('1.00', '0.75 to 2.00')
 
 
-def test_tables(benchmark, tmp_path, capsys):
+def test_tables(benchmark, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, 'TEST_SIZE', (12, 16))
     parts = ['steps', 'test', 'validation']
     assert benchmark.main(['--networks', 'tiny', '--rounds', '2', '--patch', '8', '--batch', '2', '--parts', *parts,
                            '--out', str(tmp_path)]) == 0

@@ -1,6 +1,6 @@
 import pytest
 import yaml
-from conftest import OPTIONS, TINY, study_section
+from conftest import OPTIONS, TINY, study_config
 
 from udl_plugin.errors import UserError
 from udl_plugin.studies.config import Study, read_study
@@ -12,23 +12,23 @@ def names(study):
     return [run.name for run in study.runs]
 
 
-def test_first_steps_are_shared():
+def test_variants_share_equal_first_steps():
     variants = {'L1': [{'type': 'L1Loss'}] * 2, 'UDL': [{'type': 'ESU'}, {'type': 'UDL'}],
                 'then L1': [{'type': 'ESU'}, {'type': 'L1Loss'}], 'ESU': [{'type': 'ESU'}]}
-    study = Study(study_section(variants=variants, seeds=[0, 5]), 'results/tiny')
+    study = Study(study_config(variants=variants, seeds=[0, 5]), 'results/tiny')
     of_seed_0 = ['tiny_x2_L1Loss_seed0', 'tiny_x2_L1Loss_then_L1Loss_seed0', 'tiny_x2_ESU_seed0',
                  'tiny_x2_ESU_then_UDL_seed0', 'tiny_x2_ESU_then_L1Loss_seed0']
     assert names(study) == of_seed_0 + [name.replace('seed0', 'seed5') for name in of_seed_0]
     parents = {run.name: run.parent for run in study.runs}
     assert parents['tiny_x2_ESU_then_UDL_seed5'] == parents['tiny_x2_ESU_then_L1Loss_seed5'] == 'tiny_x2_ESU_seed5'
     assert parents['tiny_x2_ESU_seed5'] is None
-    assert study.run_of('UDL', 'tiny', 2, 5) == 'tiny_x2_ESU_then_UDL_seed5'
-    assert study.run_of('UDL', 'tiny', 2, 5, 1) == study.run_of('ESU', 'tiny', 2, 5) == 'tiny_x2_ESU_seed5'
-    assert (study.iterations('ESU'), study.iterations('UDL')) == (4, 10)
+    assert study.get_run_name('UDL', 'tiny', 2, 5) == 'tiny_x2_ESU_then_UDL_seed5'
+    assert study.get_run_name('UDL', 'tiny', 2, 5, 1) == study.get_run_name('ESU', 'tiny', 2, 5) == 'tiny_x2_ESU_seed5'
+    assert (study.count_iterations(1), study.count_iterations(2)) == (4, 10)
 
 
 def test_options_of_a_run():
-    study = Study(study_section(seeds=[3], scales=[2, 3]), 'results/tiny')
+    study = Study(study_config(seeds=[3], scales=[2, 3]), 'results/tiny')
     runs = {run.name: run for run in study.runs}
     run = runs['tiny_x3_ESU_then_UDL_seed3']
     opt = run.opt
@@ -45,123 +45,168 @@ def test_options_of_a_run():
     assert first['network_g']['type'] == 'EDSRVar'
     assert first['path']['pretrain_network_g'] is None
     assert first['manual_seed'] == 3 != opt['manual_seed']
-    plain = runs['tiny_x3_L1Loss_then_L1Loss_seed3'].opt
-    assert plain['network_g']['type'] == 'EDSR'
-    assert plain['manual_seed'] == opt['manual_seed']  # all variants see the same crops
-    assert plain['datasets'] == opt['datasets']
+    base = runs['tiny_x3_L1Loss_then_L1Loss_seed3'].opt
+    assert base['network_g']['type'] == 'EDSR'
+    assert base['manual_seed'] == opt['manual_seed']  # all variants get the same crops
+    assert base['datasets'] == opt['datasets']
 
 
 @pytest.mark.parametrize(('losses', 'types', 'strict'), [
     (['L1Loss', 'ESU'], ['EDSR', 'EDSRVar'], False), (['ESU', 'L1Loss'], ['EDSRVar', 'EDSR'], False),
     (['EU', 'ESU'], ['EDSRVar', 'EDSRVar'], True), (['ESU', 'UDL'], ['EDSRVar', 'EDSRTwo'], True),
     (['MSELoss', 'MSELoss'], ['EDSR', 'EDSR'], True)])
-def test_loss_tells_the_network(losses, types, strict):
-    study = Study(study_section(variants={'L1': [{'type': loss} for loss in losses]}), '.')
+def test_loss_determines_the_network(losses, types, strict):
+    study = Study(study_config(variants={'L1': [{'type': loss} for loss in losses]}), '.')
     assert [run.opt['network_g']['type'] for run in study.runs] == types
     assert study.runs[1].opt['path']['strict_load_g'] is strict
 
 
 @pytest.mark.parametrize(('source', 'network'), [('error', 'EDSRTwo'), ('gradient', 'EDSR')])
-def test_source_of_the_weight_tells_the_network(source, network):
+def test_source_of_the_weight_determines_the_network(source, network):
     variants = {'L1': [{'type': 'ESU'}, {'type': 'UDL', 'source': source}]}
-    assert Study(study_section(variants=variants), '.').runs[1].opt['network_g']['type'] == network
+    assert Study(study_config(variants=variants), '.').runs[1].opt['network_g']['type'] == network
+
+
+STEP = study_config()['steps'][0]
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
-    ({'sedes': [0]}, r"'sedes' is not a key of a study \(did you mean 'seeds'\?\)"),
-    ({'seeds': None}, 'seeds: is missing'),
-    ({'seeds': [0, 0]}, r'seeds: is a list of different whole numbers, not \[0, 0\]'),
-    ({'scales': '2'}, 'scales: is a list'),
-    ({'baseline': 'L2'}, "baseline: 'L2' is none of the variants: L1, UDL"),
+    ({'sedes': [0]}, r"^sedes: is not an option \(did you mean 'seeds'\?\)"),
+    ({'steps': None, 'logger': None, 'base': 1}, 'base: is not an option'),
+    ({'seeds': None}, '^seeds: is missing'),
+    ({'seeds': [0, 0]}, r'^seeds: expected a list of distinct integers of at least 0, got \[0, 0\]'),
+    ({'seeds': [-1]}, '^seeds: expected a list of distinct integers of at least 0'),
+    ({'scales': '2'}, '^scales: expected a list of distinct integers of at least 1'),
+    ({'name': '../../escaped'}, '^name: expected a plain file name'),
+    ({'name': 'a\0b'}, '^name: expected a plain file name'),
+    ({'num_gpu': 2}, r'^num_gpu: expected auto, 0 or 1 \(each training uses at most one GPU.*got 2'),
+    ({'baseline': ['L1']}, '^baseline: expected the name of a variant'),
+    ({'baseline': 'UDLL'}, r"^baseline: expected one of L1, UDL, got 'UDLL' \(did you mean 'UDL'\?\)"),
     ({'baseline': 'one', 'variants': {'one': [{'type': 'L1Loss'}], 'two': [{'type': 'L1Loss'}] * 2}},
-     'baseline: one has fewer steps'),
-    ({'variants': {'L1': []}}, 'variants: L1: is a list'),
-    ({'variants': {'L1': [{'pixel_opt': {'type': 'L1Loss'}, 'total_iter': 3}]}}, 'train: other than total_iter'),
-    ({'variants': {'L1': [{'pixel_opt': 'L1Loss'}]}}, 'variants: L1: is a list'),
-    ({'variants': {'L1': [{'type': 'L1Loss'}, {'pixel_opt': {'type': 'L1Loss'}, 'cached_maps': True}]}},
-     'L1: step 2: cached_maps: no loss weighs by maps'),
-    ({'variants': {'L1': [{'type': 'ESU'}, {'pixel_opt': {'type': 'UDL', 'source': 'error'}, 'cached_maps': True}]}},
-     'L1: step 2: cached_maps: no loss weighs by maps'),
-    ({'variants': {'L1': [{'type': 'L1Loss'}] * 3}}, 'the pixel_opt of each step, 2 at most'),
-    ({'variants': {'L1': [{'type': 'UDL'}]}}, 'L1: step 1: UDL weighs by a network of step 1, and there is none'),
-    ({'variants': {'L1': [{'type': 'L1Los'}]}}, r"step 1: type: there is no 'L1Los' \(did you mean 'L1Loss'\?\)"),
-    ({'variants': {'L1': [{'type': 'ESU'}, {'type': 'UDL', 'scaling': 'cube'}]}}, "step 2: type: UDL: scaling is"),
-    ({'networks': {'tiny': {'type': 'EDSR', 'upscale': 2}}}, 'networks: tiny: is the section of a plain network'),
-    ({'benchmarks': {}}, 'benchmarks: is a section'),
-    ({'steps': None, 'logger': None, 'base': 1}, "'base' is not a key"),
-    ({'seeds': [-1]}, 'seeds: is a list of different whole'), ({'baseline': ['L1']}, 'baseline: is the name of'),
-    ({'steps': []}, 'steps: is a list'), ({'num_gpu': 2}, 'num_gpu: 2: each training of a study has one GPU at most'),
-    ({'benchmarks': {'a': []}}, 'benchmarks: a: is a folder that udl-prepare benchmark wrote'),
-    ({'networks': {'debug': {'type': 'EDSR'}}}, "networks: debug: BasicSR takes what has 'debug' in its name"),
-    ({'networks': {'x': {'type': 'EDSR', 'res_scale': '1E-1'}}}, "networks: x: res_scale: '1E-1' is a string"),
-    ({'variants': {'L1': [{'type': 'L1Loss', 'loss_weight': '1e-2'}]}}, "L1: 1: loss_weight: '1e-2' is a string"),
-    ({'val': {'benchmark': 'Set5', 'val_freq': 2}}, 'val: has benchmark, one of astronaut'),
-    ({'logger': {'print_freqs': 1}}, r"logger: 'print_freqs' is not .* \(did you mean 'print_freq'\?\)"),
-    ({'name': '../../escaped'}, 'name: is a plain name'), ({'name': 'a\0b'}, 'name: is a plain name'),
-    ({'variants': {'L1': [{'type': 5}] * 2}}, 'variants: L1: is a list with the pixel_opt'),
-    ({'val': {'benchmark': [], 'val_freq': 2}}, 'val: has benchmark'),
-    ({'steps': [{'total_iter': '4'}] * 2}, 'steps: number 1 is what stands under train'),
-    ({'steps': [{'total_iter': 4, 'optim_g': {'lr': '4e-4'}}] * 2}, "optim_g: lr: '4e-4' is a string"),
-    ({'datasets': {'train': {'gt_size': 4}}}, 'datasets: has train:, .* but with lq_size'),
+     '^baseline: one has fewer steps'),
+    ({'benchmarks': {}}, '^benchmarks: is empty'), ({'steps': []}, 'steps: is empty'),
+    ({'benchmarks': {'a': []}}, r'^benchmarks.a: expected a folder that `udl-prepare benchmark` wrote, got \[\]'),
+    ({'val': {'benchmark': 'Set5', 'val_freq': 2}}, "^val.benchmark: expected one of astronaut, got 'Set5'"),
+    ({'val': {'benchmark': [], 'val_freq': 2}}, '^val.benchmark: expected a string'),
+    ({'val': {'benchmark': 'astronaut', 'val_freq': 2, 'save_img': True}}, '^val.save_img: is not an option'),
+    ({'logger': {'print_freqs': 1}}, r"^logger.print_freqs: is not an option \(did you mean 'print_freq'\?\)"),
+    ({'datasets': {'train': {'gt_size': 4}}}, r'datasets.train.gt_size: depends on the scale; set lq_size'),
+    ({'datasets': {'train': {'gt_size': 4}}}, r'datasets.train.lq_size: is missing'),
+    ({'datasets': {**study_config()['datasets'], 'val': {}}}, r'^datasets.val: is not an option'),
+    ({'steps': [{'total_iter': '4'}] * 2}, '^steps.0.total_iter: expected an integer of at least 1'),
+    ({'steps': [{**STEP, 'pixel_opt': {}}] * 2}, '^steps.0.pixel_opt: is set by each variant'),
+    ({'steps': [{**STEP, 'optim_g': {'lr': '4e-4'}}] * 2},
+     "^steps.0.optim_g.lr: expected a number, got the string '4e-4'"),
+    ({'networks': []}, r'^networks: expected a mapping'),
+    ({'networks': {'x': 'EDSR'}}, '^networks.x: expected a mapping'),
+    ({'networks': {'x': {'num_feat': 8}}}, '^networks.x.type: is missing'),
+    ({'networks': {'tiny': {'type': 'EDSR', 'upscale': 2}}}, '^networks.tiny.upscale: is set for each of scales'),
+    ({'networks': {'tiny': {'type': 'EDSR', 'scale': 2}}}, '^networks.tiny.scale: is set for each of scales'),
+    ({'networks': {'debug': {'type': 'EDSR'}}}, "^networks.debug: BasicSR shortens a training with 'debug'"),
+    ({'networks': {'x': {'type': 'EDSR', 'res_scale': '1E-1'}}}, "^networks.x.res_scale: expected a number.*'1E-1'"),
+    ({'networks': {'x': {'type': 'EDSRR'}}}, r"^networks.x.type: there is no 'EDSRR' \(did you mean 'EDSR'\?\)"),
     ({'networks': {'a b': {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3}, 'a-b': {
         'type': 'RCAN', 'num_in_ch': 3, 'num_out_ch': 3}}}, "two .* trainings would be called 'a-b_x2_L1Loss_seed0'"),
 ])
-def test_bad_study(changes, message):
-    with pytest.raises(UserError, match=message):
-        Study(study_section(**changes), '.')
+def test_wrong_option(changes, message):
+    with pytest.raises(UserError, match=f'(?m){message}'):
+        Study(study_config(**changes), '.')
 
 
-def test_options_of_a_step(tmp_path):
-    """Beside the loss, for this variant alone."""
+@pytest.mark.parametrize(('steps', 'message'), [
+    ([], ': expected 1 to 2 steps.*, got 0'), ([{'type': 'L1Loss'}] * 3, ': expected 1 to 2 steps.*, got 3'),
+    ([{'type': 5}] * 2, '.0.type: expected the name of a class, got 5'), (['L1Loss'], '.0: expected a mapping'),
+    ([{'pixel_opt': {'type': 'L1Loss'}, 'total_iter': 3}], '.0.total_iter: is the same for all variants'),
+    ([{'pixel_opt': 'L1Loss'}], '.0.pixel_opt: expected a mapping'),
+    ([{'pixel_opt': {'type': 'UDL'}, 'cached_maps': 'yes'}], '.0.cached_maps: expected true or false'),
+    ([{'type': 'L1Loss', 'loss_weight': '1e-2'}], ".0.loss_weight: expected a number, got the string '1e-2'"),
+    ([{'type': 'L1Los'}], r".0.type: there is no 'L1Los' \(did you mean 'L1Loss'\?\)"),
+    ([{'type': 'ESU'}, {'type': 'UDL', 'scaling': 'cube'}], ".1.*: .*scaling.*'cube'"),
+    ([{'type': 'UDL'}], '.0: UDL requires a network of step 1'),
+    ([{'type': 'L1Loss'}, {'type': 'UDL'}], '.1: UDL requires a network of step 1'),
+    ([{'type': 'L1Loss'}, {'pixel_opt': {'type': 'L1Loss'}, 'cached_maps': True}],
+     '.1.cached_maps: requires a loss that is weighted by the uncertainty'),
+    ([{'type': 'ESU'}, {'pixel_opt': {'type': 'UDL', 'source': 'error'}, 'cached_maps': True}],
+     '.1.cached_maps: requires a loss that is weighted by the uncertainty'),
+])
+def test_wrong_step_of_a_variant(steps, message):
+    with pytest.raises(UserError, match=f'(?m)^variants.L1{message}'):
+        Study(study_config(variants={'L1': steps}), '.')
+
+
+def test_only_step_2_follows_step_2():
+    variants = {'L1': [{'type': 'ESU'}, {'type': 'UDL'}, {'type': 'L1Loss'}]}
+    with pytest.raises(UserError, match=r'variants.L1.2: L1Loss cannot continue a network of step 2'):
+        Study(study_config(variants=variants, steps=[STEP] * 3), '.')
+
+
+def test_cached_maps_require_lmdb():
+    config = study_config(variants={'L1': [{'type': 'ESU'}, {'pixel_opt': {'type': 'UDL'}, 'cached_maps': True}]})
+    config['datasets']['train']['io_backend']['type'] = 'disk'
+    with pytest.raises(UserError, match=r'variants.L1.1.cached_maps: requires datasets.train.io_backend.type: lmdb'):
+        Study(config, '.')
+
+
+def test_all_errors_are_reported_at_once():
+    with pytest.raises(UserError) as err:
+        Study(study_config(seeds=[0, 0], val=None, logger={'print_freqs': 1}), '.')
+    assert {message.split(': ')[0] for message in err.value.messages} == {'seeds', 'val', 'logger.print_freqs'}
+    with pytest.raises(UserError) as err:
+        Study(study_config(variants={'L1': [{'type': 'L1Los'}], 'UDL': [{'type': 'UDL'}]}), '.')
+    assert [message.split(': ')[0] for message in err.value.messages] == ['variants.L1.0.type', 'variants.UDL.0']
+
+
+def test_options_of_a_step():
+    """They are for this variant only."""
     variants = {'L1': [{'type': 'L1Loss'}] * 2, 'UDL': [{'type': 'ESU'}, {'type': 'UDL'}],
                 'fast': [{'type': 'ESU'}, {'pixel_opt': {'type': 'UDL', 'offset': 0}, 'amp': 'bf16'}]}
-    study = Study(study_section(variants=variants), '.')
+    study = Study(study_config(variants=variants), '.')
     opts = {run.losses: run.opt for run in study.runs}
     assert len(opts) == 5
     fast = opts['ESU', 'UDL-offset=0-amp=bf16']
     assert fast['train'] == {**opts['ESU', 'UDL']['train'], 'amp': 'bf16', 'pixel_opt': {'type': 'UDL', 'offset': 0}}
     assert fast['network_g']['type'] == 'EDSRTwo'
-    assert study.run_of('fast', 'tiny', 2, 0) == 'tiny_x2_ESU_then_UDL-offset=0-amp=bf16_seed0'
+    assert study.get_run_name('fast', 'tiny', 2, 0) == 'tiny_x2_ESU_then_UDL-offset=0-amp=bf16_seed0'
 
 
 def test_cached_maps(tmp_path):
     variants = {'L1': [{'type': 'L1Loss'}] * 2,
                 'cached': [{'type': 'ESU'}, {'pixel_opt': {'type': 'UDL'}, 'cached_maps': True}]}
-    steps = study_section()['steps']
-    study = Study(study_section(variants=variants, steps=[{**steps[0], 'ema_decay': 0.9}, steps[1]]), tmp_path)
-    run = study.runs[-1]
+    steps = [{**STEP, 'ema_decay': 0.9}, STEP]
+    run = Study(study_config(variants=variants, steps=steps), tmp_path).runs[-1]
     train_set = run.opt['datasets']['train']
+    assert run.name == 'tiny_x2_ESU_then_UDL-cached_maps=True_seed0'
     assert train_set['type'] == 'PairedImageUncertaintyDataset'
     assert run.maps == {'model': run.opt['path']['pretrain_network_g'], 'param_key': 'params_ema',
                         'hr': train_set['dataroot_gt'], 'lr': train_set['dataroot_lq'],
                         'out': train_set['dataroot_uncertainty']}
     assert 'cached_maps' not in run.opt['train']
-    variants['cached'][0] = {'pixel_opt': {'type': 'ESU'}, 'ema_decay': 0}  # of this variant alone
-    run = Study(study_section(variants=variants, steps=[{**steps[0], 'ema_decay': 0.9}, steps[1]]), tmp_path).runs[-1]
+    variants['cached'][0] = {'pixel_opt': {'type': 'ESU'}, 'ema_decay': 0}  # for this variant only
+    study = Study(study_config(variants=variants, steps=steps), tmp_path)
+    run = study.runs[-1]
     assert 'param_key_g' not in run.opt['path']
     assert run.maps['param_key'] == 'params'
     assert all(other.maps is None for other in study.runs[:-1])
 
 
-def test_moving_average_is_what_goes_on(tmp_path):
-    steps = study_section()['steps']
-    study = Study(study_section(steps=[{**steps[0], 'ema_decay': 0.9}, steps[1]]), '.')
+def test_next_step_starts_from_the_moving_average():
+    study = Study(study_config(steps=[{**STEP, 'ema_decay': 0.9}, STEP]), '.')
     keys = {run.losses: run.opt['path'].get('param_key_g') for run in study.runs}
     assert keys['ESU', 'UDL'] == keys['L1Loss', 'L1Loss'] == 'params_ema'
     assert keys['ESU',] is None
 
 
-def test_network_that_calls_its_scale_otherwise():
+def test_network_whose_scale_has_another_name():
     rrdb = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4}
-    runs = Study(study_section(networks={'rrdb': rrdb}), '.').runs
+    runs = Study(study_config(networks={'rrdb': rrdb}), '.').runs
     assert runs[0].opt['network_g'] == {**rrdb, 'scale': 2}
     assert runs[-1].opt['network_g'] == {'type': 'TwoStep', 'backbone': {**rrdb, 'scale': 2}}
 
 
-def test_braces_of_other_options_stay():
-    section = study_section()
-    section['datasets']['train'].update(filename_tmpl='{}', color='y')
-    run = Study(section, '.').runs[0]
+def test_only_scale_is_filled_in():
+    config = study_config()
+    config['datasets']['train'].update(filename_tmpl='{}', color='y')
+    run = Study(config, '.').runs[0]
     assert run.opt['datasets']['train']['filename_tmpl'] == '{}'
     assert run.opt['datasets']['val']['color'] == 'y'
 
@@ -170,12 +215,12 @@ def test_folder_may_be_a_link(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'disk/deep').mkdir(parents=True)
     (tmp_path / 'results').symlink_to(tmp_path / 'disk/deep')
-    root = Study(study_section(), 'results/tiny').runs[0].opt['datasets']['train']['dataroot_gt']
+    root = Study(study_config(), 'results/tiny').runs[0].opt['datasets']['train']['dataroot_gt']
     assert root == '../../../datasets/demo/demo_train_HR_sub.lmdb'
 
 
 def test_base(tmp_path):
-    (tmp_path / 'base.yml').write_text(yaml.safe_dump(study_section()))
+    (tmp_path / 'base.yml').write_text(yaml.safe_dump(study_config()))
     (tmp_path / 'mid.yml').write_text('base: base.yml\nseeds: [4]\n')
     (tmp_path / 'top.yml').write_text('base: mid.yml\nname: top\n')
     study = read_study(tmp_path / 'top.yml')
@@ -183,14 +228,14 @@ def test_base(tmp_path):
     assert str(study.folder) == 'results/top'
     assert {run.seed for run in study.runs} == {4}
     (tmp_path / 'base.yml').write_text('base: top.yml\n')
-    with pytest.raises(UserError, match='base: goes in a circle'):
+    with pytest.raises(UserError, match='base: is circular'):
         read_study(tmp_path / 'top.yml')
 
 
 @pytest.mark.parametrize(('content', 'message'), [
-    (None, 'No such file'), ('a: [', 'is no yml'), ('- 1', 'is not the yml of a study'),
-    ('name: x\n', 'baseline: is missing'), ('base: nowhere.yml\n', 'nowhere.yml.*No such file')])
-def test_bad_file(tmp_path, content, message):
+    (None, 'No such file'), ('a: [', 'is not valid YAML'), ('- 1', 'is not an option file'),
+    ('name: x\n', r"x\.yml': baseline: is missing"), ('base: nowhere.yml\n', 'nowhere.yml.*No such file')])
+def test_wrong_file(tmp_path, content, message):
     if content is not None:
         (tmp_path / 'x.yml').write_text(content)
     with pytest.raises(UserError, match=message):
@@ -198,13 +243,13 @@ def test_bad_file(tmp_path, content, message):
 
 
 @pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)
-def test_study_of_ours(path):
+def test_shipped_study(path):
     study = read_study(path)
     assert study.runs
     assert path.stem in ('demo', 'photos_losses') or study.name == path.stem
 
 
-def test_the_studies_share_what_they_can():
+def test_shipped_studies_share_trainings():
     """As their comments promise: with the same --out, equal names are equal trainings."""
     runs = {}
     for name in ('losses', 'weights', 'scalings'):
@@ -215,14 +260,14 @@ def test_the_studies_share_what_they_can():
         names(read_study(OPTIONS / 'studies/photos_losses.yml')))
 
 
-def test_losses_study_has_what_the_paper_compares():
-    variants = read_study(OPTIONS / 'studies/losses.yml').section['variants']
+def test_losses_study_compares_what_the_paper_does():
+    variants = read_study(OPTIONS / 'studies/losses.yml').config['variants']
     assert list(variants) == ['L1', 'MSE', 'EU', 'ESU', 'ESU then L1', 'EU then UDL', 'ESU then UDL',
                               'ESU then UDL, offset 0']
 
 
 def test_losses_study_has_the_schedule_of_the_ymls():
-    steps = read_study(OPTIONS / 'studies/losses.yml').section['steps']
+    steps = read_study(OPTIONS / 'studies/losses.yml').config['steps']
     for step, number in zip(steps, (1, 2)):
         with open(OPTIONS / f'train_udl_step{number}.yml') as file:
             train = yaml.safe_load(file)['train']

@@ -28,7 +28,7 @@ class Reader(html.parser.HTMLParser):
         self.text.append(data)
 
 
-def test_html_is_whole_and_needs_nothing_else():
+def test_html_is_complete_and_self_contained():
     page = to_html('Title <t>', PARTS)
     reader = Reader()
     reader.feed(page)

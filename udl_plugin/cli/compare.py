@@ -1,62 +1,66 @@
 """The command `udl-compare`: networks side by side on benchmarks. See udl_plugin/studies/compare.py."""
+from __future__ import annotations
+
 import argparse
 import logging
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from udl_plugin.cli.common import path_arg, positive_int, run_command
 from udl_plugin.errors import UserError
 
 ABOUT = """\
-Tests networks, and bicubic, on benchmarks through BasicSR's test code, and writes a table, crops and a report.
+Tests networks and bicubic on benchmarks through BasicSR's test code, and writes a table, crops and a report.
 
   udl-compare edsr.pth UDL=experiments/train_udl_step2/models/net_g_latest.pth --sets datasets/Set5 datasets/Set14
   udl-compare options/test_udl.yml swinir.yml --uncertainty
 
-Each INPUT is a checkpoint (.pth, .pt, .safetensors) or a test yml, which any network of BasicSR can have; LABEL=FILE
-names it in the tables. --sets are folders that udl-prepare benchmark wrote; without it, the data sets of the ymls are
-taken. It writes, below --out: report.html with all of it, table.md, scores.csv (every image) and crops.png, and with
---uncertainty maps.csv (every image) and sparsification_SET.png.
+Each INPUT is a checkpoint (.pth, .pt, .safetensors) or a test yml, which may have any network of BasicSR; LABEL=FILE
+sets its name in the tables. --sets are folders that `udl-prepare benchmark` wrote; by default, the datasets of the ymls
+are used. Files in --out: report.html, everything in one file; table.md; scores.csv, the scores of every image;
+crops.png; with --uncertainty also maps.csv, the map quality of every image, and sparsification_SET.png.
 """
 
 SORTS = ('given', 'psnr', 'ssim', 'params', 'madds', 'time', 'memory')
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Returns the exit status: 0; 2 for bad input; 130 after Ctrl-C."""
-    args = parse(argv)
-    return run_command('udl-compare', args, run, 'nothing was written')
+    return run_command('udl-compare', parse(argv), run, 'nothing was written')
 
 
-def parse(argv):
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog='udl-compare', description=ABOUT, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add('inputs', nargs='+', type=path_arg, metavar='INPUT', help='FILE or LABEL=FILE')
-    add('--sets', nargs='+', type=path_arg, default=[], metavar='DIR', help='benchmarks, with GTmod2 and LRbicx2 for x2')
-    add('--out', type=path_arg, default='results/compare', metavar='DIR', help='(results/compare)')
-    add('--sort', choices=SORTS, default='given', help='order of the table, the best first (as given)')
-    add('--image', metavar='NAME', help='of which crops are shown (the first of the first benchmark)')
+    add('--sets', nargs='+', type=path_arg, default=[], metavar='DIR',
+        help='benchmarks: folders with GTmod2 and LRbicx2 for x2')
+    add('--out', type=path_arg, default='results/compare', metavar='DIR', help='output folder (default: %(default)s)')
+    add('--sort', choices=SORTS, default='given', help='sort the table, the best first (default: as given)')
+    add('--image', metavar='NAME', help='image to crop (default: the first of the first benchmark)')
     add('--box', nargs=4, type=int, action='append', metavar=('X', 'Y', 'WIDTH', 'HEIGHT'),
-        help='a crop, in pixels of the ground truth; may be given again (two where the first map is highest)')
-    add('--box-size', type=positive_int, default=96, metavar='N', help='sides of the crops that are picked (96)')
+        help='a crop, in pixels of the ground truth; may be repeated (default: two, where the first map is highest)')
+    add('--box-size', type=positive_int, default=96, metavar='N', help='size of the default crops (default: 96)')
     add('--uncertainty', action='store_true', help='rate the maps: correlation, AUSE, calibration, sparsity')
-    add('--eu', nargs='+', default=[], metavar='LABEL', help='networks whose map is from EU, not ESU, for calibration')
-    add('--gaussian', nargs='+', default=[], metavar='LABEL', help='networks whose map is from GaussianNLL')
-    add('--force', action='store_true', help='replace a report that exists')
-    add('--quiet', action='store_true', help='show errors only')
+    add('--eu', nargs='+', default=[], metavar='LABEL',
+        help='networks whose map was trained with EU instead of ESU, for the calibration')
+    add('--gaussian', nargs='+', default=[], metavar='LABEL', help='networks whose map was trained with GaussianNLL')
+    add('--force', action='store_true', help='replace an existing report')
+    add('--quiet', action='store_true', help='print errors only')
     args = parser.parse_args(argv)
     if (args.eu or args.gaussian) and not args.uncertainty:
-        parser.error('--eu and --gaussian want --uncertainty')
+        parser.error('--eu and --gaussian require --uncertainty')
     return args
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     report = Path(args.out, 'report.html')
     if report.exists() and not args.force:
-        raise UserError(f"'{report}' exists already; choose another --out or give --force.")
-    from udl_plugin.inference.cost import machine  # from here on it takes seconds
+        raise UserError(f"'{report}' already exists; choose another --out or pass --force.")
+    from udl_plugin.inference.cost import machine  # these imports take seconds
     from udl_plugin.studies import compare, compare_report
     from udl_plugin.studies.report import markdown_table, to_html, write_files
     logging.getLogger('basicsr').setLevel(logging.WARNING)
@@ -65,29 +69,29 @@ def run(args):
         losses = {**dict.fromkeys(args.eu, 'EU'), **dict.fromkeys(args.gaussian, 'GaussianNLL')}
         for label in losses:
             if label not in [entry.label for entry in entries]:
-                raise UserError(f"--eu, --gaussian: there is no network '{label}'; there are: "
+                raise UserError(f"--eu, --gaussian: there is no network '{label}'; the labels are: "
                                  f'{", ".join(entry.label for entry in entries)}.')
         if args.uncertainty and not any(entry.has_map for entry in entries):
-            raise UserError('--uncertainty: none of the networks has a map; take checkpoints of step 1 or 2.')
+            raise UserError('--uncertainty: none of the networks has a map; use checkpoints of step 1 or 2.')
         benchmarks = compare.find_benchmarks(args.sets, datasets, scale)
-        shown = compare.find_shown(args.image, benchmarks, scale)
+        sample = compare.find_sample(args.image, benchmarks, scale)
         boxes = [tuple(box) for box in args.box or ()]
         for x, y, width, height in boxes:
-            if not (0 <= x < x + width <= shown.width and 0 <= y < y + height <= shown.height):
-                raise UserError(f'--box {x} {y} {width} {height}: is not inside {shown.name}, {shown.width} x '
-                                 f'{shown.height}.')
+            if not (0 <= x < x + width <= sample.width and 0 <= y < y + height <= sample.height):
+                raise UserError(f'--box {x} {y} {width} {height}: is not inside {sample.name}, which is '
+                                f'{sample.width} x {sample.height} pixels.')
         results = compare.compare(
-            entries, benchmarks, scale, shown, args.uncertainty, losses,
-            lambda pairs, number: args.progress(pairs, number, 'Testing', 'networks'))
+            entries, benchmarks, scale, sample, args.uncertainty, losses,
+            lambda pairs, count: args.progress(pairs, count, 'Testing', 'networks'))
     boxes = boxes or compare_report.find_boxes(results, args.box_size)
-    parts, files = compare_report.report_of(results, scale, boxes, args.sort, machine())
-    table = markdown_table(compare_report.table_of(results, args.sort))
-    tables = [table] + [f'Maps, {benchmark}:\n\n' + markdown_table(compare_report.map_table_of(results, benchmark))
+    parts, files = compare_report.build_report(results, scale, boxes, args.sort, machine())
+    table = markdown_table(compare_report.build_table(results, args.sort))
+    tables = [table] + [f'Maps, {benchmark}:\n\n' + markdown_table(compare_report.build_map_table(results, benchmark))
                         for benchmark in results[0].scores if any(benchmark in result.maps for result in results)]
     files.update({'table.md': '\n\n'.join(tables) + '\n', 'report.html': to_html(f'Networks at x{scale}', parts)})
     write_files(args.out, files)
     if not args.quiet:
-        print('\n' + files['table.md'])
+        print('', files['table.md'], sep='\n')
         print(f'Report: {report.resolve()}')
     return 0
 

@@ -1,62 +1,64 @@
-"""The command `udl-study`: a matrix of trainings, tabled and drawn. See udl_plugin/studies/."""
+"""The command `udl-study`: trains a matrix of variants and reports the results. See udl_plugin/studies/."""
+from __future__ import annotations
+
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from udl_plugin.cli.common import path_arg, positive_int, run_command, show
 
 ABOUT = """\
-Trains the variants, networks, scales and seeds that a yml names, each through BasicSR's training, and compares them.
+Trains the variants, networks, scales and seeds of a study through BasicSR, and compares the results.
 
   udl-study options/studies/demo.yml
   udl-study options/studies/losses.yml --jobs 4
 
-The second trains four at once, each on a GPU of its own where there are GPUs. What is finished is not trained again,
-and what was killed goes on from its last checkpoint: give the same command. Everything goes into one folder, here
-results/losses: losses.html, the report; losses.md and losses.csv, its table; losses_images.csv, the scores of every
-image; losses_differences.png and losses_curves.png; options/, experiments/ and tb_logger/ are those of the trainings.
-Studies with the same --out share trainings. Of each training the last network is kept.
+The second command runs four trainings at once, each on its own GPU if there are GPUs. Finished trainings are skipped,
+and interrupted ones resume from their last checkpoint: just run the same command again. Everything is written to one
+folder, here results/losses: losses.html, the report; losses.md and losses.csv, its table; losses_images.csv, the scores
+of every image; losses_differences.png and losses_curves.png; options/, experiments/ and tb_logger/ of the trainings.
+Studies with the same --out share trainings. Of each training, only the last network is kept.
 """
 
 
-def main(argv=None):
-    """Runs the command. Returns the exit status: 0; 1 where a training failed; 2 for bad input; 130 after Ctrl-C."""
-    args = parse(argv)
-    return run_command('udl-study', args, run, 'the same command goes on')
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command. Returns the exit status: 0; 1 if a training failed; 2 for bad input; 130 after Ctrl-C."""
+    return run_command('udl-study', parse(argv), run, 'run the same command again to resume')
 
 
-def parse(argv):
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog='udl-study', description=ABOUT, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add('study', type=path_arg, metavar='STUDY.yml', help='such as options/studies/losses.yml, which explains the keys')
-    add('--out', type=path_arg, metavar='DIR', help='the folder (default: results/ and the name in the yml)')
-    add('--jobs', type=positive_int, default=1, metavar='N', help='trainings at once (1)')
-    add('--report', action='store_true', help='train nothing; table and draw what is finished')
-    add('--quiet', action='store_true', help='show errors only')
+    add('--out', type=path_arg, metavar='DIR', help='output folder (default: results/NAME, with the name in the yml)')
+    add('--jobs', type=positive_int, default=1, metavar='N', help='number of trainings at once (default: 1)')
+    add('--report', action='store_true', help='train nothing; report what is finished')
+    add('--quiet', action='store_true', help='print errors only')
     return parser.parse_args(argv)
 
 
-def run(args):
-    from udl_plugin.studies.config import read_study
-    from udl_plugin.studies.report import to_html, write_files  # from here on it takes seconds
-    from udl_plugin.studies.runner import refuse_others, run_study
-    from udl_plugin.studies.tables import report_of
+def run(args: argparse.Namespace) -> int:
+    from udl_plugin.studies.config import read_study  # these imports take seconds
+    from udl_plugin.studies.report import to_html, write_files
+    from udl_plugin.studies.runner import check_same_options, run_study
+    from udl_plugin.studies.tables import build_report
     study = read_study(args.study, args.out and Path(args.out))
-    failed = {}
+    failed: dict[str, str] = {}
     if args.report:
-        refuse_others(study)
+        check_same_options(study)
     else:
         failed = run_study(study, args.jobs, lambda line: None if args.quiet else print(line, flush=True))
-    parts, files = report_of(study)
+    parts, files = build_report(study)
     files[f'{study.name}.html'] = to_html(f'Study: {study.name}', parts)
     write_files(study.folder, files)
     if not args.quiet:
-        print('\n' + files[f'{study.name}.md'])
+        print('', files[f'{study.name}.md'], sep='\n')
         print(f'Report: {(study.folder / study.name).resolve()}.html')
     if failed:
-        show(f'udl-study: trainings that failed: {len(failed)} of {len(study.runs)}; the same command tries them again',
-             [f'{name} {why}' for name, why in failed.items()], file=sys.stderr)
+        show(f'udl-study: {len(failed)} of {len(study.runs)} trainings failed; run the same command again to retry',
+             [f'{name} {reason}' for name, reason in failed.items()], file=sys.stderr)
     return 1 if failed else 0
 
 

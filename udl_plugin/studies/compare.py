@@ -1,10 +1,15 @@
-"""Networks side by side on benchmarks: scores, cost, crops, and how good their uncertainty maps are."""
+"""Networks side by side on benchmarks: scores, cost, crops, and the quality of their uncertainty maps."""
+from __future__ import annotations
+
 import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from basicsr.utils import img2tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from udl_plugin.archs.build import build_network, probe_shapes
@@ -16,20 +21,22 @@ from udl_plugin.checkpoints.network_file import load_network_file
 from udl_plugin.checkpoints.state_dict import load_matching_state_dict, save_checkpoint
 from udl_plugin.config.cross_checks import check_options
 from udl_plugin.config.dataset_checks import check_pairs
-from udl_plugin.config.schema import dataset_problems
+from udl_plugin.config.schema import validate_dataset
 from udl_plugin.config.yaml_loader import read_yml
-from udl_plugin.errors import UserError, did_you_mean, raise_errors
+from udl_plugin.errors import UserError, UserErrors, did_you_mean, raise_errors
 from udl_plugin.inference import cost
 from udl_plugin.metrics import uncertainty_metrics as metrics
-from udl_plugin.studies.config import benchmark_section
+from udl_plugin.studies.config import Config, build_benchmark_opt
 from udl_plugin.studies.evaluate import (
-    careful_test_set,
+    ImageResult,
+    OnImage,
+    build_test_opt,
+    build_test_set,
+    complete_dataset_opt,
+    compute_scores,
     evaluate,
     evaluate_bicubic,
-    for_test,
-    name_of,
-    scores_of,
-    test_options,
+    get_image_name,
 )
 
 BICUBIC = 'bicubic'
@@ -39,51 +46,27 @@ class Entry(NamedTuple):
     """A network to be compared.
 
     Attributes:
-        label (str): Its name in the tables.
-        opt (dict): Test options, without data sets.
-        net (nn.Module): The plain network, with its weights, on the CPU.
-        network_g (dict): Its section.
-        channels (int): Of its images; of one, it is given Y.
-        has_map (bool): Whether the network in `opt` gives one.
+        label: Its name in the tables.
+        opt: Test options without datasets.
+        net: The base network with its weights, on the CPU.
+        network_g: The base network's config.
+        channels: Of its images. A network with one channel gets Y.
+        has_map: Whether the network in `opt` returns an uncertainty map.
     """
 
     label: str
-    opt: dict
-    net: object
-    network_g: dict
+    opt: Config
+    net: nn.Module
+    network_g: Config
     channels: int
     has_map: bool
 
 
-class Result:
-    """What an entry, or bicubic, came to.
-
-    Attributes:
-        label (str): Of the entry.
-        scores (dict): Benchmark to image to `Scores`.
-        cost (dict): `params`, `madds`, `time` (s), `memory` (bytes).
-        shown (Image | None): What became of the image of which crops are shown.
-        maps, gradients (dict): Benchmark to image to `MapQuality`: of the network's map, and of the gradient's
-            magnitude of its SR image in the map's place.
+@dataclass(frozen=True)
+class MapQuality:
+    """Of the uncertainty map of one image. `curve` is its sparsification curve, `oracle` that of the error itself;
+    `predicted` and `observed` are mean errors of the bins of the reliability diagram.
     """
-
-    def __init__(self, label):
-        self.label, self.scores, self.cost, self.shown = label, {}, {}, None
-        self.maps, self.gradients = {}, {}
-
-    def mean(self, benchmark, number):
-        return statistics.fmean(scores[number] for scores in self.scores[benchmark].values())
-
-    def key(self, name):
-        """For sorting; the best first."""
-        if name in ('psnr', 'ssim'):
-            number = ('psnr', 'ssim').index(name)
-            return -statistics.fmean(self.mean(benchmark, number) for benchmark in self.scores)
-        return self.cost.get(name) or 0
-
-
-class MapQuality(NamedTuple):
-    """Of one image. `curve` is the sparsification curve, `oracle` that of the error itself."""
 
     spearman: float
     pearson: float
@@ -97,136 +80,172 @@ class MapQuality(NamedTuple):
     observed: np.ndarray
 
 
-def quality_of(sr, gt, log_var, border, loss='ESU'):
-    """`MapQuality` of a map that was trained with `loss`; of the SR image's own gradient, where `log_var` is None."""
+@dataclass
+class CompareResult:
+    """The results of an entry, or of bicubic.
+
+    Attributes:
+        label: Of the entry.
+        scores: Benchmark to image to metric.
+        cost: `params`, `madds`, `time` (s) and `memory` (bytes).
+        sample: The image of which crops are drawn.
+        maps, gradients: Benchmark to image to quality: of the network's map, and of the gradient magnitude of its SR
+            image used as a map.
+    """
+
+    label: str
+    scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    cost: dict[str, float | None] = field(default_factory=dict)
+    sample: ImageResult = field(init=False, repr=False)
+    maps: dict[str, dict[str, MapQuality]] = field(default_factory=dict)
+    gradients: dict[str, dict[str, MapQuality]] = field(default_factory=dict)
+
+    def mean(self, benchmark: str, metric: str) -> float:
+        """The mean of `psnr` or `ssim` over the images of a benchmark."""
+        return statistics.fmean(scores[metric] for scores in self.scores[benchmark].values())
+
+    def sort_key(self, name: str) -> float:
+        """Sorts by a metric or a cost, the best first."""
+        if name in ('psnr', 'ssim'):
+            return -statistics.fmean(self.mean(benchmark, name) for benchmark in self.scores)
+        return self.cost.get(name) or 0
+
+
+def rate_map(sr: np.ndarray, gt: np.ndarray, log_var: np.ndarray | None, border: int, loss: str = 'ESU') -> MapQuality:
+    """The quality of a map that was trained with `loss`; without a map, of the SR image's own gradient."""
     if log_var is None:
         planes = np.atleast_3d(sr)[:, :, ::-1].transpose(2, 0, 1).astype(np.float64)
         uncertainty, error = metrics.samples(sr, gt, np.hypot(*np.gradient(planes, axis=(1, 2))), border)
-        nothing = np.full(1, np.nan)
-        linear, calibration, sparsity, bins = uncertainty, np.nan, (np.nan, np.nan), (nothing, nothing)
+        predicted = observed = np.full(1, np.nan)
+        linear, calibration, gini, hoyer = uncertainty, np.nan, np.nan, np.nan
     else:
         uncertainty, error = metrics.samples(sr, gt, log_var, border)
-        linear, bins = metrics.expected_error(uncertainty, loss), metrics.reliability(uncertainty, error, loss)
+        linear = metrics.expected_error(uncertainty, loss)
+        predicted, observed = metrics.reliability(uncertainty, error, loss)
+        calibration = metrics.normalised_error(predicted, observed)
         weight = metrics.step2_weight(metrics.crop(log_var, border))
-        calibration, sparsity = metrics.normalised_error(*bins), (metrics.gini(weight), metrics.hoyer(weight))
+        gini, hoyer = metrics.gini(weight), metrics.hoyer(weight)
     curve, oracle = metrics.sparsification(uncertainty, error), metrics.sparsification(error, error)
-    return MapQuality(metrics.spearman(uncertainty, error), metrics.pearson(linear, error),
-                      metrics.sparsification_area(curve, oracle), calibration, *sparsity, curve, oracle, *bins)
+    return MapQuality(
+        spearman=metrics.spearman(uncertainty, error), pearson=metrics.pearson(linear, error),
+        ause=metrics.sparsification_area(curve, oracle), calibration=calibration, gini=gini, hoyer=hoyer,
+        curve=curve, oracle=oracle, predicted=predicted, observed=observed)
 
 
 # ---- what is compared
 
-def read_entries(inputs, folder):
+def read_entries(inputs: Iterable[str], folder: str | Path) -> tuple[list[Entry], dict[str, Config], int]:
     """Reads test ymls and checkpoints.
 
     Args:
-        inputs (list[str]): Paths, each with a label and `=` before it where wanted.
-        folder (str | Path): For checkpoints of other layouts than BasicSR's.
+        inputs: One or more of FILE or LABEL=FILE.
+        folder: Where copies of checkpoints in BasicSR's layout are written.
 
     Returns:
-        tuple[list[Entry], dict, int | None]: The entries; the data sets that the ymls name, name to section; the scale.
+        The entries; the options of the datasets in the ymls, by name; the scale.
 
     Raises:
         UserError: names the input.
     """
-    entries, datasets, scales = [], {}, {}
+    entries: list[Entry] = []
+    datasets: dict[str, Config] = {}
+    scales: dict[int, str] = {}
     for number, text in enumerate(inputs):
         label, _, path = text.partition('=') if '=' in text and not Path(text).exists() else ('', '', text)
         try:
-            entry, own_datasets = (_from_yml if Path(path).suffix in ('.yml', '.yaml') else _from_checkpoint)(
-                path, label, Path(folder, f'{number}.pth'))
+            entry, own_datasets = _read_yml_entry(path, label) if Path(path).suffix in ('.yml', '.yaml') else \
+                (_read_checkpoint_entry(path, label, Path(folder, f'{number}.pth')), {})
         except UserError as err:
-            raise UserError(str(err) if path in str(err) else f"'{path}': {err}") from err
-        for name, section in own_datasets.items():
-            if datasets.setdefault(name, section) != section:
-                raise UserError(f"'{path}': its data set {name} is another than that of a yml before it; name the "
-                                 'benchmarks with --sets.')
+            raise UserErrors(message if path in message else f"'{path}': {message}"
+                             for message in err.messages) from err
+        for name, dataset_opt in own_datasets.items():
+            if datasets.setdefault(name, dataset_opt) != dataset_opt:
+                raise UserError(f"'{path}': its dataset {name} differs from the one of that name in another yml. Name "
+                                'the benchmarks with --sets.')
         scales.setdefault(entry.opt['scale'], path)
         entries.append(entry)
     if len(scales) > 1:
-        (one, path), (two, other) = list(scales.items())[:2]
-        raise UserError(f"'{path}' is of scale {one} and '{other}' of scale {two}; compare one scale at a time.")
-    return _with_own_labels(entries), datasets, next(iter(scales), None)
-
-
-def _with_own_labels(entries):
+        (scale, path), (other_scale, other_path) = list(scales.items())[:2]
+        raise UserError(f"'{path}' has scale {scale} and '{other_path}' has scale {other_scale}; compare networks of "
+                        'one scale.')
     labels = [entry.label for entry in entries]
     for label in labels:
         if labels.count(label) > 1 or label == BICUBIC:
-            raise UserError(f"the label '{label}' is taken; give others: LABEL=FILE.")
-    return entries
+            raise UserError(f"the label '{label}' is used twice; choose other labels with LABEL=FILE.")
+    return entries, datasets, next(iter(scales))
 
 
-def _from_yml(path, label, _):
+def _read_yml_entry(path: str, label: str) -> tuple[Entry, dict[str, Config]]:
     opt = read_yml(path)
-    if not isinstance(opt, dict) or 'train' in opt:
-        raise UserError(f"'{path}' is not the yml of a test, such as options/test_udl.yml; of a training, name the "
-                         'checkpoint.')
-    for key, kind in (('name', str), ('scale', int), ('network_g', dict), ('path', dict)):
+    if 'train' in opt:
+        raise UserError(f"'{path}' is not the yml of a test, such as options/test_udl.yml; for a training, give its "
+                        'checkpoint.')
+    for key, kind, what in (('name', str, 'a string'), ('scale', int, 'an integer'), ('network_g', dict, 'a mapping'),
+                            ('path', dict, 'a mapping')):
         if not isinstance(opt.get(key), kind):
-            raise UserError(f"'{path}': {key}: is missing, or not what BasicSR has there.")
+            raise UserError(f"'{path}': {key}: is missing, or not {what}.")
     if not isinstance(opt['path'].get('pretrain_network_g'), str):
-        raise UserError(f"'{path}': path: pretrain_network_g: is missing: there is nothing to test.")
+        raise UserError(f"'{path}': path.pretrain_network_g: is missing; there is no network to test.")
     sections = opt.get('datasets') or {}
-    if not isinstance(sections, dict) or not all(isinstance(section, dict) for section in sections.values()):
-        raise UserError(f"'{path}': datasets: holds sections, each with a name.")
-    raise_errors(f"'{path}': {problem.message}" for phase, section in sections.items()
-              for problem in dataset_problems(str(phase), section, is_train=False))
-    datasets = {section['name']: section for section in sections.values()}
-    opt = {**test_options(opt['name'], opt['network_g'], opt['path'], opt['scale'], []),
+    if not isinstance(sections, dict) or not all(isinstance(dataset_opt, dict) for dataset_opt in sections.values()):
+        raise UserError(f"'{path}': datasets: expected mappings, each with the options of a dataset.")
+    raise_errors(error for phase, dataset_opt in sections.items()
+                 for error in validate_dataset(str(phase), dataset_opt, is_train=False))
+    opt = {**build_test_opt(opt['name'], opt['network_g'], opt['path'], opt['scale'], []),
            'model_type': opt.get('model_type', 'UDLModel')}
     check_options(opt)
-    net = build_network(opt['network_g'])
-    own = opt['path']
-    state_dict, _, mismatch = load_matching_state_dict(net, own['pretrain_network_g'], own.get('param_key_g', 'params'),
-                                           own.get('strict_load_g', True))
+    net, own = build_network(opt['network_g']), opt['path']
+    state_dict, _, mismatch = load_matching_state_dict(
+        net, own['pretrain_network_g'], own.get('param_key_g', 'params'), own.get('strict_load_g', True))
     if not mismatch:
         net.load_state_dict(state_dict)
-    return _entry(label or opt['name'], opt, net), datasets
+    datasets = {dataset_opt['name']: dataset_opt for dataset_opt in sections.values()}
+    return _build_entry(label or opt['name'], opt, net), datasets
 
 
-def _from_checkpoint(path, label, copy):
-    model = load_network_file(path)
-    save_checkpoint(copy, {'params': model.state_dict}, model.network_g)
+def _read_checkpoint_entry(path: str, label: str, copy: Path) -> Entry:
+    network_file = load_network_file(path)
+    save_checkpoint(copy, {'params': network_file.state_dict}, network_file.network_g)
     file = Path(path).resolve()
-    if file.parent.name == 'models' and file.parts[-4:-3] == ('experiments',):  # BasicSR's places
+    if file.parent.name == 'models' and file.parts[-4:-3] == ('experiments',):  # BasicSR's experiments/NAME/models
         file = file.parent.parent
-    label = label or file.stem
-    opt = test_options(label, model.network_g, {'pretrain_network_g': str(copy)}, model.channels_and_scale[1], [])
-    return _entry(label, opt, model.build()), {}
+    label, scale = label or file.stem, network_file.channels_and_scale[1]
+    opt = build_test_opt(label, network_file.network_g, {'pretrain_network_g': str(copy)}, scale, [])
+    return _build_entry(label, opt, network_file.build())
 
 
-def _entry(label, opt, net):
+def _build_entry(label: str, opt: Config, net: nn.Module) -> Entry:
     has_map = opt['model_type'] == 'UDLModel' and isinstance(net, (TwoStep, WithVariance))
     net = net.sr_net if isinstance(net, TwoStep) else net.backbone if isinstance(net, WithVariance) else net
     return Entry(label, opt, net.eval(), base_config(opt['network_g']), probe_shapes(net)[0][1], has_map)
 
 
-def find_benchmarks(sets, datasets, scale):
-    """Sections of the data sets to test on, checked.
+def find_benchmarks(sets: Sequence[str], datasets: Mapping[str, Config], scale: int) -> list[Config]:
+    """Options of the datasets to test on, checked.
 
     Args:
-        sets (list[str]): Folders that udl-prepare wrote; empty: `datasets`.
-        datasets (dict): From `read_entries`.
-        scale (int): Of the networks.
+        sets: Folders that `udl-prepare benchmark` wrote; if empty, `datasets` are used.
+        datasets: From `read_entries`.
+        scale: Of the networks.
 
     Raises:
-        UserError: there are none, or they do not fit the scale.
+        UserError: there is none, or one does not match the scale.
     """
-    found = [benchmark_section(Path(root).resolve().name, root, scale) for root in sets] or list(datasets.values())
-    names = [section['name'] for section in found]
+    found = [build_benchmark_opt(Path(root).resolve().name, root, scale) for root in sets] or list(datasets.values())
+    names = [dataset_opt['name'] for dataset_opt in found]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f'--sets: two benchmarks are called {name}; rename a folder.')
     if not found:
-        raise UserError('--sets: is missing: folders that udl-prepare wrote, --sets datasets/Set5 datasets/Set14.')
-    for section in found:
-        check_pairs(for_test(section, scale), ('--sets: ' if sets else '') + section['name'])
+        raise UserError('--sets: is missing; give folders that `udl-prepare benchmark` wrote, such as --sets '
+                        'datasets/Set5 datasets/Set14.')
+    for dataset_opt in found:
+        check_pairs(complete_dataset_opt(dataset_opt, scale), (('--sets ' if sets else '') + dataset_opt['name'],))
     return found
 
 
-class Shown(NamedTuple):
-    """The image of which crops are shown: its benchmark, its name, height and width of its ground truth."""
+class Sample(NamedTuple):
+    """The image of which crops are drawn: its benchmark, its name, height and width of its ground truth."""
 
     benchmark: str
     name: str
@@ -234,80 +253,83 @@ class Shown(NamedTuple):
     width: int
 
 
-def find_shown(name, benchmarks, scale):
-    """The image that is asked for; without a name, the first of the first benchmark.
+def find_sample(name: str | None, benchmarks: Iterable[Config], scale: int) -> Sample:
+    """The image of that name; without a name, the first of the first benchmark.
 
     Raises:
         UserError: there is none of that name.
     """
-    known = {}
-    for section in benchmarks:
-        dataset = careful_test_set(section, scale)
-        own = {name_of(paths['lq_path']): number for number, paths in enumerate(dataset.paths)}
+    known: dict[str, tuple[str, Any, int]] = {}
+    for dataset_opt in benchmarks:
+        dataset = build_test_set(dataset_opt, scale)
+        own = {get_image_name(paths['lq_path']): number for number, paths in enumerate(dataset.paths)}
         for image, number in sorted(own.items()):
-            known.setdefault(image, (section['name'], dataset, number))
+            known.setdefault(image, (dataset_opt['name'], dataset, number))
     if name is not None and name not in known:
         raise UserError(f"--image: there is no '{name}' in the benchmarks{did_you_mean(name, known)}.")
     name = next(iter(known)) if name is None else name
     benchmark, dataset, number = known[name]
-    return Shown(benchmark, name, *dataset[number]['gt'].shape[1:])
+    return Sample(benchmark, name, *dataset[number]['gt'].shape[1:])
 
 
 # ---- comparing
 
-def compare(entries, benchmarks, scale, shown, uncertainty=False, losses=None, progress=None):
-    """Tests the entries and bicubic on the benchmarks and measures what they cost.
+def compare(entries: Sequence[Entry], benchmarks: Sequence[Config], scale: int, sample: Sample,
+            uncertainty: bool = False, losses: Mapping[str, str] | None = None,
+            progress: Callable[[list, int], Iterable] | None = None) -> list[CompareResult]:
+    """Tests the entries and bicubic on the benchmarks, and measures what they cost.
 
     Args:
-        entries (list[Entry]): Of one scale.
-        benchmarks (list[dict]): Sections of data sets.
-        scale (int): Theirs.
-        shown (Shown): The image of which crops are wanted.
-        uncertainty (bool): Whether maps are rated.
-        losses (dict): Label to the loss that its map was trained with, where it is not ESU.
-        progress (Callable): Called as `progress(entries, number)`, to be iterated over in their place: a progress bar.
+        entries: Of one scale.
+        benchmarks: Options of datasets.
+        scale: Theirs.
+        sample: The image of which crops are drawn.
+        uncertainty: Whether maps are rated.
+        losses: Label to the loss that its map was trained with, if that is not ESU.
+        progress: Called as `progress(items, count)`; returns an iterable over the items, such as a progress bar.
 
     Returns:
-        list[Result]: Bicubic first.
+        The results, with bicubic first.
     """
-    results = [Result(BICUBIC), *(Result(entry.label) for entry in entries)]
+    results = [CompareResult(BICUBIC), *(CompareResult(entry.label) for entry in entries)]
 
-    def recorder(result, entry=None):
-        def on_image(set_name, image):
-            result.scores.setdefault(set_name, {})[image.name] = scores_of(image.sr, image.gt, scale)
-            if (set_name, image.name) == shown[:2]:
-                result.shown = image
+    def recorder(result: CompareResult, entry: Entry | None = None) -> OnImage:
+        def on_image(set_name: str, image: ImageResult) -> None:
+            result.scores.setdefault(set_name, {})[image.name] = compute_scores(image.sr, image.gt, scale)
+            if (set_name, image.name) == (sample.benchmark, sample.name):
+                result.sample = image
             if uncertainty and entry is not None and entry.has_map:
                 loss = (losses or {}).get(entry.label, 'ESU')
-                for log_var, into in ((image.log_var, result.maps), (None, result.gradients)):
-                    into.setdefault(set_name, {})[image.name] = quality_of(image.sr, image.gt, log_var, scale, loss)
+                for log_var, ratings in ((image.log_var, result.maps), (None, result.gradients)):
+                    ratings.setdefault(set_name, {})[image.name] = rate_map(image.sr, image.gt, log_var, scale, loss)
         return on_image
 
     evaluate_bicubic(benchmarks, scale, recorder(results[0]))
     pairs = list(zip(results[1:], entries))
     for result, entry in progress(pairs, len(pairs)) if progress else pairs:
         color = {'color': 'y'} if entry.channels == 1 else {}
-        datasets = {f'test_{number}': for_test({**section, **color}, scale)
-                    for number, section in enumerate(benchmarks)}
+        datasets = {f'test_{number}': complete_dataset_opt({**dataset_opt, **color}, scale)
+                    for number, dataset_opt in enumerate(benchmarks)}
         evaluate({**entry.opt, 'datasets': datasets}, recorder(result, entry), uncertainty=entry.has_map)
-    _measure(results, entries, scale)
+    _measure_cost(results, entries, scale)
     return results
 
 
-def _measure(results, entries, scale):
-    lq = img2tensor(np.atleast_3d(results[0].shown.lq) / 255.).float().unsqueeze(0)
-    functions = {BICUBIC: lambda lq: F.interpolate(lq, scale_factor=scale, mode='bicubic', antialias=True)}
+def _measure_cost(results: Sequence[CompareResult], entries: Sequence[Entry], scale: int) -> None:
+    lq = img2tensor(np.atleast_3d(results[0].sample.lq) / 255.).float().unsqueeze(0)
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        BICUBIC: lambda lq: F.interpolate(lq, scale_factor=scale, mode='bicubic', antialias=True)}
     for result, entry in zip(results[1:], entries):
-        functions[result.label] = _padded(entry, get_required_multiple(entry.network_g))
+        functions[result.label] = _pad_input(entry, get_required_multiple(entry.network_g))
         result.cost['params'] = cost.parameters(entry.net)
         result.cost['madds'] = cost.multiply_adds(entry.net, entry.network_g, entry.channels, scale)
         result.cost['memory'] = cost.peak_memory(entry.network_g, (1, entry.channels, *lq.shape[2:]))
-    for label, seconds in cost.time_in_turn(functions, lq).items():
-        next(result for result in results if result.label == label).cost['time'] = seconds
+    for result, seconds in zip(results, cost.time_in_turn(functions, lq).values()):
+        result.cost['time'] = seconds
 
 
-def _padded(entry, multiple):
-    def run(lq):
+def _pad_input(entry: Entry, multiple: int) -> Callable[[Tensor], Tensor]:
+    def run(lq: Tensor) -> Tensor:
         lq = F.pad(lq[:, :entry.channels], (0, -lq.shape[3] % multiple, 0, -lq.shape[2] % multiple), mode='replicate')
         return entry.net.to(lq.device)(lq)
     return run

@@ -1,122 +1,121 @@
 """Scores of a network on benchmarks, image by image, through BasicSR's own test code."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
 from os import path as osp
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from basicsr.data import build_dataloader, build_dataset
-from basicsr.metrics import calculate_psnr, calculate_ssim
+from basicsr.metrics import calculate_metric
 from basicsr.models import build_model
 from basicsr.utils import tensor2img
 
 from udl_plugin.data.checked_dataset import CheckedDataset
+from udl_plugin.studies.config import build_metrics
 from udl_plugin.utils.imresize import imresize
 
 
-class Scores(NamedTuple):
-    """PSNR (dB) and SSIM of an image, on Y, with `scale` pixels of border cut."""
-
-    psnr: float
-    ssim: float
-
-
-class Image(NamedTuple):
-    """What a network made of an image of a benchmark.
+class ImageResult(NamedTuple):
+    """The output of a network for one image of a benchmark.
 
     Attributes:
-        lq, sr, gt (ndarray): uint8 `(H, W, 3)`, BGR, or `(H, W)`.
-        log_var (ndarray | None): float32 `(C, H, W)`.
+        lq, sr, gt: uint8 `(H, W, 3)`, BGR, or `(H, W)`.
+        log_var: float32 `(C, H, W)`, if asked for.
     """
 
     name: str
     lq: np.ndarray
     sr: np.ndarray
     gt: np.ndarray
-    log_var: np.ndarray = None
+    log_var: np.ndarray | None = None
 
 
-def scores_of(sr, gt, scale):
-    """The protocol's `Scores` of two images, uint8."""
-    return Scores(*(float(metric(sr, gt, crop_border=scale, test_y_channel=True))
-                    for metric in (calculate_psnr, calculate_ssim)))
+OnImage = Callable[[str, ImageResult], object]
 
 
-def name_of(path):
-    """As upstream's validation calls an image."""
+def compute_scores(sr: np.ndarray, gt: np.ndarray, scale: int) -> dict[str, float]:
+    """`psnr` (dB) and `ssim` of a uint8 image, on Y, with `scale` pixels of border cropped."""
+    return {name: float(calculate_metric({'img': sr, 'img2': gt}, opt)) for name, opt in build_metrics(scale).items()}
+
+
+def get_image_name(path: str) -> str:
+    """The name of an image in BasicSR's validation."""
     return osp.splitext(osp.basename(path))[0]
 
 
-def evaluate(opt, on_image, uncertainty=False):
-    """Runs a network over its data sets, as BasicSR's `test_pipeline` does.
+def evaluate(opt: dict[str, Any], on_image: OnImage, uncertainty: bool = False) -> None:
+    """Runs a network on its datasets, as BasicSR's `test_pipeline` does.
 
     Args:
-        opt (dict): As `test_options` returns it, or `parse_options` of a test yml.
-        on_image (Callable): Called as `on_image(set_name, image)` with each `Image`.
-        uncertainty (bool): Whether images come with their map. UDLModel alone gives it.
+        opt: See `build_test_opt`; or a test's option file as `parse_options` returns it.
+        on_image: Called with the name of the dataset and the result, for each image.
+        uncertainty: Whether results have a `log_var`. Requires UDLModel.
 
     Raises:
-        UserError: options, data or checkpoint do not fit each other.
+        UserError: options, data and checkpoint do not match.
     """
     model = build_model(opt)
-    model.wants_log_var = uncertainty
+    model.validates_maps = uncertainty
     feed_data, get_current_visuals = model.feed_data, model.get_current_visuals
     now = {}
 
     def feed_and_note(data):
-        now['name'] = name_of(data['lq_path'][0])
+        now['name'] = get_image_name(data['lq_path'][0])
         feed_data(data)
 
     def visuals_and_report():
         visuals = get_current_visuals()
         lq, sr, gt = (tensor2img([visuals[key]]) for key in ('lq', 'result', 'gt'))
         log_var = visuals.get('log_var')
-        on_image(now['set'], Image(now['name'], lq, sr, gt, None if log_var is None else log_var[0].numpy()))
+        on_image(now['set'], ImageResult(now['name'], lq, sr, gt, None if log_var is None else log_var[0].numpy()))
         return visuals
 
     model.feed_data, model.get_current_visuals = feed_and_note, visuals_and_report
     for dataset_opt in opt['datasets'].values():
-        loader = build_dataloader(careful_test_set(dataset_opt, dataset_opt['scale']), dataset_opt)
+        loader = build_dataloader(build_test_set(dataset_opt, dataset_opt['scale']), dataset_opt)
         now['set'] = dataset_opt['name']
         model.validation(loader, current_iter=opt['name'], tb_logger=None, save_img=opt['val'].get('save_img', False))
 
 
-def evaluate_bicubic(datasets, scale, on_image):
-    """As `evaluate`, for MATLAB's bicubic upsampling in place of a network.
+def evaluate_bicubic(datasets: Iterable[dict[str, Any]], scale: int, on_image: OnImage) -> None:
+    """As `evaluate`, for MATLAB's bicubic upsampling.
 
     Args:
-        datasets (list[dict]): Sections of a yml.
+        datasets: Options of datasets.
     """
     for dataset_opt in datasets:
-        dataset = careful_test_set(dataset_opt, scale)
+        dataset = build_test_set(dataset_opt, scale)
         for number in range(len(dataset)):
             item = dataset[number]
             lq, gt = tensor2img([item['lq']]), tensor2img([item['gt']])
-            on_image(dataset_opt['name'], Image(name_of(item['lq_path']), lq, imresize(lq, scale), gt))
+            on_image(dataset_opt['name'], ImageResult(get_image_name(item['lq_path']), lq, imresize(lq, scale), gt))
 
 
-def careful_test_set(section, scale):
-    """The data set of a section; what is bad in it is told by name (see `CheckedDataset`)."""
-    return CheckedDataset(build_dataset(for_test(section, scale)), section['name'])
+def build_test_set(dataset_opt: dict[str, Any], scale: int) -> CheckedDataset:
+    """A dataset whose errors name the corrupted file."""
+    return CheckedDataset(build_dataset(complete_dataset_opt(dataset_opt, scale)), dataset_opt['name'])
 
 
-def for_test(section, scale):
-    """A data set's section with what `parse_options` adds."""
-    return {**section, 'phase': 'test', 'scale': scale}
+def complete_dataset_opt(dataset_opt: dict[str, Any], scale: int) -> dict[str, Any]:
+    """Options of a test's dataset with what `parse_options` adds."""
+    return {**dataset_opt, 'phase': 'test', 'scale': scale}
 
 
-def test_options(name, network_g, path, scale, datasets):
-    """What `parse_options` would make of a test yml.
+def build_test_opt(name: str, network_g: dict[str, Any], path: dict[str, Any], scale: int,
+                   datasets: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The options of a test, as `parse_options` would return them.
 
     Args:
-        name (str): Of the test.
-        network_g (dict): The network's section.
-        path (dict): `pretrain_network_g`, and `param_key_g`, `strict_load_g` where needed.
-        scale (int): Of the network and the data.
-        datasets (list[dict]): Sections of a yml.
+        name: Of the test.
+        path: With `pretrain_network_g`; `param_key_g` and `strict_load_g` are optional.
+        datasets: Options of datasets.
     """
     return {
         'name': name, 'model_type': 'UDLModel', 'scale': scale, 'num_gpu': torch.cuda.device_count(),
         'manual_seed': 0, 'dist': False, 'rank': 0, 'world_size': 1, 'is_train': False, 'auto_resume': False,
-        'datasets': {f'test_{number}': for_test(dataset, scale) for number, dataset in enumerate(datasets, 1)},
-        'network_g': network_g, 'path': path, 'val': {'save_img': False},
+        'datasets': {f'test_{number}': complete_dataset_opt(one, scale) for number, one in enumerate(datasets, 1)},
+        'network_g': network_g, 'path': {'visualization': f'results/{name}/visualization', **path},
+        'val': {'save_img': False},
     }

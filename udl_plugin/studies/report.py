@@ -1,12 +1,16 @@
-"""Results for readers: tables as Markdown and CSV, plots as PNG, all of it as one HTML file that needs no network."""
+"""Reports: tables as Markdown and CSV, plots as PNG, and everything in one self-contained HTML file."""
+from __future__ import annotations
+
 import base64
 import csv
 import html
 import io
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Union
 
 from matplotlib import rcParams
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from udl_plugin.utils.atomic_io import atomic_write
@@ -34,25 +38,29 @@ class Text(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows of texts, the first of which is the header."""
-    rows: list
+    """Rows of strings; the first row is the header."""
+    rows: Sequence[Sequence[str]]
 
 
 class Picture(NamedTuple):
-    """A PNG file: its name, its bytes, and what it shows."""
+    """A PNG file: its name, its bytes, and a caption."""
     name: str
     png: bytes
     caption: str
 
 
-def markdown_table(rows):
-    """Rows of texts, the first of which is the header."""
+Part = Union[Heading, Text, Table, Picture]
+Files = dict[str, Union[str, bytes]]  # name to content
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Formats rows of strings; the first row is the header."""
     lines = ['| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |' for row in rows]
     return '\n'.join([lines[0], '|' + '---|' * len(rows[0]), *lines[1:]])
 
 
-def to_html(title, parts):
-    """The parts of a report as one HTML file with everything in it."""
+def to_html(title: str, parts: Iterable[Part]) -> str:
+    """A report as one HTML file that includes its pictures."""
     blocks = [f'<h1>{html.escape(title)}</h1>']
     for part in parts:
         if isinstance(part, Heading):
@@ -74,29 +82,30 @@ def to_html(title, parts):
             f'<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n')
 
 
-def to_csv(rows):
-    """Rows of values, the first of which is the header."""
+def to_csv(rows: Iterable[Iterable[Any]]) -> str:
+    """Formats rows of values; the first row is the header."""
     text = io.StringIO()
     csv.writer(text, lineterminator='\n').writerows(rows)
     return text.getvalue()
 
 
-def write_files(folder, files):
-    """Writes files, name to text or bytes, into a folder; each is there when it is whole."""
+def write_files(folder: str | Path, files: Mapping[str, str | bytes]) -> None:
+    """Writes files to a folder, each atomically."""
     for name, content in files.items():
         atomic_write(Path(folder, name), content if isinstance(content, bytes) else content.encode())
 
 
 # ---- plots
 
-def new_figure(columns, height=4.2, width=6.4):
-    """A matplotlib figure with plots side by side, and the list of its axes."""
-    rcParams['text.parse_math'] = False  # labels are users'
+def new_figure(columns: int, height: float = 4.2, width: float = 6.4) -> tuple[Figure, list[Axes]]:
+    """A figure of plots side by side, and their axes."""
+    rcParams['text.parse_math'] = False  # labels come from users
     figure = Figure(figsize=(width * columns, height), layout='constrained')
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
-def png_of(figure):
+def encode_figure(figure: Figure) -> bytes:
+    """A figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=110)
     return buffer.getvalue()

@@ -1,9 +1,11 @@
-"""One run of a study, in a process of its own: python -m udl_plugin.studies.worker NAME, in the study's folder.
+"""One run of a study, in its own process: `python -m udl_plugin.studies.worker NAME`, in the study's folder.
 
-Writes the maps that options/NAME.maps.json asks for, if that is there, trains options/NAME.yml, goes on where an
-earlier process was killed, scores the network on the benchmarks that are named in options/NAME.benchmarks.json, and
-writes scores/NAME.json. Ends when its standard input does: with whoever started it.
+Writes the uncertainty maps that options/NAME.maps.json asks for, if that exists; trains options/NAME.yml, or resumes
+it; scores the network on the benchmarks in options/NAME.benchmarks.json; writes scores/NAME.json. Exits when its
+standard input closes, that is, together with the process that started it.
 """
+from __future__ import annotations
+
 import json
 import os
 import shutil
@@ -11,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -20,34 +23,38 @@ from udl_plugin.training import run
 from udl_plugin.utils.atomic_io import atomic_write
 
 
-def main():
-    # by number: the lock of sys.stdin would be held, and the processes that load data want to close that
-    threading.Thread(target=_end_with_the_parent, args=(os.dup(0),), daemon=True).start()
+def main() -> int:
+    # a copy of the file descriptor: data-loader processes close sys.stdin, and would wait for its lock
+    threading.Thread(target=_exit_with_parent, args=(os.dup(0),), daemon=True).start()
     name = sys.argv[1]
     yml, experiment = Path('options', f'{name}.yml'), Path('experiments', name)
-    if not (experiment / 'models' / 'net_g_latest.pth').exists():  # written last, and whole
+    if not (experiment / 'models' / 'net_g_latest.pth').exists():  # written last
         if not list(experiment.glob('training_states/*.state')):
-            for folder in (experiment, Path('tb_logger', name)):  # upstream would rename it and begin beside it
+            for folder in (experiment, Path('tb_logger', name)):  # BasicSR would rename it and start a new one
                 shutil.rmtree(folder, ignore_errors=True)
-        sys.argv = ['udl-train', '-opt', str(yml), '--auto_resume']
-        status = write_maps(name) or run.run('basicsr.train', 'train_pipeline')
+        status = write_maps(name) or train(yml)
         if status:
             return status
     opt = yaml.safe_load(yml.read_text())
     scores = score(opt, json.loads(Path('options', f'{name}.benchmarks.json').read_text()))
     atomic_write(Path('scores', f'{name}.json'), json.dumps({
-        **history(experiment), 'machine': machine(), 'scores': scores,
-        'curve': curve(Path('tb_logger', name), opt['datasets']['val']['name'], opt['train']['total_iter'])},
+        **read_history(experiment), 'machine': machine(), 'scores': scores,
+        'curve': read_curve(Path('tb_logger', name), opt['datasets']['val']['name'], opt['train']['total_iter'])},
         indent=1).encode())
-    shutil.rmtree(experiment / 'training_states')  # to go on from the middle, which is done; and large
+    shutil.rmtree(experiment / 'training_states')  # large, and only needed to resume
     for path in experiment.glob('models/net_g_[0-9]*.pth'):
         path.unlink()
-    shutil.rmtree(Path('maps', name), ignore_errors=True)  # large as well
+    shutil.rmtree(Path('maps', name), ignore_errors=True)  # large too
     return 0
 
 
-def write_maps(name):
-    """Writes the maps that a run's data set names; returns the exit status."""
+def train(yml: Path) -> int:
+    """Trains as `udl-train` does. Returns the exit status."""
+    return run.main(True, ['-opt', str(yml), '--auto_resume'])
+
+
+def write_maps(name: str) -> int:
+    """Writes the maps that a run's dataset reads, if any. Returns the exit status."""
     path = Path('options', f'{name}.maps.json')
     if not path.exists():
         return 0
@@ -55,36 +62,36 @@ def write_maps(name):
     maps = json.loads(path.read_text())
     if not Path(maps['out']).exists():
         try:
-            prepare_uncertainty(**maps, force=True)  # a kill may have left some that are moved first
+            prepare_uncertainty(**maps, force=True)  # replaces maps of a process that was killed
         except UserError as err:
             print(err, file=sys.stderr)
             return 2
     return 0
 
 
-def score(opt, benchmarks):
-    """Benchmark to image to PSNR and SSIM."""
-    from udl_plugin.studies.evaluate import evaluate, scores_of, test_options
-    scores = {benchmark['name']: {} for benchmark in benchmarks}
+def score(opt: dict[str, Any], benchmarks: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Benchmark to image to metric."""
+    from udl_plugin.studies.evaluate import ImageResult, build_test_opt, compute_scores, evaluate
+    scores: dict[str, dict[str, dict[str, float]]] = {benchmark['name']: {} for benchmark in benchmarks}
 
-    def on_image(set_name, image):
-        scores[set_name][image.name] = scores_of(image.sr, image.gt, opt['scale'])
+    def on_image(set_name: str, image: ImageResult) -> None:
+        scores[set_name][image.name] = compute_scores(image.sr, image.gt, opt['scale'])
 
     path = {'pretrain_network_g': f'experiments/{opt["name"]}/models/net_g_latest.pth',
             'param_key_g': 'params_ema' if opt['train'].get('ema_decay') else 'params'}
-    evaluate(test_options(opt['name'], opt['network_g'], path, opt['scale'], benchmarks), on_image)
+    evaluate(build_test_opt(opt['name'], opt['network_g'], path, opt['scale'], benchmarks), on_image)
     return scores
 
 
-def history(experiment):
-    """Seconds of training, those before a kill included, and how often it went on after one: upstream's logs tell."""
+def read_history(experiment: Path) -> dict[str, float]:
+    """Seconds of training in all processes together, and how often it was resumed, from the log files."""
     logs = list(experiment.glob('train_*.log'))
-    begun = [time.mktime(time.strptime(log.stem[-15:], '%Y%m%d_%H%M%S')) for log in logs]
-    return {'seconds': sum(log.stat().st_mtime - start for log, start in zip(logs, begun)), 'resumed': len(logs) - 1}
+    starts = [time.mktime(time.strptime(log.stem[-15:], '%Y%m%d_%H%M%S')) for log in logs]
+    return {'seconds': sum(log.stat().st_mtime - start for log, start in zip(logs, starts)), 'resumed': len(logs) - 1}
 
 
-def curve(folder, benchmark, total_iter):
-    """Iteration to PSNR, as TensorBoard has it. (Upstream's last validation says an iteration two too high.)"""
+def read_curve(folder: Path, benchmark: str, total_iter: int) -> dict[int, float]:
+    """Iteration to PSNR, from TensorBoard. BasicSR's last validation has an iteration above `total_iter`."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     events = EventAccumulator(str(folder)).Reload()
     tag = f'metrics/{benchmark}/psnr'
@@ -92,8 +99,8 @@ def curve(folder, benchmark, total_iter):
     return {min(event.step, total_iter): event.value for event in values}
 
 
-def _end_with_the_parent(handle):
-    while os.read(handle, 1):
+def _exit_with_parent(stdin: int) -> None:
+    while os.read(stdin, 1):
         pass
     os._exit(1)
 
