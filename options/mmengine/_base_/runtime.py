@@ -1,5 +1,5 @@
 # What all trainings of ours under mmengine share.
-custom_imports = dict(imports=['udl_plugin.mm'], allow_failed_imports=False)
+custom_imports = dict(imports=['udl_plugin.integrations.mmengine'], allow_failed_imports=False)
 default_scope = 'mmengine'
 
 randomness = dict(seed=0)
