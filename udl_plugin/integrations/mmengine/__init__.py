@@ -18,20 +18,21 @@ import importlib
 import torch
 from mmengine.registry import MODELS
 
-from udl_plugin.checkpoints.safe_load import mmengine_globals
 from udl_plugin.plugin import REGISTERED, register
 
 register()  # before the imports below: they import basicsr, which this makes importable
 for _registry in ('ARCH_REGISTRY', 'LOSS_REGISTRY'):
     for _name, _module in REGISTERED[_registry].items():
         MODELS.register_module(name=_name, module=getattr(importlib.import_module(_module), _name), force=True)
-torch.serialization.add_safe_globals(mmengine_globals(HistoryBuffer))
 
+from udl_plugin.checkpoints.safe_load import mmengine_globals  # noqa: E402
 from udl_plugin.integrations.mmengine.dataset import BasicSRDataset  # noqa: E402
 from udl_plugin.integrations.mmengine.hooks import NetworkCheckpointHook, UncertaintyVisualizationHook  # noqa: E402
 from udl_plugin.integrations.mmengine.metrics import PSNR, SSIM  # noqa: E402
 from udl_plugin.integrations.mmengine.model import UDLRestorer  # noqa: E402
 from udl_plugin.integrations.mmengine.strategies import ResumableFSDPStrategy  # noqa: E402
+
+torch.serialization.add_safe_globals(mmengine_globals(HistoryBuffer))
 
 __all__ = ['PSNR', 'SSIM', 'BasicSRDataset', 'NetworkCheckpointHook', 'ResumableFSDPStrategy', 'UDLRestorer',
            'UncertaintyVisualizationHook']

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cfg.custom_hooks = cfg.get('custom_hooks') or []
         if not any(hook.get('type') == 'NetworkCheckpointHook' for hook in cfg.custom_hooks):
             cfg.custom_hooks.append({'type': 'NetworkCheckpointHook'})  # without it, mmengine loads whatever fits
-        _install_file_handlers()
+        install_file_handlers()
         if args.launcher == 'pytorch' and not torch.cuda.is_available():
             _init_cpu_processes(cfg)
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
@@ -112,7 +112,7 @@ def _set_test(cfg: Any, args: argparse.Namespace) -> None:
         cfg.pop('strategy', None)
 
 
-def _install_file_handlers() -> None:
+def install_file_handlers() -> None:
     """Makes mmengine write files atomically, and read every checkpoint safely: local files only."""
     for scheme in list(CheckpointLoader._schemes):
         CheckpointLoader.register_scheme(scheme, load_file, force=True)
