@@ -42,7 +42,7 @@ class UDLArchitecture(Architecture):
 
     def load(self, state_dict: dict[str, Any]) -> ImageModelDescriptor:
         """Returns the descriptor of the plain network in a state dict of any step."""
-        shape = SHAPES[self.name](state_dict)
+        shape: Any = SHAPES[self.name](state_dict)
         declared = getattr(state_dict, '_metadata', {}).get('', {}).get('network_g')
         file = identify_network(state_dict, declared)
         for note in file.notes:

@@ -32,7 +32,7 @@ from udl_plugin.integrations.mmengine.metrics import PSNR, SSIM  # noqa: E402
 from udl_plugin.integrations.mmengine.model import UDLRestorer  # noqa: E402
 from udl_plugin.integrations.mmengine.strategies import ResumableFSDPStrategy  # noqa: E402
 
-torch.serialization.add_safe_globals(mmengine_globals(HistoryBuffer))
+torch.serialization.add_safe_globals([*mmengine_globals(HistoryBuffer)])
 
 __all__ = ['PSNR', 'SSIM', 'BasicSRDataset', 'NetworkCheckpointHook', 'ResumableFSDPStrategy', 'UDLRestorer',
            'UncertaintyVisualizationHook']
