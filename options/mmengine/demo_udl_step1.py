@@ -1,4 +1,4 @@
-# Step 1 on the demo's photos: the network, loss and schedule of options/demo/train_udl_step1.yml, under mmengine.
+# Step 1 on the demo's photos, with the network, loss and schedule of options/demo/train_udl_step1.yml.
 _base_ = ['_base_/runtime.py', '_base_/demo_x2.py']
 
 model = dict(
@@ -11,5 +11,5 @@ param_scheduler = dict(type='CosineAnnealingLR', by_epoch=False, T_max=1200, eta
 train_cfg = dict(max_iters=1200, val_interval=400)
 
 default_hooks = dict(checkpoint=dict(interval=400, save_best='astronaut/PSNR', rule='greater'))
-# of the six photos it is too short a training for a moving average: no EMAHook
+# no EMAHook: this training is too short for a moving average
 custom_hooks = [dict(type='NetworkCheckpointHook'), dict(type='UncertaintyVisualizationHook')]

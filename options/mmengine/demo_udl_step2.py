@@ -1,4 +1,4 @@
-# Step 2 on the demo's photos: options/demo/train_udl_step2.yml, under mmengine. Begins with step 1, of either host.
+# Step 2 on the demo's photos, as in options/demo/train_udl_step2.yml. Starts from step 1, of mmengine or BasicSR.
 _base_ = ['demo_udl_step1.py']
 
 model = dict(generator=dict(type='EDSRTwo'), pixel_loss=dict(type='UDL'))

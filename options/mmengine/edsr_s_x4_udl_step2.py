@@ -1,4 +1,4 @@
-# UDL step 2, EDSR-S x4 on DIV2K, on the authors' schedule: options/train_udl_step2.yml, under mmengine.
+# UDL step 2, EDSR-S x4 on DIV2K with the authors' schedule, as in options/train_udl_step2.yml.
 _base_ = ['edsr_s_x4_udl_step1.py']
 
 model = dict(generator=dict(type='EDSRTwo'), pixel_loss=dict(type='UDL'))

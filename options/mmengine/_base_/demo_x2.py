@@ -1,4 +1,4 @@
-# The demo's photos, at x2; `make demo` writes them.
+# The demo's photos at x2, as `make demo` writes them.
 scale = 2
 
 train_dataloader = dict(

@@ -1,8 +1,8 @@
-# DIV2K for training, Set5, Set14, B100 and Urban100 for validation, at x4; as udl-prepare writes them (README).
+# DIV2K for training, Set5, Set14, B100 and Urban100 for validation at x4, as udl-prepare writes them (README).
 scale = 4
 
 train_dataloader = dict(
-    batch_size=64,  # the authors' batch, on one GPU; with 4 GPUs write 16
+    batch_size=64,  # the authors' batch size, on one GPU; write 16 for 4 GPUs
     num_workers=6,
     persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),

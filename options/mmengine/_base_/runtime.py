@@ -1,5 +1,5 @@
-# What all trainings of ours under mmengine share.
-custom_imports = dict(imports=['udl_plugin.mm'], allow_failed_imports=False)
+# What all our configs of mmengine share.
+custom_imports = dict(imports=['udl_plugin.integrations.mmengine'], allow_failed_imports=False)
 default_scope = 'mmengine'
 
 randomness = dict(seed=0)
@@ -15,8 +15,8 @@ default_hooks = dict(
     checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=5000, max_keep_ckpts=3))
 
 custom_hooks = [
-    dict(type='NetworkCheckpointHook'),  # checkpoints of BasicSR's side, and of step 1, as load_from
-    dict(type='EMAHook', ema_type='ExponentialMovingAverage', momentum=0.001),  # a yml's ema_decay: 0.999; ours have 0
+    dict(type='NetworkCheckpointHook'),  # load_from can be a checkpoint of BasicSR, or of step 1
+    dict(type='EMAHook', ema_type='ExponentialMovingAverage', momentum=0.001),  # BasicSR: ema_decay: 0.999
 ]
 
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=30000, val_interval=5000)

@@ -1,7 +1,10 @@
-"""Files of a training under mmengine: written whole, read safely, and the one to go on from."""
+"""Checkpoints under mmengine: written atomically, read safely, and found for a resume."""
+from __future__ import annotations
+
 import re
 from os import path as osp
 from pathlib import Path
+from typing import Any
 
 from mmengine.fileio import LocalBackend
 
@@ -12,18 +15,23 @@ from udl_plugin.utils.atomic_io import atomic_write
 
 
 class AtomicLocalBackend(LocalBackend):
-    """mmengine's backend for local files, which writes in place: a kill would leave torn what was whole before."""
+    """Writes local files atomically. mmengine writes in place, so that a kill truncates the previous checkpoint."""
 
-    def put(self, obj, filepath):
+    def put(self, obj: bytes, filepath: str | Path) -> None:
         atomic_write(filepath, obj)
 
-    def put_text(self, obj, filepath, encoding='utf-8'):
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
         atomic_write(filepath, obj.encode(encoding))
 
 
-def load_file(filename, map_location=None):
-    """In place of mmengine's loader of files. That of the fork executes a checkpoint that holds more than tensors, and
-    a resume, of either, executes the config that a checkpoint holds as text.
+def load_file(filename: str, map_location: Any = None) -> Any:
+    """Replaces mmengine's checkpoint loaders; returns tensors on the CPU.
+
+    The loader of onedl-mmengine unpickles any object, and `Runner.resume` of either executes the config that a
+    checkpoint holds as text: it is dropped.
+
+    Raises:
+        UserError: not a local file, or it holds more than tensors and builtin types.
     """
     content = load_tensors_only(osp.expanduser(filename))
     if isinstance(content, dict) and isinstance(content.get('meta'), dict):
@@ -31,61 +39,55 @@ def load_file(filename, map_location=None):
     return content
 
 
-def can_be_resumed(content):
-    """Whether a checkpoint holds the state of a training under mmengine."""
+def can_be_resumed(content: Any) -> bool:
+    """Whether a checkpoint holds a training state of mmengine."""
     return is_mmengine_checkpoint(content) and content.keys() >= {'optimizer', 'message_hub'} and content[
         'meta'].keys() >= {'epoch', 'iter'}
 
 
-def find_resume_checkpoint(cfg):
-    """The newest checkpoint of a work dir that a training can go on from. mmengine takes the one in `last_checkpoint`,
-    which may be torn, or lie where the folder was before it was copied.
+def find_resume_checkpoint(cfg: Any) -> tuple[str | None, list[str]]:
+    """Finds the newest complete checkpoint of a work dir, and removes files of a killed training's atomic writes.
+
+    mmengine itself takes the one that `last_checkpoint` names, which may be truncated, or not exist because the folder
+    was moved.
 
     Args:
-        cfg (Config): `work_dir`, and `default_hooks.checkpoint`, which says what checkpoints are called.
+        cfg: Config with `work_dir` and `default_hooks.checkpoint`.
 
     Returns:
-        tuple[str | None, list[str]]: The checkpoint; None where there is none yet. Why newer ones are passed over.
+        The checkpoint, or None if there is none yet; and why newer ones are skipped.
 
     Raises:
-        UserError: there are checkpoints, or were, and none of them will do.
+        UserError: there are checkpoints, or `last_checkpoint` names one, but none of them can be resumed.
     """
-    folder, hook = _where(cfg)
-    named = hook.get('filename_tmpl') or ('epoch_{}.pth' if hook.get('by_epoch', True) else 'iter_{}.pth')
-    pattern = re.compile(re.escape(named).replace(r'\{\}', r'(\d+)'))
-    found = {int(match[1]): path for path in folder.glob('*') for match in [pattern.fullmatch(path.name)] if match}
-    said = Path(cfg.work_dir, 'last_checkpoint')
-    last = said.read_text().strip() if said.is_file() else None
-    passed_over = []
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    folder = Path(cfg.work_dir)
+    named = folder / 'last_checkpoint'
+    last = osp.basename(named.read_text().strip()) if named.is_file() else ''
+    if hook.get('out_dir'):  # as CheckpointHook joins them
+        folder = Path(hook['out_dir'], folder.name)
+    for unfinished in folder.glob('.*.tmp'):
+        unfinished.unlink(missing_ok=True)
+    template = hook.get('filename_tmpl') or ('epoch_{}.pth' if hook.get('by_epoch', True) else 'iter_{}.pth')
+    pattern = re.compile(re.escape(template).replace(r'\{\}', r'(\d+)'))
+    found = {int(match[1]): path for path in folder.glob('*') if (match := pattern.fullmatch(path.name))}
+    skipped: list[str] = []
     for _, path in sorted(found.items(), reverse=True):
-        problem = _problem_of(path, last)
-        if not problem:
-            return str(path), passed_over
-        passed_over.append(problem)
-    if passed_over or last:
-        raise UserError(f"--resume: '{folder}' has no checkpoint {named.format('N')} to go on from ("
-                         f"""{' '.join(passed_over) or f"last_checkpoint says '{last}'"}). Name one with --resume """
-                         'CHECKPOINT, or move the folder away to begin anew.')
+        reason = _why_not_resumable(path, last)
+        if not reason:
+            return str(path), skipped
+        skipped.append(reason)
+    if skipped or last:
+        reasons = ' '.join(skipped) or f"last_checkpoint names '{last}'"
+        raise UserError(f"--resume: '{folder}' has no {template.format('N')} that can be resumed ({reasons}). "
+                        'Name one with --resume CHECKPOINT, or move the folder away to start a new training.')
     return None, []
 
 
-def remove_unfinished(cfg):
-    """What `atomic_write` was writing in a training that was killed."""
-    for path in _where(cfg)[0].glob('.*.tmp'):
-        path.unlink(missing_ok=True)
-
-
-def _where(cfg):
-    """The folder of checkpoints, as `CheckpointHook` has it, and that hook's section."""
-    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    return Path(hook['out_dir'], Path(cfg.work_dir).name) if hook.get('out_dir') else Path(cfg.work_dir), hook
-
-
-def _problem_of(path, last):
-    if path.is_dir():  # of engines such as DeepSpeed, who read it themselves
-        return '' if path.name == osp.basename(last or '') else f"'{path}' is not what last_checkpoint names."
+def _why_not_resumable(path: Path, last: str) -> str:
+    if path.is_dir():  # of an engine such as DeepSpeed, which reads it itself
+        return '' if path.name == last else f"'{path}' is not the one that last_checkpoint names."
     try:
-        content = load_tensors_only(path)
+        return '' if can_be_resumed(load_tensors_only(path)) else f"'{path}' holds no training state."
     except UserError as err:
         return str(err)
-    return '' if can_be_resumed(content) else f"'{path}' holds no state of a training."

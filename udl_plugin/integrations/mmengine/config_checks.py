@@ -1,72 +1,51 @@
-"""What does not fit of a training's parts, when they are built and before the first iteration."""
-from mmengine.hooks import CheckpointHook
-from mmengine.model import is_model_wrapper
+"""Checks a training before its first iteration for mistakes that mmengine would train on with."""
+from __future__ import annotations
 
-from udl_plugin.config.cross_checks import check_map_fingerprint, maps_problems
-from udl_plugin.errors import did_you_mean, raise_errors
+from collections.abc import Iterator
+from typing import Any
+
+from udl_plugin.checkpoints.state_dict import fingerprint
+from udl_plugin.data.map_format import read_metadata
+from udl_plugin.errors import raise_errors
 from udl_plugin.integrations.mmengine.dataset import BasicSRDataset
-from udl_plugin.integrations.mmengine.metrics import ImageMetric
+from udl_plugin.integrations.mmengine.model import get_model
 
 
-def bare(model):
-    return model.module if is_model_wrapper(model) else model
-
-
-def check_training(runner, begun):
+def check_training(runner: Any, has_weights: bool) -> None:
     """
     Args:
-        runner (Runner): Of mmengine, about to train.
-        begun (bool): Whether the weights are those of a checkpoint.
+        runner: mmengine's `Runner`, about to train.
+        has_weights: Whether the weights come from a checkpoint.
 
     Raises:
-        UserError: no loss; a network of step 2, and nothing to begin with; cached maps of another network, or that the
-            loss does not read; another scale than the network's; a best checkpoint by what is not measured.
+        UserError: no loss; step 2 without the weights of step 1; cached maps of another network, or that the loss does
+            not read.
     """
-    model = bare(runner.model)
-    raise_errors([*_model_problems(model, begun), *_best_problems(runner)])
-    for section in (leaf.dataset.opt for leaf in _leaves(runner.train_dataloader.dataset)
-                    if isinstance(leaf, BasicSRDataset)):
-        opt = {'datasets': {'train': section}}
-        raise_errors([*maps_problems(opt, model.pixel_loss), *_scale_problems(model, section)])
-        if hasattr(model.generator, 'var_net'):
-            check_map_fingerprint(opt, model.generator.var_net.state_dict())
+    raise_errors(_find_errors(get_model(runner.model), runner.train_dataloader.dataset, has_weights))
 
 
-def _model_problems(model, begun):
+def _find_errors(model: Any, dataset: Any, has_weights: bool) -> Iterator[str]:
     if model.pixel_loss is None:
-        yield "model: pixel_loss: is missing: training needs one, such as dict(type='ESU')."
-    if not begun and getattr(model.generator, 'trains_log_var', None) is False:
+        yield "model.pixel_loss: is missing. Training requires a loss, such as dict(type='ESU')."
+    if not has_weights and getattr(model.generator, 'trains_log_var', None) is False:
         yield (f"load_from: is missing. {model.network_g['type']} starts from a checkpoint of step 1 (train that "
                'first) or of step 2.')
+    for root in filter(None, (part.opt.get('dataroot_uncertainty') for part in _get_parts(dataset))):
+        where, metadata = 'train_dataloader: dataroot_uncertainty', read_metadata(root)
+        if 'log_var' not in model.required_outputs or model.pixel_loss.trains_log_var:
+            yield (f"{where}: {type(model.pixel_loss).__name__} does not weight by the maps in '{root}', as UDL does. "
+                   'Write type: PairedImageDataset, without maps.')
+        elif hasattr(model.generator, 'var_net') and metadata['fingerprint'] != fingerprint(
+                model.generator.var_net.state_dict()):
+            yield (f"{where}: the maps in '{root}' are not of the generator's frozen network, but of "
+                   f"{metadata['model']} ({metadata['param_key']}) as it was then. Write them again with udl-prepare "
+                   'uncertainty --force, or use a plain network, which accepts maps of any network.')
 
 
-def _scale_problems(model, section):
-    upscale = model.network_g.get('upscale', section['scale'])
-    if upscale != section['scale']:
-        yield f"train_dataloader: dataset: scale: {section['scale']} is not that of generator, upscale: {upscale}."
-
-
-def _best_problems(runner):
-    """Of `save_best`, which `CheckpointHook` looks up after the first validation. Only we know what our metrics say."""
-    if runner._val_loop is None:
-        return
-    leaves, metrics = list(_leaves(runner.val_dataloader.dataset)), runner.val_evaluator.metrics
-    if not (all(isinstance(leaf, BasicSRDataset) for leaf in leaves) and all(
-            isinstance(metric, ImageMetric) for metric in metrics)):
-        return
-    known = [metric.full_name(leaf.name) for leaf in leaves for metric in metrics]
-    for hook in runner.hooks:
-        for key in (hook.save_best or ()) if isinstance(hook, CheckpointHook) else ():
-            if key not in ('auto', *known):
-                yield (f"default_hooks.checkpoint: save_best: '{key}' is not measured{did_you_mean(key, known)}: "
-                       f"validation gives {', '.join(known)}.")
-
-
-def _leaves(dataset):
-    """The data sets below mmengine's wrappers."""
-    parts = [*getattr(dataset, 'datasets', ()), *filter(None, [getattr(dataset, 'dataset', None)])]
-    if isinstance(dataset, BasicSRDataset) or not parts:
+def _get_parts(dataset: Any) -> Iterator[BasicSRDataset]:
+    """The datasets within mmengine's wrappers, such as ConcatDataset."""
+    if isinstance(dataset, BasicSRDataset):
         yield dataset
         return
-    for part in parts:
-        yield from _leaves(part)
+    for part in (*getattr(dataset, 'datasets', ()), getattr(dataset, 'dataset', None)):
+        yield from _get_parts(part) if part is not None else ()

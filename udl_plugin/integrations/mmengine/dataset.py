@@ -1,5 +1,9 @@
-"""Data sets of BasicSR, LMDBs and all, for mmengine's loaders."""
+"""BasicSR's datasets, from LMDBs or folders, for mmengine's data loaders."""
+from __future__ import annotations
+
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from basicsr.data import build_dataset
 from mmengine.logging import print_log
@@ -13,41 +17,43 @@ from udl_plugin.utils.plain import to_builtins
 
 @DATASETS.register_module()
 class BasicSRDataset(Dataset):
-    """What a section `datasets: train:` or `val:` of a yml describes. Wants `collate_fn=dict(type='default_collate')`.
+    """The dataset that `datasets: train` or `val` of a BasicSR option file describes.
+
+    Requires `collate_fn=dict(type='default_collate')` in the data loader.
 
     Args:
-        phase (str): `train` (crops, flips), or `val`.
-        scale (int): Of the network.
-        dataset (dict): The section: `dict(name='DIV2K', type='PairedImageDataset', dataroot_gt=..., dataroot_lq=...,
-            io_backend=dict(type='lmdb'), gt_size=192, use_hflip=True, use_rot=True)`, or of another of BasicSR's and
-            our data sets; workers and batches are the loader's. `on_bad_record='skip'` as there.
+        phase: `train` (crops and flips) or `val`.
+        scale: Upscaling factor of the network.
+        dataset: `dict(name='DIV2K', type='PairedImageDataset', dataroot_gt=..., dataroot_lq=...,
+            io_backend=dict(type='lmdb'), gt_size=192, use_hflip=True, use_rot=True)`, or the options of another dataset
+            of ours or BasicSR; without those of its data loader. `on_bad_record='skip'` replaces corrupted samples.
 
     Raises:
-        UserError: an option that nothing reads, or is missing; no such data. While training: a record that is bad.
+        UserError: unknown, missing or wrong options; no such data. From `__getitem__`: a corrupted sample.
     """
 
-    def __init__(self, phase, scale, dataset):
+    def __init__(self, phase: str, scale: int, dataset: Mapping[str, Any]):
         opt = {'name': phase, **to_builtins(dataset)}
         check_data(phase, scale, opt)
-        self.name = opt['name']
+        self.opt = opt
         self.dataset = CheckedDataset(build_dataset({**opt, 'phase': phase, 'scale': scale}), f'datasets: {phase}',
                                       opt.get('on_bad_record') or 'stop')
 
-    metainfo = property(lambda self: {})  # mmengine's wrappers ask for it, and call `full_init`
+    metainfo: Mapping[str, Any] = {}  # mmengine's dataset wrappers read it, and call `full_init`
 
-    def full_init(self):
-        """Nothing is left to do."""
+    def full_init(self) -> None:
+        pass
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """
         Returns:
-            dict: `inputs`, the LR image, float32 `(C, h, w)`, RGB in [0, 1]; `data_samples`, a dict of the rest: `gt`
-            `(C, H, W)`, `lq_path`, `gt_path`, `set` (the name of the data set), and with maps `log_var` `(C, H, W)`.
+            `inputs`, the LR image, float32 `(C, h, w)`, RGB in [0, 1]; and `data_samples`: `gt` `(C, H, W)`, `lq_path`,
+            `gt_path`, `set` (name of the dataset), and with cached maps `log_var` `(C, H, W)`.
         """
-        item, passed_over = self.dataset.load(index)
-        for problem in passed_over:
-            print_log(f'Passed over: {problem}', 'current', logging.WARNING)
-        return {'inputs': item.pop('lq'), 'data_samples': {**item, 'set': self.name}}
+        sample, skipped = self.dataset.load(index)
+        for error in skipped:
+            print_log(f'Skipped: {error}', 'current', logging.WARNING)
+        return {'inputs': sample.pop('lq'), 'data_samples': {**sample, 'set': self.opt['name']}}

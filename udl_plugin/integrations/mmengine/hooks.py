@@ -1,5 +1,8 @@
-"""Hooks: checkpoints of either host, and pictures of the uncertainty."""
+"""Hooks: checkpoints of BasicSR and mmengine, and pictures of the uncertainty."""
+from __future__ import annotations
+
 from os import path as osp
+from typing import Any
 
 import cv2
 import torch
@@ -14,176 +17,188 @@ from udl_plugin.checkpoints.state_dict import describe_mismatch, match_state_dic
 from udl_plugin.errors import UserError, truncate_repr
 from udl_plugin.inference.visualize import uncertainty_picture
 from udl_plugin.integrations.mmengine.checkpoints import can_be_resumed
-from udl_plugin.integrations.mmengine.config_checks import bare, check_training
+from udl_plugin.integrations.mmengine.config_checks import check_training
+from udl_plugin.integrations.mmengine.model import get_model
 from udl_plugin.utils.plain import to_builtins
 
-OF_THE_PAST = ('last_step', '_global_step', '_last_value', 'base_values', 'best', 'num_bad_epochs', 'cooldown_counter')
+# what a scheduler's state says of the past; all else in it is its options
+PROGRESS = ('last_step', '_global_step', '_last_value', 'base_values', 'best', 'num_bad_epochs', 'cooldown_counter')
 
 
 @HOOKS.register_module()
 class NetworkCheckpointHook(Hook):
-    """Lets `load_from`, and a test, take a checkpoint of BasicSR's side (`net_g_latest.pth`) or of mmengine's, and step
-    2 one of step 1, for both branches; refuses one that does not fit, or that nothing can be resumed from, where
-    mmengine would load nothing and go on, and parts that do not fit, such as a step 2 without a step 1. A training that
-    is resumed follows the schedule of the config. Says in each checkpoint of what network it is, and after how many
-    iterations: `FlexibleRunner` counts one too many beside `save_best`, and would leave it out on resume.
+    """Checkpoints of BasicSR (`net_g_latest.pth`), mmengine and step 1 as `load_from` and for a test; safe resume.
+
+    - Checkpoints that do not fit raise an error, where mmengine would load nothing and train on; so does a training
+      that makes no sense, such as step 2 without step 1.
+    - A resumed training follows the schedule of the config, and keeps other trainings' best checkpoints.
+    - Each checkpoint records its network and the number of iterations done, of which `FlexibleRunner` counts one too
+      many with `save_best` and would skip it after a resume.
 
     Args:
-        param_key (str): Which weights: `params`, those that were trained, or `params_ema`, their moving average. None:
-            `params`, as on BasicSR's side; but a test of a checkpoint of mmengine takes the average, as its validation
-            did, where there is one.
+        param_key: `params`, the trained weights, or `params_ema`, their moving average. Default: `params`, but in a
+            test of a mmengine checkpoint the average, if there is one, because its validation used it.
     """
 
-    priority = 'VERY_HIGH'  # before EMAHook, which takes the weights that it finds
+    priority = 'VERY_HIGH'  # before EMAHook, which copies the weights that it finds
 
-    def __init__(self, param_key=None):
+    def __init__(self, param_key: str | None = None):
         self.param_key = param_key
         self.loaded = False
-        self.done = None
+        self.done: int | None = None
 
-    def before_train(self, runner):
+    def before_train(self, runner: Any) -> None:
         """
         Raises:
-            UserError: parts that do not fit.
+            UserError: see `check_training`.
         """
-        begun = self.loaded or (runner._resume and runner.iter) or bare(runner.model).begins_with_checkpoint
-        check_training(runner, begun)
+        resumed = runner._resume and runner.iter  # by an engine that reads its own checkpoints
+        check_training(runner, bool(self.loaded or resumed or get_model(runner.model).has_pretrained))
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         self.done = runner.iter + 1
 
-    def after_load_checkpoint(self, runner, checkpoint):
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """
         Raises:
-            UserError: the checkpoint does not fit the generator, or is none to resume from.
+            UserError: the checkpoint does not fit the generator, or cannot be resumed.
         """
         self.loaded = True
         with torch.random.fork_rng(devices=[]):
-            net = build_network(bare(runner.model).network_g)  # the runner's own may be spread over GPUs
+            net = build_network(get_model(runner.model).network_g)  # the runner's own may be sharded
         if runner._resume:
             check_resumable(runner, net, checkpoint)
             keep_foreign_best(runner, checkpoint)
             apply_config_schedule(runner, checkpoint)
             return
-        tested = not isinstance(runner._train_loop, BaseLoop) and is_mmengine_checkpoint(checkpoint)
-        key = self.param_key or ('params_ema' if tested else 'params')
-        state_dict, found, _ = match_state_dict(net, checkpoint, runner._load_from, key, option='generator')
-        runner.logger.info(f'NetworkCheckpointHook: {found} of {runner._load_from}')
+        is_test = not isinstance(runner._train_loop, BaseLoop)
+        key = self.param_key or ('params_ema' if is_test and is_mmengine_checkpoint(checkpoint) else 'params')
+        state_dict, found_key, _ = match_state_dict(net, checkpoint, runner._load_from, key, option='generator')
+        runner.logger.info(f'NetworkCheckpointHook: {found_key} of {runner._load_from}')
         checkpoint.pop('ema_state_dict', None)
         checkpoint['state_dict'] = {f'generator.{name}': value for name, value in state_dict.items()}
 
-    def before_save_checkpoint(self, runner, checkpoint):
-        checkpoint['network_g'] = to_builtins(bare(runner.model).network_g)
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint['network_g'] = to_builtins(get_model(runner.model).network_g)
         if self.done is not None:
             checkpoint['meta']['iter'] = self.done
 
 
-def check_resumable(runner, net, checkpoint):
+def check_resumable(runner: Any, net: torch.nn.Module, checkpoint: dict[str, Any]) -> None:
+    """
+    Raises:
+        UserError: not a training state, one of another network, or one with a moving average but without EMAHook.
+    """
     path = runner._load_from or runner.work_dir
     if not can_be_resumed(checkpoint):
-        raise UserError(f"'{path}' holds no state of a training under mmengine to go on from (a best checkpoint has "
-                         'none, nor has one of BasicSR): name it as load_from, to begin with its weights.')
+        raise UserError(f"'{path}' holds no training state of mmengine that can be resumed (best checkpoints and "
+                        "BasicSR's networks have none). Set it as load_from to start from its weights.")
     mismatch = describe_mismatch(net, from_mmengine(checkpoint)['params'])
     if mismatch:
-        raise UserError(f"'{path}' is of another network than generator, and cannot be resumed: {type(net).__name__}: "
-                         f'{mismatch}.')
+        raise UserError(f"'{path}' is of another network than generator and cannot be resumed: {type(net).__name__}: "
+                        f'{mismatch}.')
     if 'ema_state_dict' in checkpoint and not any(isinstance(hook, EMAHook) for hook in runner.hooks):
-        raise UserError(f"'{path}' is of a training with a moving average: resume it with EMAHook in custom_hooks.")
+        raise UserError(f"'{path}' is of a training with a moving average. Resume it with EMAHook in custom_hooks.")
 
 
-def keep_foreign_best(runner, checkpoint):
-    """`CheckpointHook` deletes the best one so far when there is a better, wherever a checkpoint says that it is."""
-    known, resumed = (checkpoint['message_hub'].get(name, {}) for name in ('runtime_info', 'resumed_keys'))
-    for key in [key for key in known if key.startswith('best_ckpt')]:
-        path = known.pop(key)
-        name = osp.basename(path)
-        here = osp.join(runner.work_dir, name)
+def keep_foreign_best(runner: Any, checkpoint: dict[str, Any]) -> None:
+    """Keeps CheckpointHook from deleting another run's best checkpoint: drops `best_ckpt` entries outside the work dir.
+
+    The entry of a work dir that was moved follows it. The score of a checkpoint that is gone is dropped.
+    """
+    info, resumed_keys = (checkpoint['message_hub'].get(name, {}) for name in ('runtime_info', 'resumed_keys'))
+    for key in [key for key in info if key.startswith('best_ckpt')]:
+        path = info.pop(key)
+        here = osp.join(runner.work_dir, osp.basename(path))
         if not osp.exists(path) and not osp.exists(here):
-            known.pop(key.replace('ckpt', 'score', 1), None)  # a kill came before the better one was written
-        elif name.startswith('best_') and (not osp.exists(path) or osp.realpath(path) == osp.realpath(here)):
-            known[key] = here  # wherever the folder was before
-    for key in resumed.keys() - known.keys():
-        del resumed[key]
+            info.pop(key.replace('ckpt', 'score', 1), None)  # killed before a better one was written
+        elif osp.basename(path).startswith('best_') and (not osp.exists(path) or osp.realpath(path) == osp.realpath(
+                here)):
+            info[key] = here
+    for key in resumed_keys.keys() - info.keys():
+        del resumed_keys[key]
 
 
-def apply_config_schedule(runner, checkpoint):
-    """What is ahead of a learning rate is the config's, as `max_iters` is: mmengine would take all of a checkpoint's
-    schedule, and keep the learning rate still from where that ends."""
+def apply_config_schedule(runner: Any, checkpoint: dict[str, Any]) -> None:
+    """Gives the resumed schedulers the options of the config, as `max_iters` is the config's.
+
+    mmengine restores all of a checkpoint's schedule, and keeps the learning rate constant from where that ends.
+    """
     if not isinstance(runner.param_schedulers, list):
         return
     for number, (scheduler, state) in enumerate(zip(runner.param_schedulers, checkpoint.get('param_schedulers', ()))):
-        own = {key: value for key, value in scheduler.state_dict().items() if key not in OF_THE_PAST}
-        changed = [f'{key}: {_shown(own[key])} (in the checkpoint: {_shown(state.get(key))})' for key in own
-                   if own[key] != state.get(key)]
+        options = {key: value for key, value in scheduler.state_dict().items() if key not in PROGRESS}
+        changed = [f'{key}: {_format(value)} (in the checkpoint: {_format(state.get(key))})'
+                   for key, value in options.items() if value != state.get(key)]
         if changed:
-            runner.logger.warning(f"param_scheduler.{number}: goes on as the config has it: {', '.join(changed)}")
-        state.update(own)
+            runner.logger.warning(f"param_scheduler.{number}: continues with the config's {', '.join(changed)}")
+        state.update(options)
 
 
-def _shown(value):
+def _format(value: Any) -> str:
     return truncate_repr(list(value) if isinstance(value, dict) else value)  # milestones, which mmengine counts
 
 
 @HOOKS.register_module()
 class UncertaintyVisualizationHook(Hook):
-    """Hands the uncertainty map of each validated or tested image to mmengine's `Visualizer`, as a picture: Y of the
-    map in OpenCV's JET (`udl_plugin/inference/visualize.py`). Asks the model for the variance.
+    """Passes a picture of each validated or tested image's uncertainty map to mmengine's `Visualizer`.
+
+    The picture is the luma of the map in OpenCV's JET (`udl_plugin/inference/visualize.py`).
 
     Args:
-        limits (tuple[float]): What is shown in full blue and in full red, so that pictures can be compared; None: each
-            map's own minimum and maximum.
-        interval (int): Of validated images; of tested ones, all are drawn.
+        limits: Values drawn in full blue and full red, which makes pictures comparable. Default: minimum and maximum of
+            each map.
+        interval: Draw every n-th validated image. All tested images are drawn.
 
     Raises:
-        UserError: limits that are not in order, an interval below 1; before a run, a network without variance.
+        UserError: wrong limits or interval; before a run, a network without log-variance.
     """
 
-    def __init__(self, limits=None, interval=1):
+    def __init__(self, limits: tuple[float, float] | None = None, interval: int = 1):
         if limits is not None and not (
                 isinstance(limits, (list, tuple)) and len(limits) == 2 and all(
                     isinstance(limit, (int, float)) for limit in limits) and limits[0] < limits[1]):
-            raise UserError(f'UncertaintyVisualizationHook: limits is a lower and a higher number, not {limits}.')
+            raise UserError('UncertaintyVisualizationHook: limits must be two numbers, the lower one first, not '
+                            f'{limits}.')
         if interval < 1:
-            raise UserError(f'UncertaintyVisualizationHook: interval is 1 or more, not {interval}.')
-        self.limits, self.interval, self.waiting = limits, interval, []
+            raise UserError(f'UncertaintyVisualizationHook: interval must be at least 1, not {interval}.')
+        self.limits, self.interval = limits, interval
+        self.pending: list[tuple[str, Any, int]] = []  # of other ranks than 0
 
-    def before_run(self, runner):
-        model = bare(runner.model)
-        if not model.gives_log_var:
-            raise UserError(f"custom_hooks: {model.network_g['type']} gives no log_var: delete "
-                             'UncertaintyVisualizationHook.')
-        model.wants_log_var = True
+    def before_run(self, runner: Any) -> None:
+        model = get_model(runner.model)
+        if not model.provides_log_var:
+            raise UserError(f"custom_hooks: {model.network_g['type']} provides no log_var. Remove "
+                            'UncertaintyVisualizationHook.')
+        model.predict_log_var = True
 
-    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+    def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if batch_idx % self.interval == 0:
             self._draw(runner, outputs, runner.iter)
 
-    def after_val_epoch(self, runner, metrics=None):
+    def after_val_epoch(self, runner: Any, metrics: Any = None) -> None:
         self._gather(runner)
 
-    def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+    def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         self._draw(runner, outputs, 0)
 
-    def after_test_epoch(self, runner, metrics=None):
+    def after_test_epoch(self, runner: Any, metrics: Any = None) -> None:
         self._gather(runner)
 
-    def _draw(self, runner, outputs, step):
+    def _draw(self, runner: Any, outputs: Any, step: int) -> None:
         for sample in outputs or ():
             picture = uncertainty_picture(sample['log_var'].numpy(), self.limits)
-            name = f'{sample["set"]}_{_stem(sample)}_uncertainty'
-            drawn = name, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), step
+            stem = osp.splitext(osp.basename(sample['lq_path'].replace('\\', '/')))[0]
+            drawn = f'{sample["set"]}_{stem}_uncertainty', cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), step
             if is_main_process():
                 runner.visualizer.add_image(*drawn)
             else:
-                self.waiting.append(drawn)
+                self.pending.append(drawn)
 
-    def _gather(self, runner):
-        """`Visualizer` takes the pictures of the first process alone. Once an epoch, however many each process has."""
-        for pictures in all_gather_object(self.waiting):
+    def _gather(self, runner: Any) -> None:
+        """Hands over the other ranks' pictures, because `Visualizer` ignores them. Called once per epoch: ranks may
+        have different numbers of images."""
+        for pictures in all_gather_object(self.pending):
             for drawn in pictures:
                 runner.visualizer.add_image(*drawn)
-        self.waiting = []
-
-
-def _stem(sample):
-    return sample['lq_path'].replace('\\', '/').rpartition('/')[2].rpartition('.')[0] or sample['lq_path']
+        self.pending = []

@@ -1,5 +1,9 @@
-"""The protocol's PSNR and SSIM for mmengine's evaluators: BasicSR's functions, on BasicSR's 8-bit images."""
+"""BasicSR's PSNR and SSIM, on its 8-bit images, for mmengine's evaluators."""
+from __future__ import annotations
+
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any, Callable
 
 import numpy as np
 from basicsr.metrics import calculate_psnr, calculate_ssim
@@ -11,48 +15,41 @@ from udl_plugin.errors import UserError
 
 
 class ImageMetric(BaseMetric):
-    """A mean over the images of each data set, as `SET/NAME`.
+    """Mean over the images of each dataset, reported as `DATASET/METRIC`.
 
     Args:
-        crop_border (int): Pixels that are cut from each side: the scale, by the field's habit.
-        convert_to (str | None): `Y`, as papers have it; None: RGB.
-        collect_device, prefix, collect_dir: As of any metric of mmengine.
+        crop_border: Pixels to cut from each side; by convention the scale.
+        convert_to: `Y` to compare luma, as papers do; None for RGB.
+        options: `collect_device`, `prefix` and `collect_dir` of mmengine's `BaseMetric`.
     """
 
-    default_prefix = ''  # names of sets are
+    default_prefix = ''  # the names of the datasets are the prefixes
+    calculate: Callable[..., float]
 
-    def __init__(self, crop_border, convert_to='Y', **options):
+    def __init__(self, crop_border: int, convert_to: str | None = 'Y', **options: Any):
         super().__init__(**options)
         if convert_to not in ('Y', None):
             raise UserError(f"{type(self).__name__}: convert_to is 'Y' or None, not {convert_to!r}.")
-        self.crop_border, self.on_luma = crop_border, convert_to == 'Y'
+        self.options = {'crop_border': crop_border, 'test_y_channel': convert_to == 'Y'}
 
-    def process(self, data_batch, data_samples):
-        """Takes what `UDLRestorer` predicts.
+    def process(self, data_batch: Any, data_samples: Iterable[Mapping[str, Any]]) -> None:
+        """Scores what `UDLRestorer` predicts, `sr` against `gt` `(C, H, W)`.
 
         Raises:
-            UserError: there is nothing to compare with.
+            UserError: the dataset has no `gt`.
         """
         for sample in data_samples:
             if 'gt' not in sample:
-                raise UserError(f"{type(self).__name__}: data set {sample['set']} has no images to compare with (gt), "
-                                 'as one of type: PairedImageDataset has; udl-upscale takes images without.')
-            sr, gt = tensor2img([sample['sr'], sample['gt']])
-            score = self.calculate(sr, gt, crop_border=self.crop_border, test_y_channel=self.on_luma)
-            self.results.append((sample['set'], float(score)))
+                raise UserError(f"{type(self).__name__}: dataset {sample['set']} has no ground truth (gt). Use type: "
+                                'PairedImageDataset; for images without ground truth there is udl-upscale.')
+            score = self.calculate(*tensor2img([sample['sr'], sample['gt']]), **self.options)
+            self.results.append((f"{sample['set']}/{type(self).__name__}", float(score)))
 
-    def compute_metrics(self, results):
+    def compute_metrics(self, results: Iterable[tuple[str, float]]) -> dict[str, float]:
         scores = defaultdict(list)
         for name, score in results:
             scores[name].append(score)
-        return {self._name(name): float(np.mean(values)) for name, values in scores.items()}
-
-    def _name(self, data_set):
-        return f'{data_set}/{type(self).__name__}'
-
-    def full_name(self, data_set):
-        """What the figure of a data set is called, as in `save_best`."""
-        return '/'.join(filter(None, (self.prefix, self._name(data_set))))
+        return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
 @METRICS.register_module()
