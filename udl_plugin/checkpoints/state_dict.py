@@ -119,8 +119,8 @@ def match_state_dict(net: torch.nn.Module, content: Any, path: PathLike, param_k
     if not mismatch or not (strict or expand is not None or nothing_fits):
         return state_dict, found_key, mismatch
     if expand is None and any(name.startswith('sr_net.') for name in state_dict):
-        advice = (f'It is a checkpoint of step 2: set {option}.type to a step-2 network, such as EDSRTwo, or extract its '
-                  'base network with udl-convert.')
+        advice = (f'It is a checkpoint of step 2: set {option}.type to a step-2 network, such as EDSRTwo, or extract '
+                  'its base network with udl-convert.')
     elif expand is None:
         advice = f'Set the same options in {option}' + (
             '.' if nothing_fits or option != 'network_g' else ', or path.strict_load_g: false to load only what fits.')
