@@ -1,6 +1,7 @@
 """Pads images to the multiple of height and width that a network requires."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +17,7 @@ BASICSR_MULTIPLES = {
 }
 
 
-def get_required_multiple(network_g: dict[str, Any]) -> int:
+def get_required_multiple(network_g: Mapping[str, Any]) -> int:
     """Returns the number of which the network's input height and width must be multiples; 1 where any size works.
 
     A network class declares its own as the class attribute `required_multiple`.

@@ -16,14 +16,14 @@ WRAPPERS = {'step 1': ('Var', 'WithVariance'), 'step 2': ('Two', 'TwoStep')}  # 
 
 # ---- configs
 
-def base_config(network_g: dict[str, Any]) -> dict[str, Any]:
+def base_config(network_g: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the config of the base network inside that of a network of either step; another one as it is."""
     if 'backbone' in network_g:
         return network_g['backbone']
     for name in NAMED_STEPS:
         if network_g.get('type') in (f'{name}Var', f'{name}Two'):
             return {**{key: value for key, value in network_g.items() if key != 'features'}, 'type': name}
-    return network_g
+    return dict(network_g)
 
 
 def wrapped_config(stage: str, base: dict[str, Any], features: str | None = None) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def show(title: str, lines: Iterable[str], file: TextIO | None = None) -> None:
+def show(title: str, lines: Iterable[object], file: TextIO | None = None) -> None:
     """Prints a title, then `lines` with an indent."""
     print(title, *lines, sep='\n  ', file=file)
 

@@ -94,7 +94,7 @@ def read_image(path: str | Path, keep_grey: bool = False) -> tuple[np.ndarray, b
     return (cv2.cvtColor(img, cv2.COLOR_GRAY2BGR) if img.ndim == 2 else img), has_alpha
 
 
-def read_full_image(path: str | Path) -> np.ndarray:
+def read_full_image(path: str | os.PathLike[str]) -> np.ndarray:
     """Reads an image with its alpha channel and its bit depth.
 
     Returns:
@@ -106,7 +106,7 @@ def read_full_image(path: str | Path) -> np.ndarray:
     return _read(path, with_alpha=True)[0]
 
 
-def _read(path: str | Path, with_alpha: bool = False) -> tuple[np.ndarray, tuple[str, ...], bool]:
+def _read(path: str | os.PathLike[str], with_alpha: bool = False) -> tuple[np.ndarray, tuple[str, ...], bool]:
     """The image, Pillow's names of the file's bands, and whether the file has alpha."""
     data = b''
     try:

@@ -224,7 +224,7 @@ def used_bytes(env: lmdb.Environment) -> int:
     return (env.info()['last_pgno'] + 1) * env.stat()['psize']
 
 
-def read_meta_info(path: str | Path) -> dict[str, tuple[int, ...]]:
+def read_meta_info(path: str | Path) -> dict[str, tuple[int, int, int]]:
     """Reads meta_info.txt of an LMDB written for BasicSR.
 
     Returns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -76,9 +77,10 @@ class UDLModel(SRModel):
         self.log_var: Tensor | None = None  # of the last image tested
         self.last_log_var: Tensor | None = None  # of the last batch trained with
         self.paths: list[str] = []  # of the current batch's LR images
-        self._read_checkpoint = functools.lru_cache(maxsize=1)(load_checkpoint)  # the network's and the EMA's is one
+        read = functools.lru_cache(maxsize=1)(load_checkpoint)  # the network's and the EMA's file are one
+        self._read_checkpoint: Callable[[Any], Any] = read
         super().__init__(opt)
-        self._read_checkpoint.cache_clear()
+        read.cache_clear()
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         return super().model_to_device(self._convert(net))

@@ -23,7 +23,7 @@ REPLACED = '.replaced'  # in it, with `force`: the old folders that the new ones
 _lock_descriptors: set[int] = set()
 
 
-def atomic_write(path: str | Path, data: bytes) -> None:
+def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes bytes to a file: to a temporary name beside it, sync, rename. Makes missing folders.
 
     Raises:
