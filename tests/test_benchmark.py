@@ -69,6 +69,7 @@ def test_ratios_are_of_the_same_round(benchmark):
 
 def test_tables(benchmark, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(benchmark, 'TEST_SIZE', (12, 16))
+    monkeypatch.setattr(benchmark, 'SPEED', {'float32': {}})
     parts = ['steps', 'test', 'validation']
     assert benchmark.main(['--networks', 'tiny', '--rounds', '2', '--patch', '8', '--batch', '2', '--parts', *parts,
                            '--out', str(tmp_path)]) == 0

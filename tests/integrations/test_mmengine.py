@@ -201,6 +201,16 @@ def test_step_2_of_basicsr_starts_from_step_1_of_mmengine(tmp_path, trained):
     assert_equal(net.state_dict(), net.expand(trained.model.generator.state_dict()))
 
 
+def test_checkpoints_record_the_loss_of_the_variance_head(tmp_path, trained):
+    runner = make_runner(tmp_path, 'EDSRTwo', 'UDL', trained.path)
+    runner.call_hook('before_run')
+    runner.load_or_resume()
+    runner.optim_wrapper = None
+    runner.save_checkpoint(str(tmp_path), 'step2.pth', save_optimizer=False, save_param_scheduler=False)
+    for path in (trained.path, tmp_path / 'step2.pth'):
+        assert load_tensors_only(path)['uncertainty_loss'] == 'ESU'
+
+
 @pytest.mark.parametrize(('trains', 'param_key', 'expected'), [
     (True, None, 'params'), (False, None, 'params_ema'), (False, 'params', 'params'),
     (True, 'params_ema', 'params_ema')])

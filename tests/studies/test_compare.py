@@ -74,10 +74,10 @@ def models(tmp_path_factory):
     torch.save({'params': SwinIR(**SWINIR).state_dict()}, folder / 'swinir.pth')
     rcan = {'type': 'RCAN', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_group': 1, 'num_block': 1,
             'squeeze_factor': 4, 'upscale': 2}
-    for name, section in {'rcan': rcan, 'swinir': {'type': 'SwinIR', **SWINIR}}.items():
+    for name, network_g in {'rcan': rcan, 'swinir': {'type': 'SwinIR', **SWINIR}}.items():
         with open(OPTIONS / 'demo/test_l1.yml') as file:
             opt = yaml.safe_load(file)
-        opt.update(name=f'test_{name}', network_g=section, path={'pretrain_network_g': str(folder / f'{name}.pth')},
+        opt.update(name=f'test_{name}', network_g=network_g, path={'pretrain_network_g': str(folder / f'{name}.pth')},
                    model_type='SwinIRModel' if name == 'swinir' else 'SRModel')
         (folder / f'{name}.yml').write_text(yaml.safe_dump(opt))
     return folder
@@ -88,8 +88,8 @@ def results(benchmarks, models, tmp_path_factory):
     inputs = [f'VAR={models}/var.pth', str(models / 'experiments/run/models/net_g_latest.pth'),
               str(models / 'rcan.yml'), f'Swin={models}/swinir.yml']
     entries, _, scale = read_entries(inputs, tmp_path_factory.mktemp('copies'))
-    sections = find_benchmarks([str(benchmarks / name) for name in ('One', 'Two')], {}, scale)
-    return compare(entries, sections, scale, find_sample(None, sections, scale), True, {'VAR': 'EU'})
+    selected = find_benchmarks([str(benchmarks / name) for name in ('One', 'Two')], {}, scale)
+    return compare(entries, selected, scale, find_sample(None, selected, scale), True, {'VAR': 'EU'})
 
 
 def test_labels(results):
@@ -200,8 +200,8 @@ def test_other_layouts(models, benchmarks, tmp_path):
     save_checkpoint(tmp_path / 'ours.pth', {'params': reference.state_dict}, reference.network_g)
     entries, _, scale = read_entries([f'{name}={tmp_path}/{file}' for name, file in (
         ('a', 'base.safetensors'), ('b', 'reference.pt'), ('c', 'ours.pth'))] + [f'd={models}/var.pth'], tmp_path)
-    sections = find_benchmarks([str(benchmarks / 'Two')], {}, scale)
-    _, a, b, c, d = compare(entries, sections, scale, find_sample('plain', sections, scale))
+    selected = find_benchmarks([str(benchmarks / 'Two')], {}, scale)
+    _, a, b, c, d = compare(entries, selected, scale, find_sample('plain', selected, scale))
     assert a.scores == d.scores
     assert b.scores == c.scores != d.scores
 
@@ -253,7 +253,7 @@ def test_benchmarks_of_ymls(models, benchmarks, tmp_path):
                                    dataroot_lq=str(benchmarks / 'Two/LRbicx2'))
     (tmp_path / 'one.yml').write_text(yaml.safe_dump(opt))
     _, datasets, scale = read_entries([str(tmp_path / 'one.yml')], tmp_path)
-    assert [section['name'] for section in find_benchmarks([], datasets, scale)] == ['Two']
+    assert [one['name'] for one in find_benchmarks([], datasets, scale)] == ['Two']
     opt['datasets']['test']['dataroot_lq'] = 'elsewhere'
     opt['name'] = 'other'
     (tmp_path / 'two.yml').write_text(yaml.safe_dump(opt))
@@ -293,8 +293,8 @@ def test_network_of_one_channel_gets_y(benchmarks, tmp_path):
     grey = {'num_in_ch': 1, 'num_out_ch': 1, 'num_feat': 4, 'num_step': 1, 'upscale': 2}
     save_checkpoint(tmp_path / 'grey.pth', {'params': DPDNNVar(**grey).state_dict()}, {'type': 'DPDNNVar', **grey})
     entries, _, scale = read_entries([str(tmp_path / 'grey.pth')], tmp_path / 'copies')
-    sections = find_benchmarks([str(benchmarks / 'One')], {}, scale)
-    results = compare(entries, sections, scale, find_sample(None, sections, scale), True)
+    selected = find_benchmarks([str(benchmarks / 'One')], {}, scale)
+    results = compare(entries, selected, scale, find_sample(None, selected, scale), True)
     assert results[1].sample.sr.shape == (100, 120)
     assert results[1].maps['One']['face'].ause > 0
     assert draw_crops(results, find_boxes(results, 32), scale).startswith(b'\x89PNG')

@@ -32,8 +32,8 @@ class NetworkCheckpointHook(Hook):
     - Checkpoints that do not fit raise an error, where mmengine would load nothing and train on; so does a training
       that makes no sense, such as step 2 without step 1.
     - A resumed training follows the schedule of the config, and keeps other trainings' best checkpoints.
-    - Each checkpoint records its network and the number of iterations done, of which `FlexibleRunner` counts one too
-      many with `save_best` and would skip it after a resume.
+    - Each checkpoint records its network, the loss that its variance head was trained with, and the number of finished
+      iterations: with `save_best`, `FlexibleRunner` counts one too many and would skip it after a resume.
 
     Args:
         param_key: `params`, the trained weights, or `params_ema`, their moving average. Default: `params`, but in a
@@ -46,6 +46,7 @@ class NetworkCheckpointHook(Hook):
         self.param_key = param_key
         self.loaded = False
         self.done: int | None = None
+        self.uncertainty_loss: str | None = None
 
     def before_train(self, runner: Any) -> None:
         """
@@ -64,6 +65,7 @@ class NetworkCheckpointHook(Hook):
             UserError: the checkpoint does not fit the generator, or cannot be resumed.
         """
         self.loaded = True
+        self.uncertainty_loss = checkpoint.get('uncertainty_loss')  # of step 1, which a step 2 keeps
         with torch.random.fork_rng(devices=[]):
             net = build_network(get_model(runner.model).network_g)  # the runner's own may be sharded
         if runner._resume:
@@ -79,7 +81,12 @@ class NetworkCheckpointHook(Hook):
         checkpoint['state_dict'] = {f'generator.{name}': value for name, value in state_dict.items()}
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        checkpoint['network_g'] = to_builtins(get_model(runner.model).network_g)
+        model = get_model(runner.model)
+        checkpoint['network_g'] = to_builtins(model.network_g)
+        uncertainty_loss = type(model.pixel_loss).__name__ if getattr(
+            model.pixel_loss, 'trains_log_var', None) else self.uncertainty_loss
+        if uncertainty_loss is not None:
+            checkpoint['uncertainty_loss'] = uncertainty_loss
         if self.done is not None:
             checkpoint['meta']['iter'] = self.done
 
