@@ -242,7 +242,8 @@ def read_meta_info(path: str | Path) -> dict[str, tuple[int, int, int]]:
         match = META_LINE.fullmatch(line)
         if not match or len(line) > MAX_LINE or not match['key'].isprintable():
             raise UserError(f"'{file}', line {number}: {line[:80]!r} is not of the form '0001.png (480,480,3) 1'.")
-        shapes[match['key']] = tuple(map(int, match['shape'].split(',')))
+        height, width, channels = map(int, match['shape'].split(','))
+        shapes[match['key']] = height, width, channels
     if not shapes:
         raise UserError(f"the LMDB '{path}' is empty: its meta_info.txt lists no image.")
     return shapes

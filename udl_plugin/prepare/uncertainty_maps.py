@@ -132,7 +132,7 @@ class _MapPredictor:
         return log_var
 
 
-def _encoded_maps(env: lmdb.Environment, shapes: dict[str, Shape], batch: int, predict: _MapPredictor,
+def _encoded_maps(env: lmdb.Environment, shapes: dict[str, tuple[int, int, int]], batch: int, predict: _MapPredictor,
                   pool: ThreadPoolExecutor, compress: bool) -> Iterator[tuple]:
     """Yields key, image file, shape and limits of each map; `pool` encodes them while the network runs."""
     pending: collections.deque[Iterator] = collections.deque()
@@ -153,7 +153,7 @@ def _encode_map(compress: bool, log_var: np.ndarray) -> tuple[bytes, Shape, tupl
     return encode(img, compress), shape_of(img), limits
 
 
-def _batches(shapes: dict[str, Shape], size: int) -> Iterator[list[str]]:
+def _batches(shapes: dict[str, tuple[int, int, int]], size: int) -> Iterator[list[str]]:
     """Keys of consecutive images of equal shape, at most `size` at a time."""
     keys: list[str] = []
     for key, shape in shapes.items():
