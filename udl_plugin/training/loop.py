@@ -20,7 +20,9 @@ from basicsr.data.data_sampler import EnlargedSampler
 from basicsr.models import build_model
 from basicsr.utils import AvgTimer, MessageLogger, get_root_logger, make_exp_dirs, mkdir_and_rename
 
+from udl_plugin.config.cross_checks import network_errors
 from udl_plugin.data.checked_dataset import CheckedDataset
+from udl_plugin.errors import raise_errors
 from udl_plugin.models.udl_model import UDLModel
 from udl_plugin.training import rng_state
 from udl_plugin.training.logs import Curves, held_back, open_curves, open_log, replay
@@ -43,8 +45,8 @@ def train(opt: dict[str, Any], state: dict[str, Any] | None, messages: list[str]
         UserError: network or checkpoint do not fit; before any folder is made.
         StoppedEarly: a signal or an error ended the training; what was reached is saved.
     """
-    with held_back() as model_log:  # the model is built first, for it finds the last mistakes
-        model = build_model(opt)
+    with held_back() as model_log:  # the model is built first: it is the last check of the options
+        model = _build_model(opt)
     with _experiment_folder(opt, resumed=state is not None), StopSignal() as stop:
         copy_option_file(opt['path']['experiments_root'])
         with open_log(opt) as logger, contextlib.closing(open_curves(opt)) as curves:
@@ -189,7 +191,7 @@ def test(opt: dict[str, Any]) -> None:
         UserError: network or checkpoint do not fit; before any folder is made.
     """
     with held_back() as model_log:
-        model = build_model(opt)
+        model = _build_model(opt)
     make_exp_dirs(opt)
     with open_log(opt) as logger:
         loaders = [_build_test_loader(opt, dataset_opt, f'datasets.{phase}')
@@ -200,6 +202,14 @@ def test(opt: dict[str, Any]) -> None:
         for loader in loaders:
             logger.info(f'Testing {loader.dataset.opt["name"]}...')
             model.validation(loader, current_iter=opt['name'], tb_logger=None, save_img=opt['val']['save_img'])
+
+
+def _build_model(opt: dict[str, Any]) -> Any:
+    try:
+        return build_model(opt)
+    except Exception:
+        raise_errors(network_errors(opt))  # the reason, as errors of options, if it is one of them
+        raise
 
 
 @contextlib.contextmanager
