@@ -361,7 +361,7 @@ def _get_base(network: Any, network_opt: Opt) -> tuple[Any, Opt, str]:
     where = 'network_g.'
     if isinstance(network_opt.get('backbone'), Mapping):
         from basicsr.utils.registry import ARCH_REGISTRY
-        network_opt, where = base_config(network_opt), f'{where}backbone.'
+        network_opt, where = base_config(dict(network_opt)), f'{where}backbone.'
         network = resolve_class(ARCH_REGISTRY, network_opt, where)
     return network, network_opt, where
 

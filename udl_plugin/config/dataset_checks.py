@@ -12,7 +12,7 @@ from udl_plugin.data.map_format import read_metadata
 from udl_plugin.errors import UserErrors, raise_errors
 
 MAX_FILES = 100  # read of a folder, evenly spaced. An LMDB lists the sizes of all images in one file
-Size = tuple[int, int]  # height, width
+Size = tuple[int, ...]  # height, width
 
 
 class Pairs(NamedTuple):
