@@ -3,22 +3,22 @@ import sys
 from pathlib import Path
 
 import pytest
-from basicsr.utils import options
 from conftest import OPTIONS
 
 from udl_plugin.config.cross_checks import check_options
-from udl_plugin.training import run as entry
+from udl_plugin.training import run as commands
+from udl_plugin.training.run import main
 
 CALL = '!!python/object/apply:os.mkdir [{path}]'
 
 
-def refused(monkeypatch, capsys, folder, text, *arguments, module='basicsr.train', pipeline='train_pipeline'):
+def refused(monkeypatch, capsys, folder, text, *arguments, is_train=True):
     """What the command writes about a file to stderr, before anything is made."""
     (folder / 'x.yml').write_text(text)
     argv = ['/bin/udl-train', '-opt', 'x.yml', *arguments]
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, 'argv', argv)
-    assert entry.run(module, pipeline) == 2
+    assert main(is_train) == 2
     assert {path.name for path in folder.iterdir()} <= {'x.yml', 'datasets'}
     assert sys.argv == argv
     return capsys.readouterr().err
@@ -66,37 +66,29 @@ def test_only_rank_zero_reports(runner, good, monkeypatch, capsys, launcher, var
 
 
 def test_no_check(runner, good, monkeypatch):
-    """BasicSR's pipeline gets the options as they are, and UDLModel does not check them either."""
+    """The loop gets the options as they are, and UDLModel does not check them either."""
     seen = []
 
-    def pipeline(root_path):
-        import basicsr.train
-        opt, _ = basicsr.train.parse_options(root_path, is_train=True)
-        basicsr.train.load_resume_state(opt)
+    def train(opt, *_):
         check_options(opt)
         seen.append(opt)
 
-    monkeypatch.setattr('basicsr.train.train_pipeline', pipeline)
+    monkeypatch.setattr(commands, 'train', train)
     monkeypatch.chdir(runner.folder)
     Path('x.yml').write_text(good.replace('warmup_iter', 'warmup_itre'))
-    argv = ['udl-train', '-opt', 'x.yml', '--force_yml', 'train:total_iter=7', '--no-check']
-    monkeypatch.setattr(sys, 'argv', argv)
-    assert entry.run('basicsr.train', 'train_pipeline') == 0
+    arguments = ['-opt', 'x.yml', '--force_yml', 'train:total_iter=7', '--no-check']
+    assert main(True, arguments) == 0
     assert seen[0]['train']['warmup_itre'] == -1
     assert seen[0]['train']['total_iter'] == 7
-    monkeypatch.setattr(sys, 'argv', argv[:-1])
-    assert entry.run('basicsr.train', 'train_pipeline') == 2
+    assert main(True, arguments[:-1]) == 2
 
 
 @pytest.mark.parametrize('arguments', [(), ('--no-check',)])
-@pytest.mark.parametrize(('module', 'pipeline'), [
-    ('basicsr.train', 'train_pipeline'), ('basicsr.test', 'test_pipeline')])
-def test_code_in_an_option_file_is_not_run(tmp_path, monkeypatch, capsys, arguments, module, pipeline):
-    loader = options.ordered_yaml
+@pytest.mark.parametrize('is_train', [True, False])
+def test_code_in_an_option_file_is_not_run(tmp_path, monkeypatch, capsys, arguments, is_train):
     said = refused(monkeypatch, capsys, tmp_path, f'name: x\nmanual_seed: {CALL.format(path=tmp_path / "ran")}',
-                   *arguments, module=module, pipeline=pipeline)
+                   *arguments, is_train=is_train)
     assert "x.yml' is not valid YAML: line 2: could not determine a constructor" in said
-    assert options.ordered_yaml is loader
 
 
 @pytest.mark.parametrize('option', ['--force_yml', '--force'])  # argparse accepts an abbreviation
