@@ -46,8 +46,10 @@ for name in sys.argv[1:]:
         failed.append(name)
 sys.exit(f'cannot be imported first: {failed}' if failed else 0)
 """
+# what registration imports; a module outside of these folders cannot be part of a circular import
+FOLDERS = ('archs', 'checkpoints', 'config', 'data', 'inference', 'losses', 'metrics', 'models', 'utils')
 MODULES = ['.'.join(path.relative_to(ROOT).with_suffix('').parts).replace('.__init__', '')
-           for path in sorted((ROOT / 'udl_plugin').rglob('*.py'))]
+           for folder in FOLDERS for path in sorted((ROOT / 'udl_plugin' / folder).glob('*.py'))]
 
 
 @pytest.mark.parametrize(('modules', 'autoload'), [(MODULES, '0'), (sorted({cls[2] for cls in CLASSES}), '1')],

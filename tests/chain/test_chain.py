@@ -11,11 +11,10 @@ import pytest
 import torch
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.metrics import calculate_psnr
-from conftest import ROOT, TINY
+from conftest import TINY
 
 from udl_plugin.prepare.demo_data import validation_photos
-
-SCRIPTS = ROOT / 'scripts'
+from udl_plugin.training.run import main
 
 
 def ok(process):
@@ -180,22 +179,33 @@ def test_entry_point_as_a_file(runner):
     assert not (script.parent / 'experiments').exists()
 
 
-def test_bad_input_is_one_line_before_the_first_iteration(runner):
-    def refused(process, *parts):
-        assert process.returncode == 2, process.stdout
-        assert 'Traceback' not in process.stdout
-        assert 'iter:       1' not in process.stdout
-        for part in parts:
-            assert part in process.stdout.splitlines()[-1]
+@pytest.fixture
+def rejected(runner, monkeypatch, capfd):
+    """Trains in this process, which must end with status 2 and no traceback; returns the last line."""
+    monkeypatch.chdir(runner.folder)
 
-    refused(runner.train('nowhere.yml'), '-opt', "'nowhere.yml': No such file")
-    yml = runner.write_yml('x', datasets__train__dataroot_lq='datasets/nowhere.lmdb')
-    refused(runner.train(yml), 'datasets.train.dataroot_lq', 'datasets/nowhere.lmdb')
-    assert not (runner.folder / 'experiments').exists()
-    refused(runner.train(runner.write_yml('x', network_g__upscale=4)), 'scale: 2', 'upscale: 4')
-    refused(runner.train(runner.write_yml('x', train__pixel_opt={'type': 'ESU', 'img_rnage': 1})),
-            'train.pixel_opt.img_rnage', "did you mean 'img_range'")
-    refused(runner.train(step2(runner)), 'path.pretrain_network_g', 'experiments/step1/models/net_g_latest.pth')
+    def train(yml):
+        assert main(True, ['-opt', str(yml)]) == 2
+        text = capfd.readouterr().err
+        assert 'Traceback' not in text
+        return text.splitlines()[-1]
+
+    return train
+
+
+def test_bad_input_is_one_line_before_the_first_iteration(runner, rejected):
+    process = runner.train('nowhere.yml')
+    assert process.returncode == 2
+    assert process.stdout.splitlines()[-1].endswith("-opt: 'nowhere.yml': No such file or directory.")
+    for yml, *parts in (
+            (runner.write_yml('a', datasets__train__dataroot_lq='datasets/nowhere.lmdb'),
+             'datasets.train.dataroot_lq', 'datasets/nowhere.lmdb'),
+            (runner.write_yml('b', network_g__upscale=4), 'scale: 2', 'upscale: 4'),
+            (runner.write_yml('c', train__pixel_opt={'type': 'ESU', 'img_rnage': 1}), 'train.pixel_opt.img_rnage',
+             "did you mean 'img_range'"),
+            (step2(runner), 'path.pretrain_network_g', 'experiments/step1/models/net_g_latest.pth')):
+        line = rejected(yml)
+        assert all(part in line for part in parts), line
     assert not (runner.folder / 'experiments').exists()
 
 
@@ -215,12 +225,11 @@ def test_overrides_and_what_is_not_checked(runner):
     assert copied.endswith(yml.read_text())
 
 
-def test_refused_run_displaces_no_finished_one(runner):
+def test_rejected_run_replaces_no_finished_one(runner, rejected):
     ok(runner.train(runner.write_yml('step1', train__total_iter=1, val=None)))
     for changes in ({'network_g__num_feats': 8}, {'network_g__type': 'EDSRTwo'}, {'train__pixel_opt': {'type': 'UDL'}},
                     {'path__pretrain_network_g': 'nowhere.pth'}, {'path__resume_state': 'nowhere.state'},
                     {'path__resume_state': 'experiments/step1/models/net_g_latest.pth'},
                     {'network_g__num_block': 3, 'path__pretrain_network_g': 'experiments/step1/models/net_g_1.pth'}):
-        process = runner.train(runner.write_yml('step1', **changes))
-        assert process.returncode == 2, process.stdout
+        rejected(runner.write_yml('step1', **changes))
     assert [path.name for path in (runner.folder / 'experiments').iterdir()] == ['step1']

@@ -1,5 +1,4 @@
 """Untrusted files: nothing in them is executed, and nothing is written outside the folders that the options name."""
-import json
 import subprocess
 import sys
 
@@ -129,22 +128,8 @@ def test_backend_that_would_run_code_or_write(runner, run, backend, arguments):
         return  # --no-check accepts it
     status, last_line = run(yml, *arguments)
     assert status == 2
-    assert 'io_backend: ' in last_line
+    assert 'io_backend' in last_line
     assert not list(runner.folder.rglob('payload'))
-
-
-@pytest.mark.parametrize('names', [['../payload'], ['..'], ['a/b'], [5], 5])
-def test_forged_list_of_unfinished_folders(tmp_path, names):
-    """`atomic_folders` completes an interrupted run from the names it left; none may lead out of the folder."""
-    from udl_plugin.errors import UserError
-    from udl_plugin.utils.atomic_io import COMPLETE, UNFINISHED, atomic_folders
-    (tmp_path / 'payload').write_text('mine')
-    (tmp_path / 'data/payload').mkdir(parents=True)
-    (tmp_path / 'data' / UNFINISHED).mkdir()
-    (tmp_path / 'data' / UNFINISHED / COMPLETE).write_text(json.dumps({'names': names, 'force': True}))
-    with pytest.raises(UserError, match='is not of ours'), atomic_folders(tmp_path / 'data', ['x']):
-        pass
-    assert (tmp_path / 'payload').read_text() == 'mine'
 
 
 class Call:

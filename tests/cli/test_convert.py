@@ -70,7 +70,7 @@ def test_opt(tmp_path, capsys):
     assert run(tmp_path / 'old.pth', tmp_path / 'b.pth', '--opt', tmp_path / 'x.yml') == 0
     assert capsys.readouterr().err == ''
     assert torch.load(tmp_path / 'b.pth')['network_g'] == {**NETWORK_G, 'type': 'EDSR'}
-    for text, message in (('a: [', 'x.yml'), ('- 1', 'has no network_g'), ('network_g: 3', 'has no network_g')):
+    for text, message in (('a: [', 'x.yml'), ('- 1', 'is not an option file'), ('network_g: 3', 'has no network_g')):
         (tmp_path / 'x.yml').write_text(text)
         assert run(tmp_path / 'old.pth', tmp_path / 'c.pth', '--opt', tmp_path / 'x.yml') == 2
         err = capsys.readouterr().err

@@ -133,7 +133,7 @@ def read_network_g(path: str) -> dict[str, Any]:
         options = read_yml(path)
     except UserError as err:
         raise UserError(f'--opt: {err}') from err
-    network_g = options.get('network_g') if isinstance(options, dict) else None
+    network_g = options.get('network_g')
     if not isinstance(network_g, dict):
         raise UserError(f"--opt: '{path}' has no network_g. Pass the yml that trained the network.")
     return network_g

@@ -46,7 +46,7 @@ def get_image_name(path: str) -> str:
 
 
 def evaluate(opt: dict[str, Any], on_image: OnImage, uncertainty: bool = False) -> None:
-    """Runs a network on its datasets, as BasicSR's `test_pipeline` does.
+    """Runs a network on its datasets, image by image, through the methods that BasicSR's validation calls.
 
     Args:
         opt: See `build_test_opt`; or a test's option file as `parse_options` returns it.
@@ -58,25 +58,14 @@ def evaluate(opt: dict[str, Any], on_image: OnImage, uncertainty: bool = False) 
     """
     model = build_model(opt)
     model.validates_maps = uncertainty
-    feed_data, get_current_visuals = model.feed_data, model.get_current_visuals
-    now = {}
-
-    def feed_and_note(data):
-        now['name'] = get_image_name(data['lq_path'][0])
-        feed_data(data)
-
-    def visuals_and_report():
-        visuals = get_current_visuals()
-        lq, sr, gt = (tensor2img([visuals[key]]) for key in ('lq', 'result', 'gt'))
-        log_var = visuals.get('log_var')
-        on_image(now['set'], ImageResult(now['name'], lq, sr, gt, None if log_var is None else log_var[0].numpy()))
-        return visuals
-
-    model.feed_data, model.get_current_visuals = feed_and_note, visuals_and_report
     for dataset_opt in opt['datasets'].values():
-        loader = build_dataloader(build_test_set(dataset_opt, dataset_opt['scale']), dataset_opt)
-        now['set'] = dataset_opt['name']
-        model.validation(loader, current_iter=opt['name'], tb_logger=None, save_img=opt['val'].get('save_img', False))
+        for data in build_dataloader(build_test_set(dataset_opt, dataset_opt['scale']), dataset_opt):
+            model.feed_data(data)
+            model.test()
+            visuals = model.get_current_visuals()
+            lq, sr, gt = (tensor2img([visuals[key]]) for key in ('lq', 'result', 'gt'))
+            log_var = visuals['log_var'][0].numpy() if 'log_var' in visuals else None
+            on_image(dataset_opt['name'], ImageResult(get_image_name(data['lq_path'][0]), lq, sr, gt, log_var))
 
 
 def evaluate_bicubic(datasets: Iterable[dict[str, Any]], scale: int, on_image: OnImage) -> None:
