@@ -43,7 +43,7 @@ def write_images(path, images):
 
 
 def read_pairs(gt, lq, scale=2):
-    """Key to GT and LQ image of two LMDBs, as upstream's PairedImageDataset reads them."""
+    """Key to GT and LQ image of two LMDBs, as BasicSR's PairedImageDataset reads them."""
     from basicsr.data import build_dataset
     pairs = build_dataset({'name': 'x', 'type': 'PairedImageDataset', 'phase': 'val', 'scale': scale,
                            'io_backend': {'type': 'lmdb'}, 'dataroot_gt': str(gt), 'dataroot_lq': str(lq)})

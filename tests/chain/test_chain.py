@@ -76,7 +76,7 @@ def test_our_entry_points(runner):
     assert f'# psnr: {psnr:.4f}' in log
     assert np.load(folder / 'astronaut_test_log_var.npy').shape == (3, 512, 512)
 
-    # what ships is a plain EDSR, for upstream's model and arch
+    # what ships is a plain EDSR, for BasicSR's model and arch
     log = ok(runner.run('-m', 'udl_plugin.cli.convert', models / 'net_g_latest.pth', 'edsr.pth'))
     assert 'type: EDSR\n' in log
     assert 'Note' not in log
@@ -221,7 +221,7 @@ def test_overrides_and_what_is_not_checked(runner):
     assert 'iter:       2' not in log
     copied = (runner.folder / 'experiments/step1/step1.yml').read_text()
     assert all(f'\n#   {override}\n' in copied for override in overrides)
-    assert '--force_yml train:total_iter=1 ' in copied  # upstream's line with the command
+    assert '--force_yml train:total_iter=1 ' in copied  # BasicSR's line with the command
     assert copied.endswith(yml.read_text())
 
 

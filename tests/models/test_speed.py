@@ -1,4 +1,4 @@
-"""What makes training faster or smaller, and what it must not change."""
+"""Options that make training faster or smaller, and what they must not change."""
 import copy
 import shutil
 
@@ -62,7 +62,7 @@ class Pairs(Dataset):
 
 @pytest.mark.parametrize('step', [1, 2])
 @pytest.mark.parametrize('change', CHANGES)
-def test_gradients_are_those_of_plain_training(tmp_path, step, change):
+def test_gradients_equal_those_of_plain_training(tmp_path, step, change):
     plain, changed = (iterate(build_model(options(step, tmp_path, **train))) for train in ({}, CHANGES[change]))
     tolerance = 0.05 if 'amp' in CHANGES[change] else 1e-5
     assert changed.log_dict['l_pix'] == pytest.approx(plain.log_dict['l_pix'], rel=tolerance / 5)
@@ -74,8 +74,8 @@ def test_gradients_are_those_of_plain_training(tmp_path, step, change):
 
 @pytest.mark.parametrize('step', [1, 2])
 @pytest.mark.parametrize('change', CHANGES)
-def test_checkpoints_are_those_of_plain_training(tmp_path, step, change):
-    """Float32, under the same names and in the same layout; and a training goes on from them."""
+def test_checkpoints_look_like_those_of_plain_training(tmp_path, step, change):
+    """Float32, under the same names and in the same layout; and a training continues from them."""
     saved = {}
     for name, train in (('plain', {}), ('changed', CHANGES[change])):
         folder = tmp_path / name
@@ -105,7 +105,7 @@ def test_checkpoints_are_those_of_plain_training(tmp_path, step, change):
 
 
 def dtypes_of(model):
-    """Names of convolutions to the dtype of what they gave last."""
+    """Names of convolutions to the dtype of their last output."""
     found = {}
     for name, module in model.net_g.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -113,7 +113,7 @@ def dtypes_of(model):
     return found
 
 
-def test_where_autocast_is(tmp_path):
+def test_where_autocast_applies(tmp_path):
     model = build_model(options(2, tmp_path, amp='bf16'))
     found = dtypes_of(model)
     seen = {}
@@ -164,7 +164,7 @@ def test_fp16_scales_its_gradients_and_resumes_the_scale(tmp_path):
     assert resumed.scaler.get_scale() == 1024
 
 
-def test_fp16_leaves_out_a_step_that_overflows(tmp_path):
+def test_fp16_skips_a_step_that_overflows(tmp_path):
     """Its moving average too."""
     model = build_model(options(1, tmp_path, amp='fp16', ema_decay=0.5))
     iterate(model)
@@ -178,7 +178,7 @@ def test_fp16_leaves_out_a_step_that_overflows(tmp_path):
 
 
 @pytest.mark.parametrize('loss', ['ESU', 'L1Loss'])
-def test_overflow_in_fp16_names_it(tmp_path, loss):
+def test_overflow_in_fp16_is_explained(tmp_path, loss):
     """In the network, in training and in validation; and in every gradient."""
     opt = options(1, tmp_path, amp='fp16', pixel_opt={'type': loss})
     opt['val']['amp'] = 'fp16'
@@ -198,7 +198,7 @@ def test_overflow_in_fp16_names_it(tmp_path, loss):
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
-def test_fingerprint_is_of_what_is_loaded(dtype):
+def test_fingerprint_of_loaded_weights(dtype):
     net = EDSRVar(**TINY)
     stored = {name: value.to(dtype) for name, value in net.state_dict().items()}
     net.load_state_dict(stored)
@@ -208,7 +208,7 @@ def test_fingerprint_is_of_what_is_loaded(dtype):
 
 
 def test_maps_of_another_network(tmp_path):
-    """As after step 1 was trained again: refused; a plain network takes them."""
+    """As after step 1 was trained again: rejected; a base network accepts them."""
     opt = options(2, tmp_path)
     frozen = torch.load(opt['path']['pretrain_network_g'])['params']
     for name, print_of in (('right', fingerprint(frozen)), ('wrong', 'of something else')):
@@ -231,7 +231,7 @@ def test_state_of_another_precision_resumes(tmp_path, amp):
     state = torch.load(tmp_path / '1.state')
     for other in (None, 'bf16', 'fp16'):
         build_model(options(1, tmp_path, amp=other)).resume_training(copy.deepcopy(state))
-    del state['scaler']  # as upstream writes it
+    del state['scaler']  # as BasicSR writes it
     build_model(options(1, tmp_path, amp=amp)).resume_training(state)
 
 
@@ -247,7 +247,7 @@ def test_weights_and_features_are_channels_last(tmp_path):
     assert features[0].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_batch_goes_through_in_parts(tmp_path):
+def test_batch_passes_in_parts(tmp_path):
     model = build_model(options(2, tmp_path, accumulate=4))
     sizes = []
     model.net_g.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
@@ -258,7 +258,7 @@ def test_batch_goes_through_in_parts(tmp_path):
     assert len(steps) == 1
 
 
-def test_maps_of_the_data_take_the_place_of_the_frozen_network(tmp_path):
+def test_cached_maps_replace_the_frozen_network(tmp_path):
     """Loss and gradients are those of the online map; the frozen network is not run."""
     online = iterate(build_model(options(2, tmp_path)))
     cached = build_model(options(2, tmp_path, accumulate=2))

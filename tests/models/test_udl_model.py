@@ -62,7 +62,7 @@ def test_step_1_trains_everything(tmp_path):
     assert np.isfinite(model.log_dict['l_pix'])
 
 
-def test_step_2_trains_one_branch_and_leaves_the_other_to_the_bit(tmp_path):
+def test_step_2_trains_one_branch_and_not_the_other(tmp_path):
     model = build_model(step2_options(tmp_path))
     before = snapshot(model.net_g)
     iterate(model)
@@ -72,7 +72,7 @@ def test_step_2_trains_one_branch_and_leaves_the_other_to_the_bit(tmp_path):
 
 
 def test_step_2_loss_is_the_weighted_l1(tmp_path):
-    """The loss of an iteration, from the networks by hand."""
+    """The loss of an iteration, computed by hand from the networks."""
     model = build_model(step2_options(tmp_path))
     lq, gt = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16)
     with torch.no_grad():
@@ -95,9 +95,9 @@ def test_saved_network_is_a_plain_edsr(tmp_path):
 
 
 @pytest.mark.parametrize('ema', [False, True])
-def test_checkpoint_says_what_it_is_of(tmp_path, ema):
+def test_checkpoint_records_its_network(tmp_path, ema):
     opt = step2_options(tmp_path, ema, **({'ema_decay': 0.9} if ema else {}))
-    opt['network_g'] = OrderedDict(opt['network_g'], rgb_mean=(0, 0, 0))  # as upstream's reader of ymls gives it
+    opt['network_g'] = OrderedDict(opt['network_g'], rgb_mean=(0, 0, 0))  # as BasicSR's yml loader returns it
     model = iterate(build_model(opt))
     model.save(epoch=0, current_iter=-1)
     saved = torch.load(tmp_path / 'net_g_latest.pth', weights_only=True)
@@ -112,8 +112,8 @@ def test_checkpoint_says_what_it_is_of(tmp_path, ema):
     assert found.network_g == saved['network_g']
 
 
-def test_validation_of_sizes_that_a_backbone_does_not_take(tmp_path):
-    """SwinIR wants multiples of its window; upstream has a model of its own for it."""
+def test_validation_pads_to_the_required_multiple(tmp_path):
+    """SwinIR requires multiples of its window; BasicSR has a separate model for it."""
     backbone = {'type': 'SwinIR', 'img_size': 8, 'window_size': 8, 'depths': [2], 'embed_dim': 12, 'num_heads': [2],
                 'upscale': 2, 'upsampler': 'pixelshuffledirect'}
     opt = model_options(1, tmp_path)
@@ -131,8 +131,8 @@ def test_validation_of_sizes_that_a_backbone_does_not_take(tmp_path):
             assert torch.equal(model.output, model.net_g.eval()(filled)[:, :, :26, :36])
 
 
-def test_moving_average_of_what_a_file_does_not_have(tmp_path):
-    """It starts where the network does, not at random numbers of its own."""
+def test_ema_of_parameters_missing_in_the_checkpoint(tmp_path):
+    """It starts where the network does, not with random numbers of its own."""
     plain = EDSR(**TINY).state_dict()
     torch.save({'params': plain}, tmp_path / 'plain.pth')
     opt = model_options(1, tmp_path, ema_decay=0.9)
@@ -172,7 +172,7 @@ def test_full_disk_does_not_end_the_training(tmp_path, monkeypatch, caplog):
 
 
 @pytest.mark.parametrize('step', [1, 2])
-def test_nothing_is_warned_of(tmp_path, step, caplog, monkeypatch):
+def test_no_warnings(tmp_path, step, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger('basicsr'), 'propagate', True)
     build_model(model_options(1, tmp_path) if step == 1 else step2_options(tmp_path))
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
@@ -180,7 +180,7 @@ def test_nothing_is_warned_of(tmp_path, step, caplog, monkeypatch):
 
 @pytest.mark.parametrize('step', [1, 2])
 def test_ema(tmp_path, step):
-    """The average follows the trained tensors by upstream's rule and keeps the frozen ones."""
+    """The average follows the trained tensors by BasicSR's rule and keeps the frozen ones."""
     model = build_model(model_options(1, tmp_path, ema_decay=0.5) if step == 1 else
                         step2_options(tmp_path, ema_decay=0.5))
     expected = snapshot(model.net_g_ema)
@@ -197,7 +197,7 @@ def test_ema(tmp_path, step):
 
 
 @pytest.mark.parametrize('key', ['params', 'params_ema'])
-def test_step_2_takes_the_weights_that_are_asked_for(tmp_path, key):
+def test_step_2_loads_the_selected_weights(tmp_path, key):
     opt = step2_options(tmp_path, ema=True, ema_decay=0.9)
     opt['path']['param_key_g'] = key
     model = build_model(opt)
@@ -206,7 +206,7 @@ def test_step_2_takes_the_weights_that_are_asked_for(tmp_path, key):
     assert same(model.net_g.state_dict(), model.net_g_ema.state_dict(), 'var_net.')
 
 
-def test_step_2_goes_on_from_step_2(tmp_path):
+def test_step_2_continues_from_step_2(tmp_path):
     model = iterate(build_model(step2_options(tmp_path)))
     model.save(epoch=0, current_iter=3)
     opt = model_options(2, tmp_path)
@@ -214,8 +214,8 @@ def test_step_2_goes_on_from_step_2(tmp_path):
     assert same(model.net_g.state_dict(), build_model(opt).net_g.state_dict())
 
 
-def test_other_losses_beside(tmp_path):
-    """An upstream pixel loss alone, and a perceptual loss beside UDL (a stub: VGG's weights are a download)."""
+def test_other_losses(tmp_path):
+    """A pixel loss of BasicSR alone, and a perceptual loss next to UDL (a stub: VGG's weights are a download)."""
     opt = step2_options(tmp_path)
     opt['train']['pixel_opt'] = {'type': 'L1Loss'}
     model = build_model(opt)
@@ -230,7 +230,7 @@ def test_other_losses_beside(tmp_path):
 
 
 @pytest.mark.parametrize('step', [1, 2])
-def test_upstream_model_takes_the_networks_as_plain_ones(tmp_path, step):
+def test_srmodel_accepts_the_networks(tmp_path, step):
     opt = model_options(1, tmp_path) if step == 1 else step2_options(tmp_path)
     opt.update(model_type='SRModel')
     opt['train'].update(pixel_opt={'type': 'L1Loss'}, ema_decay=0.9)
@@ -258,7 +258,7 @@ class OnePair(Dataset):
 @pytest.mark.parametrize(('is_train', 'suffix', 'folder', 'stem'), [
     (True, None, 'bird', 'bird_7'), (False, None, 'Set1', 'bird_test'), (False, 'x', 'Set1', 'bird_x')])
 @pytest.mark.parametrize('step', [1, 2])
-def test_validation_saves_the_map_beside_the_image(tmp_path, step, is_train, suffix, folder, stem):
+def test_validation_saves_the_map_next_to_the_image(tmp_path, step, is_train, suffix, folder, stem):
     opt = step2_options(tmp_path)
     if step == 1:
         opt = model_options(1, tmp_path)
@@ -306,7 +306,7 @@ def test_pictures_with_fixed_limits(tmp_path):
     assert (picture != uncertainty_picture(log_var)).any()
 
 
-def test_step_2_weighs_by_the_error_of_the_frozen_network(tmp_path):
+def test_step_2_weighted_by_the_error_of_the_frozen_network(tmp_path):
     model = build_model(step2_options(tmp_path, pixel_opt={'type': 'UDL', 'source': 'error'}))
     iterate(model, 2)  # the two branches differ now
     model.feed_data({'lq': torch.rand(2, 3, 8, 8), 'gt': torch.rand(2, 3, 16, 16)})
@@ -318,8 +318,8 @@ def test_step_2_weighs_by_the_error_of_the_frozen_network(tmp_path):
     assert loss == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_training_state_is_whole_and_has_its_network(tmp_path, monkeypatch, caplog):
-    """What is torn, or without its network, --auto_resume would take and fail over."""
+def test_training_state_is_complete_and_has_its_network(tmp_path, monkeypatch, caplog):
+    """An incomplete state, or one without its network, would make --auto_resume fail."""
     model = iterate(build_model(model_options(1, tmp_path)), 1)
     model.save(0, 1)
     assert torch.load(tmp_path / '1.state')['iter'] == 1
@@ -353,7 +353,7 @@ def test_validation_gives_the_same_image_with_and_without_map(tmp_path):
     assert plain.metric_results == mapped.metric_results
 
 
-def test_nothing_is_saved_outside_of_validation(tmp_path):
+def test_test_alone_saves_nothing(tmp_path):
     opt = step2_options(tmp_path)
     opt['val']['save_uncertainty'] = True
     model = build_model(opt)
@@ -375,7 +375,7 @@ def test_validation_on_several_gpus_does_not_split_its_one_image(tmp_path):
     model.validation(DataLoader(OnePair()), 7, None, save_img=False)
 
 
-def test_validation_is_of_the_moving_average(tmp_path):
+def test_validation_runs_the_ema(tmp_path):
     opt = step2_options(tmp_path, ema_decay=0.9)
     opt['val']['save_uncertainty'] = True
     model = iterate(build_model(opt))
@@ -438,7 +438,7 @@ def test_step_1_may_start_from_plain_edsr_if_asked(tmp_path):
     assert same(torch.load(tmp_path / 'edsr.pth')['params'], model.net_g.state_dict())
 
 
-def test_strict_load_false_loads_what_fits_and_something_must(tmp_path):
+def test_strict_load_false_loads_what_fits_but_requires_something(tmp_path):
     opt = model_options(1, tmp_path)
     opt['path'].update(pretrain_network_g=save_step1(tmp_path, upscale=4), strict_load_g=False)
     model, given = build_model(opt), torch.load(tmp_path / 'step1.pth')['params']

@@ -238,7 +238,7 @@ class UDLModel(SRModel):
         """
         net = self.get_bare_model(net)
         if self.opt['path'].get('param_key_g', 'params') is None:
-            param_key = None  # the file is a state dict itself, for EMA too, where BasicSR asks for `params_ema`
+            param_key = None  # the file is a state dict itself, for EMA too, where BasicSR reads `params_ema`
         state_dict, found_key, mismatch = load_matching_state_dict(net, load_path, param_key, strict,
                                                                    self._read_checkpoint)
         logger = get_root_logger()

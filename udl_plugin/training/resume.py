@@ -19,7 +19,7 @@ BASICSR_KEYS = {'epoch', 'iter', 'optimizers', 'schedulers'}
 
 
 def find_resume_state(opt: dict[str, Any]) -> tuple[dict[str, Any] | None, list[str]]:
-    """The training state that `--auto_resume` or `path: resume_state` asks for, and messages for the log.
+    """The training state that `--auto_resume` or `path: resume_state` selects, and messages for the log.
 
     Like `load_resume_state` in `basicsr/train.py`, but read on the CPU (the optimizer moves it to the parameters'
     device). `--auto_resume` takes the newest state that is complete and has its network, and prefers one from before
