@@ -112,9 +112,10 @@ def _prepare(option_file: OptionFile, args: argparse.Namespace, is_train: bool) 
         if errors:  # otherwise the model is built next, and finds these
             errors += network_errors(opt, errors)
     raise_errors(errors)
-    if is_train and state is None and Path(opt['path']['experiments_root']) in Path(args.opt).resolve().parents:
-        raise UserError(f"-opt: '{args.opt}' lies in {osp.relpath(opt['path']['experiments_root'])}, which is renamed "
-                        'when a new training starts. Copy the file out of it, or pass --auto_resume to continue.')
+    folder = Path(opt['path'].get('experiments_root', 'experiments'))  # none in a test
+    if is_train and state is None and folder.resolve() in Path(args.opt).resolve().parents:
+        raise UserError(f"-opt: '{args.opt}' lies in {osp.relpath(folder)}, which is renamed when a new training "
+                        'starts. Copy the file out of it, or pass --auto_resume to continue.')
     return opt, state, messages
 
 
