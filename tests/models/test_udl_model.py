@@ -153,7 +153,9 @@ def test_checkpoint_records_the_loss_of_the_variance_head(tmp_path):
         build_model(opt).save(0, iteration)
         assert torch.load(tmp_path / f'net_g_{iteration}.pth')['uncertainty_loss'] == 'EU'
     build_model(step2_options(tmp_path)).save(0, 4)
-    assert 'uncertainty_loss' not in torch.load(tmp_path / 'net_g_4.pth')
+    build_model(model_options(1, tmp_path, pixel_opt={'type': 'ESU', 'img_range': 1})).save(0, 5)  # of another unit
+    for iteration in (4, 5):
+        assert 'uncertainty_loss' not in torch.load(tmp_path / f'net_g_{iteration}.pth')
 
 
 def test_full_disk_does_not_end_the_training(tmp_path, monkeypatch, caplog):

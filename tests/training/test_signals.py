@@ -13,6 +13,8 @@ from udl_plugin.training.signals import SIGNALS, StopSignal
 @pytest.mark.parametrize('number', SIGNALS)
 def test_signal_is_recorded(number):
     before = signal.getsignal(number)
+    if before is signal.SIG_IGN:  # SIGHUP in tests that run under nohup
+        pytest.skip(f'{number.name} is ignored here')
     with StopSignal() as stop:
         assert not stop.requested()
         os.kill(os.getpid(), number)

@@ -257,11 +257,10 @@ HOLD = """
 import os, signal, subprocess, sys, time
 from udl_plugin.utils.atomic_io import exclusive_lock
 with exclusive_lock(sys.argv[1]) as descriptor:
-    if sys.argv[2] == 'fork' and not os.fork():
-        time.sleep(60)
     if sys.argv[2] == 'program':
         subprocess.Popen(['sleep', '60'], pass_fds=[descriptor], stdout=subprocess.DEVNULL)
-    print(flush=True)
+    if sys.argv[2] != 'fork' or not os.fork():  # the child is ready after the parent
+        print(flush=True)
     time.sleep(60)
 """
 

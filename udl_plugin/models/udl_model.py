@@ -127,9 +127,12 @@ class UDLModel(SRModel):
         self._saved_positions: list[Any] = []
 
     def _uncertainty_loss(self) -> str | None:
-        """The loss that trains the variance head, or trained the one in the checkpoint, as far as that is recorded."""
+        """The loss that trains the variance head, or trained the one in the checkpoint, as far as that is recorded.
+
+        None if the head is not trained on errors in 8-bit levels: its map has another unit.
+        """
         if getattr(self.cri_pix, 'trains_log_var', False):
-            return type(self.cri_pix).__name__
+            return type(self.cri_pix).__name__ if self.cri_pix.img_range == 255 else None
         path = self.opt['path'].get('pretrain_network_g')
         return path and get_uncertainty_loss(self._read_checkpoint(path))
 

@@ -8,9 +8,10 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 SIGNALS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
 REPEAT_WITHIN = 2.0  # seconds in which a repeated signal counts as the first one: batch systems and `timeout` send two
@@ -59,9 +60,8 @@ class StopSignal:
                 one was asked to. None: ask this process only.
         """
         if device is not None:
-            flag = torch.tensor(self.number, device=device)
-            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-            self.number = int(flag)
+            from udl_plugin.utils.distributed import max_over_ranks
+            self.number = max_over_ranks(self.number, device)
         return bool(self.number)
 
     @property
