@@ -215,17 +215,25 @@ def test_nothing_is_removed_while_iterations_are_skipped(tmp_path):
     assert saved(tmp_path) == ['4.state', 'net_g_4.pth']
 
 
-def test_no_state_without_its_network(tmp_path, monkeypatch):
-    """If the disk is too full for the network, its smaller state is not written either, and the older pair stays."""
+@pytest.fixture
+def saved_once(tmp_path):
+    """A model that keeps one checkpoint, and has written that of iteration 1."""
     opt = model_options(1, tmp_path)
     opt['logger'] = {'save_keep': 1}
     model = build_model(opt)
     step(model, 1)
     model.save(0, 1)
+    return model
 
-    def full(*_):
-        raise OSError(28, 'No space left on device')
 
+def full(*_):
+    """In place of a function that writes."""
+    raise OSError(28, 'No space left on device')
+
+
+def test_no_state_without_its_network(tmp_path, monkeypatch, saved_once):
+    """If the disk is too full for the network, its smaller state is not written either, and the older pair stays."""
+    model = saved_once
     step(model, 2)
     with monkeypatch.context() as for_networks:
         for_networks.setattr('udl_plugin.models.checkpoint_manager.save_checkpoint', full)
@@ -236,16 +244,8 @@ def test_no_state_without_its_network(tmp_path, monkeypatch):
     assert saved(tmp_path) == ['3.state', 'net_g_3.pth']
 
 
-def test_nothing_is_removed_when_nothing_can_be_written(tmp_path, monkeypatch):
-    opt = model_options(1, tmp_path)
-    opt['logger'] = {'save_keep': 1}
-    model = build_model(opt)
-    step(model, 1)
-    model.save(0, 1)
-
-    def full(file):
-        raise OSError(28, 'No space left on device')
-
+def test_nothing_is_removed_when_nothing_can_be_written(tmp_path, monkeypatch, saved_once):
+    model = saved_once
     monkeypatch.setattr('udl_plugin.utils.atomic_io.os.fsync', full)
     step(model, 2)
     model.save(0, 2)
