@@ -82,6 +82,7 @@ def register() -> None:
     for registry, name, cls in classes:
         if name not in registry:
             registry.register(cls)
+    importlib.import_module('udl_plugin.utils.vector_math').warm_up()  # here, as no network of ours computes before
 
 
 def _is_being_imported(module: ModuleType) -> bool:
