@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from forked_python import PATIENCE, run_module
 
 import udl_plugin.archs  # noqa: F401 (first: makes basicsr importable and registers our names)
 from udl_plugin.data.lmdb_io import encode, open_writer, shape_of
@@ -18,7 +19,6 @@ from udl_plugin.prepare.demo_data import write_demo_data
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = ROOT / 'options'
-PATIENCE = 300  # seconds that any entry point may take in a test
 TINY = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2, 'upscale': 2}
 
 THREADS = 1 if 'PYTEST_XDIST_WORKER' in os.environ else 2  # two tests at a time: a core each
@@ -202,6 +202,8 @@ class Runner:
 
         One that hangs, or leaves a process behind that does, fails the test with the stacks of all of them.
         """
+        if command[0] == '-m' and not environment:
+            return run_module(self.folder, *command[1:])
         environment = {**os.environ, 'UDL_PLUGIN_AUTOLOAD': '1', 'PYTHONFAULTHANDLER': '1', **environment}
         command = [sys.executable, *map(str, command)]
         with subprocess.Popen(command, cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
