@@ -28,7 +28,8 @@ def test_repeated_registration_changes_nothing():
 
 FORKED = """
 import importlib, os, sys
-import cv2, mmengine._strategy, pydantic, scipy.stats, skimage.metrics, torchvision  # before the forks: faster
+import cv2, lmdb, matplotlib.pyplot, mmengine._strategy, pydantic, scipy.stats  # before the forks: faster
+import skimage.metrics, torch.utils.tensorboard, torchvision
 failed = []
 for name in sys.argv[1:]:
     child = os.fork()
