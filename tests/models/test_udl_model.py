@@ -334,11 +334,6 @@ def test_training_state_is_complete_and_has_its_network(tmp_path, monkeypatch, c
         context.setattr('udl_plugin.utils.atomic_io.os.fsync', full)
         model.save(0, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == files
-    with monkeypatch.context() as context:
-        context.setattr(model.checkpoints, 'save_network',
-                        lambda *_, **__: setattr(model.checkpoints, 'network_is_saved', False))
-        model.save(0, 3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == files
     model.save(0, 4)
     model.save(-1, -1)
     assert {path.name for path in tmp_path.iterdir()} == {*files, 'net_g_4.pth', '4.state', 'net_g_latest.pth'}
