@@ -280,7 +280,7 @@ class UDLModel(SRModel):
             return
         state = {'epoch': epoch, 'iter': current_iter, 'optimizers': [part.state_dict() for part in self.optimizers],
                  'schedulers': [part.state_dict() for part in self.schedulers], 'scaler': self.scaler.state_dict(),
-                 'best_metric_results': _without_numpy(self.best_metric_results), 'skips': self.guard.skips,
+                 'best_metric_results': self.best_metric_results, 'skips': self.guard.skips,
                  'skips_in_row': self.guard.skips_in_row, 'validated': False,
                  'network': fingerprint(self.get_bare_model(self.net_g).state_dict())}
         if all(self._positions):
@@ -306,7 +306,7 @@ class UDLModel(SRModel):
         state = self._saved_state
         if self.saved_iter == iteration and not state['validated'] and 'random' in state:
             state['random'][self.opt['rank']] = random
-            state.update(validated=True, best_metric_results=_without_numpy(self.best_metric_results))
+            state.update(validated=True, best_metric_results=self.best_metric_results)
             self.checkpoints.save_state(state)
 
     def _save_best(self, dataset_name: str, iteration: int) -> None:
@@ -344,9 +344,3 @@ class UDLModel(SRModel):
         metrics = ((self.opt.get('val') or {}).get('metrics') or {}).keys()
         self.best_metric_results = {name: record for name, record in resume_state.get('best_metric_results', {}).items()
                                     if record.keys() == metrics}
-
-
-def _without_numpy(best_metric_results: dict) -> dict:
-    """With builtin floats: a checkpoint that `weights_only` reads holds no NumPy scalars."""
-    return {name: {metric: {**best, 'val': float(best['val'])} for metric, best in record.items()}
-            for name, record in best_metric_results.items()}

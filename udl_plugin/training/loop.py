@@ -60,7 +60,7 @@ def train(opt: dict[str, Any], state: dict[str, Any] | None, messages: list[str]
                     training.resume(state)
                 training.run()
             except (Exception, Stopped) as err:
-                raise StoppedEarly(training.save_on_exit(), stop) from err
+                raise StoppedEarly(training.save_on_exit(), stop.number) from err
 
 
 class _Training:
@@ -143,11 +143,9 @@ class _Training:
     def save_on_exit(self) -> int | None:
         """Saves what was reached, if it is not yet; returns the iteration that a resumed training continues from."""
         together = not self.opt['dist'] or self.stop.number  # after an error, the other ranks do not save with this one
-        if together and not self.in_step and self.iteration > 0 and self._saved_iter() != self.iteration:
+        saved_iter = getattr(self.model, 'saved_iter', None)  # only UDLModel has it
+        if together and not self.in_step and self.iteration > 0 and saved_iter != self.iteration:
             self.save()
-        return self._saved_iter()
-
-    def _saved_iter(self) -> int | None:
         return getattr(self.model, 'saved_iter', None)
 
     def resume(self, state: dict[str, Any]) -> None:
@@ -176,12 +174,12 @@ class StoppedEarly(Exception):
 
     Attributes:
         saved_iter: The iteration that `--auto_resume` continues from; None if there is none.
-        stop: The signal, if it was one.
+        signal_number: Of the signal that ended it; 0 if none did.
     """
 
-    def __init__(self, saved_iter: int | None, stop: StopSignal):
+    def __init__(self, saved_iter: int | None, signal_number: int):
         super().__init__('the training ended early')
-        self.saved_iter, self.stop = saved_iter, stop
+        self.saved_iter, self.signal_number = saved_iter, signal_number
 
 
 def test(opt: dict[str, Any]) -> None:

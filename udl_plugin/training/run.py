@@ -66,9 +66,9 @@ def main(is_train: bool, argv: list[str] | None = None) -> int:
         return _report(args, 'ended by SIGINT.', 130)
     except StoppedEarly as err:
         resumable = f' Iteration {err.saved_iter} is saved; resume with --auto_resume.' if err.saved_iter else ''
-        number = err.stop.number
-        if number:
-            return _report(args, f'ended by {signal.Signals(number).name}.{resumable}', 128 + number)
+        if err.signal_number:
+            name = signal.Signals(err.signal_number).name
+            return _report(args, f'ended by {name}.{resumable}', 128 + err.signal_number)
         assert err.__cause__ is not None
         return _report_error(args, err.__cause__, option_file, resumable)
     except Exception as err:
