@@ -162,10 +162,9 @@ def test_link_in_the_way_is_not_followed(tmp_path):
 # ---- exclusive_lock
 
 @pytest.fixture(params=['flock', pytest.param('filelock', id='as on Windows')])
-def lock_kind(request, monkeypatch, tmp_path_factory):
+def lock_kind(request, monkeypatch):
     if request.param == 'filelock':
         monkeypatch.setattr(atomic_io, 'fcntl', None)
-        monkeypatch.setattr(atomic_io.tempfile, 'tempdir', str(tmp_path_factory.mktemp('locks')))
 
 
 def is_locked(folder):

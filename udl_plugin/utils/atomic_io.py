@@ -2,10 +2,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -111,10 +109,8 @@ def exclusive_lock(folder: str | Path) -> Iterator[int | None]:
     if fcntl is None:
         from filelock import FileLock, Timeout
 
-        # not in the folder: Windows renames no folder with an open file in it
-        name = hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()
-        try:
-            with FileLock(Path(tempfile.gettempdir(), f'udl_plugin_{name}.lock'), timeout=0):
+        try:  # beside the folder: Windows renames no folder with an open file in it
+            with FileLock(f'{Path(folder).resolve()}.lock', timeout=0):
                 yield None
         except Timeout:
             raise error from None
