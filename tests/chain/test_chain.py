@@ -196,7 +196,7 @@ def rejected(runner, monkeypatch, capfd):
 def test_bad_input_is_one_line_before_the_first_iteration(runner, rejected):
     process = runner.train('nowhere.yml')
     assert process.returncode == 2
-    assert process.stdout.splitlines()[-1].endswith("-opt: 'nowhere.yml': No such file or directory.")
+    assert process.stdout.splitlines()[-1].endswith(": 'nowhere.yml': No such file or directory.")
     for yml, *parts in (
             (runner.write_yml('a', datasets__train__dataroot_lq='datasets/nowhere.lmdb'),
              'datasets.train.dataroot_lq', 'datasets/nowhere.lmdb'),
@@ -220,7 +220,6 @@ def test_overrides_and_what_is_not_checked(runner):
     assert 'iter:       1, lr:(1.000e-05' in log
     assert 'iter:       2' not in log
     copied = (runner.folder / 'experiments/step1/step1.yml').read_text()
-    assert all(f'\n#   {override}\n' in copied for override in overrides)
     assert '--force_yml train:total_iter=1 ' in copied  # BasicSR's line with the command
     assert copied.endswith(yml.read_text())
 

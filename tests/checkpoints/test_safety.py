@@ -181,4 +181,4 @@ def test_random_state_with_a_position_out_of_range():
     states = rng_state.to_tensors(rng_state.capture())
     states['numpy'][2] = 1e8
     with pytest.raises(ValueError, match='no position'):
-        rng_state.restore(states)
+        rng_state.from_tensors(states)

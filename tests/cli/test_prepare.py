@@ -282,15 +282,14 @@ def test_kill_at_any_time(tmp_path, many):
     'udl_plugin.data.lmdb_io:LmdbWriter put 1', 'udl_plugin.data.lmdb_io:LmdbWriter put 70',
     'udl_plugin.data.lmdb_io:LmdbWriter _commit 1', 'udl_plugin.data.lmdb_io:LmdbWriter _commit 2',
     'udl_plugin.data.lmdb_io atomic_write 1', 'udl_plugin.data.lmdb_io atomic_write 2',
-    'udl_plugin.prepare.datasets _verify 1', 'pathlib:Path rename 1', 'pathlib:Path rename 2', 'pathlib:Path rename 3'])
+    'udl_plugin.prepare.datasets _verify 1', 'pathlib:Path rename 1', 'pathlib:Path rename 2'])
 def test_kill_at_a_moment(tmp_path, hr, moment):
     out = tmp_path / 'SET'
     run_killed(moment, 'from udl_plugin.cli.prepare import main; main()', *train(hr, out))
     for name in set(left(out)) & set(NAMES):
         found = check_images(out / name, workers=1)
         assert len(found.shapes) == 54 and not found.problems
-    status = main(train(hr, out, '--quiet'))
-    assert status == (2 if moment[-8:] in ('rename 2', 'rename 3') else 0)  # complete; this run moved the rest
+    assert main(train(hr, out, '--quiet')) == 0
     assert left(out) == NAMES
     assert len(read_pairs(*(out / name for name in NAMES))) == 54
 

@@ -179,17 +179,12 @@ def test_fp16_skips_a_step_that_overflows(tmp_path):
 
 @pytest.mark.parametrize('loss', ['ESU', 'L1Loss'])
 def test_overflow_in_fp16_is_explained(tmp_path, loss):
-    """In the network, in training and in validation; and in every gradient."""
+    """Of the network's values, in training and in validation."""
     opt = options(1, tmp_path, amp='fp16', pixel_opt={'type': loss})
     opt['val']['amp'] = 'fp16'
     model = iterate(build_model(opt))
-    model.scaler = model.train_step.scaler = torch.amp.GradScaler('cpu', init_scale=1e-4)
-    model.cri_pix.register_forward_hook(lambda module, args, loss: loss * 1e30)
-    with pytest.raises(FloatingPointError, match='fp16: the gradients overflow in every iteration'):
-        iterate(model, 40)
     with torch.no_grad():
         model.net_g.backbone.conv_first.weight.mul_(1e6)
-    model.scaler = model.train_step.scaler = torch.amp.GradScaler('cpu')
     with pytest.raises(FloatingPointError, match='10 iterations in a row .* fp16 overflows beyond 65504: try'):
         iterate(model, 10)
     model.feed_data({**batch(number=1), 'lq_path': ['a.png']})

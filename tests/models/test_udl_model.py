@@ -320,30 +320,6 @@ def test_step_2_weighted_by_the_error_of_the_frozen_network(tmp_path):
     assert loss == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_training_state_is_complete_and_has_its_network(tmp_path, monkeypatch, caplog):
-    """An incomplete state, or one without its network, would make --auto_resume fail."""
-    model = iterate(build_model(model_options(1, tmp_path)), 1)
-    model.save(0, 1)
-    assert torch.load(tmp_path / '1.state')['iter'] == 1
-
-    def full(file):
-        raise OSError(28, 'No space left on device')
-
-    files = sorted(path.name for path in tmp_path.iterdir())
-    with monkeypatch.context() as context:
-        context.setattr('udl_plugin.utils.atomic_io.os.fsync', full)
-        model.save(0, 2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == files
-    with monkeypatch.context() as context:
-        context.setattr(model.checkpoints, 'save_network',
-                        lambda *_, **__: setattr(model.checkpoints, 'network_is_saved', False))
-        model.save(0, 3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == files
-    model.save(0, 4)
-    model.save(-1, -1)
-    assert {path.name for path in tmp_path.iterdir()} == {*files, 'net_g_4.pth', '4.state', 'net_g_latest.pth'}
-
-
 def test_validation_gives_the_same_image_with_and_without_map(tmp_path):
     opt = step2_options(tmp_path)
     plain = build_model(opt)

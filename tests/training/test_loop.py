@@ -14,6 +14,7 @@ import torch
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.utils import get_root_logger
 
+from udl_plugin.models.udl_model import UDLModel
 from udl_plugin.training import loop, run
 from udl_plugin.training.run import main
 
@@ -193,19 +194,17 @@ def test_left_over_temporary_files_are_removed(runner, train):
     assert not left.exists()
 
 
-class Kill:
-    """Sends a signal at the n-th call of a function."""
+def signal_at(monkeypatch, owner, name, n):
+    """Sends SIGTERM at the n-th call of a function."""
+    function, calls = getattr(owner, name), []
 
-    def __init__(self, monkeypatch, owner, name, n, number=signal.SIGTERM):
-        function, calls = getattr(owner, name), []
+    def signalling(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == n:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return function(*args, **kwargs)
 
-        def killing(*args, **kwargs):
-            calls.append(1)
-            if len(calls) == n:
-                os.kill(os.getpid(), number)
-            return function(*args, **kwargs)
-
-        monkeypatch.setattr(owner, name, killing)
+    monkeypatch.setattr(owner, name, signalling)
 
 
 def state_of(runner, name, iteration):
@@ -221,11 +220,10 @@ SIGNALLED = {'train__total_iter': 6, 'val__val_freq': 3, 'logger__save_checkpoin
     ('save_training_state', 1, 6)])
 def test_signal_then_resume_is_exact(runner, train, monkeypatch, where, call, saved):
     """In an iteration, between two images of a validation, in the last iteration, and in the final saving."""
-    from udl_plugin.models.udl_model import UDLModel
     assert train(runner.write_yml('whole', **SIGNALLED))[0] == 0
     yml = runner.write_yml('parts', **SIGNALLED)
     with monkeypatch.context() as patch:
-        Kill(patch, UDLModel, where, call)
+        signal_at(patch, UDLModel, where, call)
         status, message = train(yml)
     assert status == 128 + signal.SIGTERM
     assert message == [f'ended by SIGTERM. Iteration {saved} is saved; resume with --auto_resume.']
@@ -237,10 +235,9 @@ def test_signal_then_resume_is_exact(runner, train, monkeypatch, where, call, sa
 
 def test_validation_that_was_cut_short_is_made_up_for(runner, train, monkeypatch, logged):
     """With the random numbers it would have had; and the state says so, with its result."""
-    from udl_plugin.models.udl_model import UDLModel
     yml = runner.write_yml('step1', **SIGNALLED)
     with monkeypatch.context() as patch:
-        Kill(patch, UDLModel, 'nondist_validation', 1)
+        signal_at(patch, UDLModel, 'nondist_validation', 1)
         assert train(yml)[0] == 128 + signal.SIGTERM
     state = state_of(runner, 'step1', 3)
     assert state['validated'] is False
@@ -269,15 +266,14 @@ def test_images_that_cannot_be_written(runner, train, monkeypatch):
 
 
 def test_error_within_an_iteration_saves_nothing_half_done(runner, train, monkeypatch):
-    from udl_plugin.models.udl_model import UDLModel
-
-    def fail(self, *args):
-        raise OSError(5, 'Input/output error', 'x')
-
-    Kill(monkeypatch, UDLModel, 'compute_losses', 99)
     step = UDLModel.optimize_parameters
-    monkeypatch.setattr(UDLModel, 'optimize_parameters',
-                        lambda self, iteration: fail(self) if iteration == 4 else step(self, iteration))
+
+    def fail_at_four(self, iteration):
+        if iteration == 4:
+            raise OSError(5, 'Input/output error', 'x')
+        step(self, iteration)
+
+    monkeypatch.setattr(UDLModel, 'optimize_parameters', fail_at_four)
     status, (message,) = train(runner.write_yml('step1', logger__save_checkpoint_freq=2))
     assert status == 2
     assert message.endswith('Iteration 2 is saved; resume with --auto_resume.')

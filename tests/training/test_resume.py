@@ -6,7 +6,6 @@ import torch
 
 from udl_plugin.checkpoints.state_dict import fingerprint
 from udl_plugin.errors import UserError
-from udl_plugin.training import rng_state
 from udl_plugin.training.resume import find_resume_state
 
 
@@ -127,34 +126,6 @@ def test_state_of_another_training_until_this_one_has_its_own(opt, tmp_path, aut
     opt['path']['resume_state'] = 'nowhere.state'
     with pytest.raises(UserError, match="path.resume_state: there is no file 'nowhere.state'"):
         find_resume_state(opt)
-
-
-def complete_state():
-    states = rng_state.to_tensors(rng_state.capture())
-    position = {'epoch': 0, 'seen': 4, 'images': 8, 'batch_size': 2, 'begun': states, 'loaders': [states, None]}
-    return {'places': [position], 'random': [states], 'validated': False, 'skips': 1, 'skips_in_row': 0,
-            'best_metric_results': {'Set5': {'psnr': {'better': 'higher', 'val': 30.1, 'iter': 4}}}}
-
-
-@pytest.mark.parametrize(('where', 'value'), [
-    (('places',), 3), (('places',), []), (('places', 0, 'batch_size'), 0), (('places', 0, 'seen'), '4'),
-    (('places', 0, 'loaders'), [{}]), (('places', 0, 'begun', 'numpy'), []), (('random', 0, 'torch'), None),
-    (('random', 0, 'python', 1), torch.zeros(3)), (('best_metric_results', 'Set5'), {'psnr': 3}),
-    (('best_metric_results', 'Set5', 'psnr', 'val'), [1]), (('skips',), 'x'), ((), None)])
-def test_corrupted_state_is_skipped(opt, tmp_path, where, value):
-    path = tmp_path / 'training_states/10.state'
-    content = {**torch.load(path), **complete_state()}
-    section = content
-    for key in where[:-1]:
-        section = section[key]
-    if where:
-        section[where[-1]] = value
-    torch.save(content, path)
-    before = rng_state.to_tensors(rng_state.capture())
-    state, messages = find_resume_state(opt)
-    assert (state['iter'], len(messages)) == ((4, 1) if where else (10, 0))
-    assert not where or "10.state' is not a training state of this version: " in messages[0]
-    assert torch.equal(rng_state.to_tensors(rng_state.capture())['python'][1], before['python'][1])
 
 
 def test_param_key_of_the_initial_weights_does_not_apply(opt):

@@ -7,10 +7,11 @@ import time
 import pytest
 
 from udl_plugin.training import signals
-from udl_plugin.training.signals import SIGNALS, StopSignal
+from udl_plugin.training.signals import StopSignal
+from udl_plugin.utils.parallel import INTERRUPTS
 
 
-@pytest.mark.parametrize('number', SIGNALS)
+@pytest.mark.parametrize('number', INTERRUPTS)
 def test_signal_is_recorded(number):
     before = signal.getsignal(number)
     if before is signal.SIG_IGN:  # SIGHUP in tests that run under nohup
@@ -19,7 +20,7 @@ def test_signal_is_recorded(number):
         assert not stop.requested()
         os.kill(os.getpid(), number)
         assert stop.requested()
-    assert (stop.number, stop.name, stop.exit_status) == (number, number.name, 128 + number)
+    assert stop.number == number
     assert signal.getsignal(number) is before
 
 

@@ -1,10 +1,11 @@
 """Checkpoints on disk: atomic, the latest ones and the best one kept; and schedules that follow the yml on resume."""
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from os import path as osp
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,6 @@ from torch import Tensor
 from udl_plugin.checkpoints.state_dict import save_checkpoint
 from udl_plugin.utils.atomic_io import atomic_write
 from udl_plugin.utils.plain import to_builtins
-
-StateDicts = dict[str, dict[str, Tensor]]  # `params`, `params_ema`
 
 
 class CheckpointManager:
@@ -35,20 +34,15 @@ class CheckpointManager:
                  keep_latest: int | None = None):
         self.models, self.states, self.keep_latest = models, states, keep_latest
         self.network_g, self.uncertainty_loss = network_g, uncertainty_loss
-        self.network_is_saved = True  # the last time
 
-    def save_network(self, label: str, iteration: int | str, state_dicts: StateDicts) -> None:
-        """Writes LABEL_ITERATION.pth with the state dicts by key; see `save_checkpoint`."""
+    def save_network(self, label: str, iteration: int | str, state_dicts: dict[str, dict[str, Tensor]]) -> bool:
+        """Writes LABEL_ITERATION.pth with the state dicts by key; see `save_checkpoint`. Returns whether it did."""
         path = osp.join(self.models, f'{label}_{iteration}.pth')
-        self.network_is_saved = write_or_log(save_checkpoint, path, state_dicts, self.network_g, self.uncertainty_loss)
+        return write_or_log(save_checkpoint, path, state_dicts, self.network_g, self.uncertainty_loss)
 
-    def save_state(self, iteration: int, state: dict[str, Any]) -> bool:
-        """Writes ITERATION.state, unless its network could not be written; returns whether it did."""
-        if not self.network_is_saved:
-            return False
-        content = io.BytesIO()
-        torch.save(state, content)
-        return write_or_log(atomic_write, osp.join(self.states, f'{iteration}.state'), content.getvalue())
+    def save_state(self, state: dict[str, Any]) -> bool:
+        """Writes ITERATION.state; returns whether it did."""
+        return write_or_log(atomic_torch_save, osp.join(self.states, f'{state["iter"]}.state'), state)
 
     def has(self, iteration: int) -> bool:
         """Whether network and state of this iteration are in this experiment."""
@@ -78,42 +72,46 @@ def write_or_log(write: Callable, path: str | Path, *content: Any) -> bool:
     return True
 
 
-class ScheduleFromOptions:
-    """Optimizer options and learning-rate schedule as the yml says, at some iteration.
+def atomic_torch_save(path: str | Path, content: Any) -> None:
+    """Like `torch.save`, but atomic."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    atomic_write(path, buffer.getvalue())
 
-    BasicSR resumes with those of the training state, whatever the yml says. BasicSR's own schedulers are replayed.
+
+@contextlib.contextmanager
+def schedule_of_options(model: BaseModel, iteration: int) -> Iterator[None]:
+    """Keeps optimizer options and learning-rate schedule as the yml says while the block loads a training state.
+
+    BasicSR resumes with those of the state, whatever the yml says. What the state has instead is logged.
 
     Args:
-        model: Freshly built, before its state is loaded.
+        model: Freshly built. BasicSR's own schedulers are replayed.
         iteration: As if this many iterations were done.
     """
+    train_opt = model.opt['train']
+    with warnings.catch_warnings():  # PyTorch warns that the optimizer makes no steps
+        warnings.simplefilter('ignore', UserWarning)
+        for number in range(1, min(iteration, int(train_opt['total_iter'])) + 1):
+            model.update_learning_rate(number, train_opt.get('warmup_iter', -1))
+    groups = [{key: value for key, value in group.items() if key != 'params'} for group in _param_groups(model)]
+    schedules = [scheduler.state_dict() for scheduler in model.schedulers]
+    yield
+    changed = {}
+    for group, options in zip(_param_groups(model), groups):
+        for key, value in to_builtins(options).items():
+            found = to_builtins(group.get(key))
+            if found != value and key != 'initial_lr':
+                changed[key] = f'{key} {_short(value)} (the state has {_short(found)})'
+        group.update(options)
+    for scheduler, schedule in zip(model.schedulers, schedules):
+        scheduler.load_state_dict(schedule)
+    if changed:
+        get_root_logger().warning(f'Following the yml from iteration {iteration}: {", ".join(changed.values())}.')
 
-    def __init__(self, model: BaseModel, iteration: int):
-        train_opt = model.opt['train']
-        with warnings.catch_warnings():  # PyTorch warns that the optimizer makes no steps
-            warnings.simplefilter('ignore', UserWarning)
-            for number in range(1, min(iteration, int(train_opt['total_iter'])) + 1):
-                model.update_learning_rate(number, train_opt.get('warmup_iter', -1))
-        self.model, self.iteration = model, iteration
-        self.groups = [{key: value for key, value in group.items() if key != 'params'} for group in self._groups()]
-        self.schedules = [scheduler.state_dict() for scheduler in model.schedulers]
 
-    def apply(self) -> None:
-        """Puts them back after the state was loaded; logs what the state had instead."""
-        changed = {}
-        for group, options in zip(self._groups(), self.groups):
-            wanted, found = to_builtins(options), to_builtins(group)
-            changed.update({key: f'{key} {_short(value)} (the state has {_short(found.get(key))})'
-                            for key, value in wanted.items() if key != 'initial_lr' and found.get(key) != value})
-            group.update(options)
-        for scheduler, schedule in zip(self.model.schedulers, self.schedules):
-            scheduler.load_state_dict(schedule)
-        if changed:
-            get_root_logger().warning(f'Following the yml from iteration {self.iteration}: '
-                                      f'{", ".join(changed.values())}.')
-
-    def _groups(self) -> list[dict[str, Any]]:
-        return [group for optimizer in self.model.optimizers for group in optimizer.param_groups]
+def _param_groups(model: BaseModel) -> list[dict[str, Any]]:
+    return [group for optimizer in model.optimizers for group in optimizer.param_groups]
 
 
 def _short(value: Any) -> Any:

@@ -1,16 +1,14 @@
 """Iterations skipped because a loss or gradient was not finite: counted, reported, and too many end the training."""
 from __future__ import annotations
 
-import io
 from os import path as osp
 from typing import Any
 
-import torch
 from basicsr.utils import get_root_logger
 from torch import Tensor
 
-from udl_plugin.models.checkpoint_manager import write_or_log
-from udl_plugin.utils.atomic_io import atomic_write
+from udl_plugin.models.checkpoint_manager import atomic_torch_save, write_or_log
+from udl_plugin.models.train_step import StepResult
 from udl_plugin.utils.distributed import gather_over_ranks
 
 MAX_SKIPS = 10
@@ -32,14 +30,13 @@ class NonFiniteGuard:
         self.skips = self.skips_in_row = 0
         self.cause = ''
 
-    def record_step(self, iteration: int, finite: bool, finite_here: bool, losses: dict[str, float],
-                    batch: dict[str, Tensor], paths: list[str]) -> None:
+    def record_step(self, iteration: int, step: StepResult, losses: dict[str, float], batch: dict[str, Tensor],
+                    paths: list[str]) -> None:
         """Counts a step, and reports it if it was skipped.
 
         Args:
             iteration: Its number.
-            finite: False: it was skipped.
-            finite_here: False: because of this rank.
+            step: What it did.
             losses: As logged.
             batch: `lq` and `gt`, `(N, C, H, W)`.
             paths: Of its images.
@@ -47,11 +44,11 @@ class NonFiniteGuard:
         Raises:
             FloatingPointError: too many in a row; the batch is saved next to the training states.
         """
-        if finite:
+        if step.finite:
             self.skips_in_row = 0
             return
         self.skips, self.skips_in_row = self.skips + 1, self.skips_in_row + 1
-        ranks = gather_over_ranks((finite_here, paths or ['unknown'], self.cause), self.opt)
+        ranks = gather_over_ranks((step.finite_here, paths or ['unknown'], self.cause), self.opt)
         ranks = [rank for rank in ranks if not rank[0]] or ranks  # gradients are those of all ranks
         get_root_logger().warning(
             f'Skipped iteration {iteration}: loss or gradients not finite: {losses}.{ranks[0][2]} {self.skips_in_row} '
@@ -59,10 +56,9 @@ class NonFiniteGuard:
         self.cause = ''
         if self.skips_in_row < self.max_skips:
             return
-        content = io.BytesIO()
-        torch.save({'iter': iteration, 'paths': paths, **{name: value.cpu() for name, value in batch.items()}}, content)
         path = osp.join(self.opt['path']['training_states'], f'not_finite_{iteration}_{self.opt["rank"]}.pth')
-        write_or_log(atomic_write, path, content.getvalue())
+        write_or_log(atomic_torch_save, path, {'iter': iteration, 'paths': paths,
+                                               **{name: value.cpu() for name, value in batch.items()}})
         advice = ' fp16 overflows beyond 65504: try train: amp: bf16.' if self.opt['train'].get('amp') == 'fp16' else ''
         raise FloatingPointError(
             f'{self.max_skips} iterations in a row had a loss or gradients that are not finite, the last one '

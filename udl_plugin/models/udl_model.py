@@ -21,13 +21,12 @@ from udl_plugin.checkpoints.safe_load import load_checkpoint
 from udl_plugin.checkpoints.state_dict import fingerprint, get_uncertainty_loss, load_matching_state_dict
 from udl_plugin.config.cross_checks import check_map_fingerprint, check_options, metrics_of_maps
 from udl_plugin.errors import UserError
-from udl_plugin.models.checkpoint_manager import CheckpointManager, ScheduleFromOptions, StateDicts
+from udl_plugin.models.checkpoint_manager import CheckpointManager, schedule_of_options
 from udl_plugin.models.nonfinite_guard import NonFiniteGuard
 from udl_plugin.models.train_step import TrainStep
 from udl_plugin.models.validation import COLLAPSED_SPREAD, map_spread, validate
 from udl_plugin.utils.distributed import gather_over_ranks, max_over_ranks
 
-MIN_GRAD_SCALE = 1e-4  # under fp16; it starts at 65536 and is halved by every overflow
 DTYPES = {None: None, 'bf16': torch.bfloat16, 'fp16': torch.float16}  # of `amp`
 
 
@@ -119,12 +118,9 @@ class UDLModel(SRModel):
         paths = self.opt['path']
         self.checkpoints = CheckpointManager(paths['models'], paths['training_states'], self.opt['network_g'],
                                              self._uncertainty_loss(), (self.opt.get('logger') or {}).get('save_keep'))
-        # the last training state that is on disk: its iteration, epoch, what the ranks put into it, and whether it
-        # knows the result of its validation
-        self.saved_iter: int | None = None
-        self._saved_epoch, self._saved_validated = 0, False
+        self._network_is_saved = True  # the last time
         self._positions: list[Any] = []  # of all ranks, for the next state
-        self._saved_positions: list[Any] = []
+        self._saved_state: dict[str, Any] = {}  # the last one that is on disk
 
     def _uncertainty_loss(self) -> str | None:
         """The loss that trains the variance head, or trained the one in the checkpoint, as far as that is recorded.
@@ -150,9 +146,7 @@ class UDLModel(SRModel):
         self.log_dict = self.reduce_loss_dict(result.losses)
         if result.grad_norm is not None:
             self.log_dict['grad_norm'] = float(result.grad_norm)
-        self.guard.record_step(current_iter, result.finite, result.finite_here, dict(self.log_dict), batch, self.paths)
-        if self.scaler.is_enabled() and self.scaler.get_scale() < MIN_GRAD_SCALE:
-            raise FloatingPointError('train.amp: fp16: the gradients overflow in every iteration; write bf16.')
+        self.guard.record_step(current_iter, result, dict(self.log_dict), batch, self.paths)
 
     def compute_losses(self, lq: Tensor, gt: Tensor, **given: Tensor) -> dict[str, Tensor]:
         """Runs the network on a batch and returns BasicSR's losses under their names, weighted.
@@ -267,39 +261,39 @@ class UDLModel(SRModel):
         """
         self._positions = gather_over_ranks(position, self.opt) if current_iter != -1 else []
         super().save(epoch, current_iter)
-        if current_iter == -1 and not self.checkpoints.network_is_saved:
+        if current_iter == -1 and not self._network_is_saved:
             raise UserError(f"'{self.opt['path']['models']}': net_g_latest.pth could not be written, see above. Free "
                             'some disk space; --auto_resume continues from the last state.')
 
     @master_only
-    def save_network(self, net: Any, net_label: str, current_iter: int, param_key: Any = 'params') -> None:
+    def save_network(self, net: Any, net_label: str, current_iter: int | str, param_key: Any = 'params') -> None:
         """Like BasicSR's, but atomic, and the file says which network it holds; see `save_checkpoint`."""
         nets, keys = (value if isinstance(value, list) else [value] for value in (net, param_key))
-        self.checkpoints.save_network(net_label, 'latest' if current_iter == -1 else current_iter, {
-            key: self.get_bare_model(net).state_dict() for net, key in zip(nets, keys)})
+        self._network_is_saved = self.checkpoints.save_network(
+            net_label, 'latest' if current_iter == -1 else current_iter,
+            {key: self.get_bare_model(net).state_dict() for net, key in zip(nets, keys)})
 
     @master_only
     def save_training_state(self, epoch: int, current_iter: int) -> None:
         """Like BasicSR's, but atomic, never without its network, and with all that `resume_training` restores."""
-        if current_iter == -1:
+        if current_iter == -1 or not self._network_is_saved:
             return
-        is_saved = self._write_state(epoch, current_iter, self._positions, validated=False)
-        if is_saved and not self.guard.skips_in_row:  # otherwise the older weights may be the last good ones
-            self.checkpoints.remove_old(current_iter)
-
-    def _write_state(self, epoch: int, iteration: int, positions: list, validated: bool) -> bool:
-        state = {'epoch': epoch, 'iter': iteration, 'optimizers': [part.state_dict() for part in self.optimizers],
+        state = {'epoch': epoch, 'iter': current_iter, 'optimizers': [part.state_dict() for part in self.optimizers],
                  'schedulers': [part.state_dict() for part in self.schedulers], 'scaler': self.scaler.state_dict(),
-                 'best_metric_results': _without_numpy(self.best_metric_results), 'skips': self.guard.skips,
-                 'skips_in_row': self.guard.skips_in_row, 'validated': validated,
+                 'best_metric_results': self.best_metric_results, 'skips': self.guard.skips,
+                 'skips_in_row': self.guard.skips_in_row, 'validated': False,
                  'network': fingerprint(self.get_bare_model(self.net_g).state_dict())}
-        if all(positions):
-            state.update({key: [rank[key] for rank in positions] for key in ('places', 'random')})
-        if not self.checkpoints.save_state(iteration, state):
-            return False
-        self.saved_iter, self._saved_epoch, self._saved_positions = iteration, epoch, positions
-        self._saved_validated = validated
-        return True
+        if all(self._positions):
+            state.update({key: [rank[key] for rank in self._positions] for key in ('places', 'random')})
+        if self.checkpoints.save_state(state):
+            self._saved_state = state
+            if not self.guard.skips_in_row:  # otherwise the older weights may be the last good ones
+                self.checkpoints.remove_old(current_iter)
+
+    @property
+    def saved_iter(self) -> int | None:
+        """Iteration of the last training state that was saved, or resumed from; None if there is none."""
+        return self._saved_state.get('iter')
 
     @master_only
     def mark_validated(self, iteration: int, random: dict[str, Any]) -> None:
@@ -309,9 +303,11 @@ class UDLModel(SRModel):
             iteration: Whose state is the last one saved, or the one that was resumed; otherwise nothing is written.
             random: RNG states of this process behind the validation.
         """
-        if self.saved_iter == iteration and not self._saved_validated and all(self._saved_positions):
-            self._saved_positions[self.opt['rank']]['random'] = random
-            self._write_state(self._saved_epoch, iteration, self._saved_positions, validated=True)
+        state = self._saved_state
+        if self.saved_iter == iteration and not state['validated'] and 'random' in state:
+            state['random'][self.opt['rank']] = random
+            state.update(validated=True, best_metric_results=self.best_metric_results)
+            self.checkpoints.save_state(state)
 
     def _save_best(self, dataset_name: str, iteration: int) -> None:
         """Writes net_g_best.pth if this validation is the best by the metric of `save_best`."""
@@ -321,11 +317,8 @@ class UDLModel(SRModel):
         sets = [part['name'] for phase, part in self.opt['datasets'].items() if phase.split('_')[0] == 'val']
         wanted, metric = metric.rsplit('/', 1) if '/' in metric else (sets[0], metric)
         if dataset_name == wanted and self.best_metric_results[wanted][metric]['iter'] == iteration:
-            nets = {'params': self.net_g, **({'params_ema': self.net_g_ema} if self.ema_decay > 0 else {})}
-            state_dicts: StateDicts = {key: self.get_bare_model(net).state_dict() for key, net in nets.items()}
-            is_saved = self.checkpoints.network_is_saved
-            self.checkpoints.save_network('net_g', 'best', state_dicts)
-            self.checkpoints.network_is_saved = is_saved  # it is about the network of a state
+            nets = [self.net_g, self.net_g_ema] if self.ema_decay > 0 else [self.net_g]
+            self.save_network(nets, 'net_g', 'best', ['params', 'params_ema'])
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         """Like BasicSR's, plus best results, fp16's scale and skipped iterations. Learning rate, schedule and optimizer
@@ -335,28 +328,19 @@ class UDLModel(SRModel):
         Raises:
             UserError: the state does not fit this training.
         """
-        iteration, schedule = resume_state['iter'], ScheduleFromOptions(self, resume_state['iter'])
-        try:
-            super().resume_training(resume_state)
-        except (LookupError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as err:
-            raise UserError(f'The training state of iteration {iteration} does not fit this training: '
-                            f'{type(err).__name__}: {err}') from err
-        schedule.apply()
+        iteration = resume_state['iter']
+        with schedule_of_options(self, iteration):
+            try:
+                super().resume_training(resume_state)
+            except (LookupError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as err:
+                raise UserError(f'The training state of iteration {iteration} does not fit this training: '
+                                f'{type(err).__name__}: {err}') from err
         if resume_state.get('scaler') and self.scaler.is_enabled():  # not in BasicSR's states, nor in those of bf16
             self.scaler.load_state_dict(resume_state['scaler'])
         self.guard.skips = resume_state.get('skips', 0)
         self.guard.skips_in_row = resume_state.get('skips_in_row', 0)
-        positions = [{'places': place, 'random': random} for place, random in
-                     zip(resume_state.get('places', ()), resume_state.get('random', ()))]
-        if len(positions) == self.opt['world_size'] and self.checkpoints.has(iteration):
-            self.saved_iter, self._saved_epoch, self._saved_positions = iteration, resume_state['epoch'], positions
-            self._saved_validated = resume_state['validated']
+        if len(resume_state.get('random', ())) == self.opt['world_size'] and self.checkpoints.has(iteration):
+            self._saved_state = resume_state
         metrics = ((self.opt.get('val') or {}).get('metrics') or {}).keys()
         self.best_metric_results = {name: record for name, record in resume_state.get('best_metric_results', {}).items()
                                     if record.keys() == metrics}
-
-
-def _without_numpy(best_metric_results: dict) -> dict:
-    """With builtin floats: a checkpoint that `weights_only` reads holds no NumPy scalars."""
-    return {name: {metric: {**best, 'val': float(best['val'])} for metric, best in record.items()}
-            for name, record in best_metric_results.items()}

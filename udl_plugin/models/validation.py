@@ -58,7 +58,8 @@ def validate(model: UDLModel, loader: Any, iteration: int | str, tb_logger: Any,
             _save_uncertainty(stem, log_var, val_opt.get('uncertainty_limits'))
         for metric, metric_opt in metrics.items():
             extra = {'log_var': log_var} if metric_opt in model.map_metrics else {}
-            totals[metric] += calculate_metric({**images, **extra}, metric_opt)
+            # builtin floats: a checkpoint that `weights_only` reads holds no NumPy scalars
+            totals[metric] += float(calculate_metric({**images, **extra}, metric_opt))
     torch.cuda.empty_cache()
     if metrics:
         model.metric_results = {metric: total / len(loader) for metric, total in totals.items()}

@@ -52,28 +52,16 @@ class _LogFile(logging.FileHandler):
 
 
 @contextlib.contextmanager
-def held_back() -> Iterator[MemoryHandler]:
-    """In the block, BasicSR's logger keeps its lines; `replay` logs them. For what is built before the log file is."""
+def held_back() -> Iterator[list[logging.LogRecord]]:
+    """In the block, BasicSR's logger keeps its lines in this list. For what is built before the log file is."""
     logger = get_root_logger()
     logger.setLevel(logging.INFO if logger.level == logging.NOTSET else logger.level)
-    handlers, buffer = logger.handlers[:], MemoryHandler(capacity=10 ** 9, flushLevel=logging.CRITICAL + 1)
-    logger.handlers[:] = [buffer]
+    handlers, buffer = logger.handlers, MemoryHandler(capacity=0)  # without a target it keeps everything
+    logger.handlers = [buffer]
     try:
-        yield buffer
+        yield buffer.buffer
     finally:
-        logger.handlers[:] = handlers
-
-
-def replay(buffer: MemoryHandler) -> None:
-    """Logs what was held back."""
-    buffer.setTarget(_Logger())
-    buffer.flush()
-
-
-class _Logger(logging.Handler):
-    def handle(self, record: logging.LogRecord) -> bool:
-        get_root_logger().handle(record)
-        return True
+        logger.handlers = handlers
 
 
 class Curves:
@@ -85,23 +73,22 @@ class Curves:
     """
 
     def __init__(self, writer: Any):
-        self.writer, self.make_writer, self.failed = writer, type(writer), 0.0
-        self.folder = writer.log_dir if writer else None
+        self.writer, self.retry_at = writer, 0.0  # 0: it works
 
     def __bool__(self) -> bool:
-        return self.folder is not None
+        return self.writer is not None
 
     def _call(self, method: str, *args: Any, **kwargs: Any) -> None:
-        if self.writer is None and (not self or time.monotonic() < self.failed + RETRY_AFTER):
+        if not self or time.monotonic() < self.retry_at:
             return
         try:
-            if self.writer is None:
-                self.writer = self.make_writer(self.folder)
+            if self.retry_at:
+                self.writer, self.retry_at = type(self.writer)(self.writer.log_dir), 0.0
             getattr(self.writer, method)(*args, **kwargs)
         except OSError as err:
-            get_root_logger().error(f"'{self.folder}' cannot be written: {err}. Training continues; the curves miss "
-                                    'a part.')
-            self.writer, self.failed = None, time.monotonic()
+            get_root_logger().error(f"'{self.writer.log_dir}' cannot be written: {err}. Training continues; the curves "
+                                    'miss a part.')
+            self.retry_at = time.monotonic() + RETRY_AFTER
 
     def add_scalar(self, *args: Any, **kwargs: Any) -> None:
         self._call('add_scalar', *args, **kwargs)
@@ -110,9 +97,8 @@ class Curves:
         self._call('add_image', *args, **kwargs)
 
     def close(self) -> None:
-        for method in ('flush', 'close'):  # `flush` raises what the writer's thread met
-            if self.writer is not None:
-                self._call(method)
+        self._call('flush')  # raises what the writer's thread met
+        self._call('close')
 
 
 def open_curves(opt: dict[str, Any]) -> Curves:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from basicsr.data import build_dataloader, build_dataset
-from basicsr.data.data_sampler import EnlargedSampler
 from basicsr.models import build_model
 from basicsr.utils import AvgTimer, MessageLogger, get_root_logger, make_exp_dirs, mkdir_and_rename
 
@@ -25,7 +24,7 @@ from udl_plugin.data.checked_dataset import CheckedDataset
 from udl_plugin.errors import raise_errors
 from udl_plugin.models.udl_model import UDLModel
 from udl_plugin.training import rng_state
-from udl_plugin.training.logs import Curves, held_back, open_curves, open_log, replay
+from udl_plugin.training.logs import Curves, held_back, open_curves, open_log
 from udl_plugin.training.resumable_loader import ResumableDataLoader
 from udl_plugin.training.signals import StoppableLoader, Stopped, StopSignal
 from udl_plugin.utils.atomic_io import exclusive_lock
@@ -51,7 +50,8 @@ def train(opt: dict[str, Any], state: dict[str, Any] | None, messages: list[str]
         copy_option_file(opt['path']['experiments_root'])
         with open_log(opt) as logger, contextlib.closing(open_curves(opt)) as curves:
             loader, val_loaders = _build_loaders(opt, stop)
-            replay(model_log)
+            for record in model_log:
+                logger.handle(record)
             for message in messages:
                 logger.warning(message)
             training = _Training(opt, model, loader, val_loaders, curves, stop)
@@ -60,7 +60,7 @@ def train(opt: dict[str, Any], state: dict[str, Any] | None, messages: list[str]
                     training.resume(state)
                 training.run()
             except (Exception, Stopped) as err:
-                raise StoppedEarly(training.save_on_exit(), stop) from err
+                raise StoppedEarly(training.save_on_exit(), stop.number) from err
 
 
 class _Training:
@@ -143,11 +143,9 @@ class _Training:
     def save_on_exit(self) -> int | None:
         """Saves what was reached, if it is not yet; returns the iteration that a resumed training continues from."""
         together = not self.opt['dist'] or self.stop.number  # after an error, the other ranks do not save with this one
-        if together and not self.in_step and self.iteration > 0 and self._saved_iter() != self.iteration:
+        saved_iter = getattr(self.model, 'saved_iter', None)  # only UDLModel has it
+        if together and not self.in_step and self.iteration > 0 and saved_iter != self.iteration:
             self.save()
-        return self._saved_iter()
-
-    def _saved_iter(self) -> int | None:
         return getattr(self.model, 'saved_iter', None)
 
     def resume(self, state: dict[str, Any]) -> None:
@@ -168,7 +166,7 @@ class _Training:
         if self.loader.main_rng and not state['validated'] and self.validation_is_due():
             rng_state.restore(self.loader.main_rng)
             self.validate()
-            self.loader.main_rng = rng_state.to_tensors(self.rng)
+            self.loader.main_rng = self.rng
 
 
 class StoppedEarly(Exception):
@@ -176,12 +174,12 @@ class StoppedEarly(Exception):
 
     Attributes:
         saved_iter: The iteration that `--auto_resume` continues from; None if there is none.
-        stop: The signal, if it was one.
+        signal_number: Of the signal that ended it; 0 if none did.
     """
 
-    def __init__(self, saved_iter: int | None, stop: StopSignal):
+    def __init__(self, saved_iter: int | None, signal_number: int):
         super().__init__('the training ended early')
-        self.saved_iter, self.stop = saved_iter, stop
+        self.saved_iter, self.signal_number = saved_iter, signal_number
 
 
 def test(opt: dict[str, Any]) -> None:
@@ -198,7 +196,8 @@ def test(opt: dict[str, Any]) -> None:
                    for phase, dataset_opt in sorted(opt['datasets'].items())]
         for loader in loaders:
             logger.info(f'Number of test images in {loader.dataset.opt["name"]}: {len(loader.dataset)}')
-        replay(model_log)
+        for record in model_log:
+            logger.handle(record)
         for loader in loaders:
             logger.info(f'Testing {loader.dataset.opt["name"]}...')
             model.validation(loader, current_iter=opt['name'], tb_logger=None, save_img=opt['val']['save_img'])
@@ -237,20 +236,17 @@ def _experiment_folder(opt: dict[str, Any], resumed: bool) -> Iterator[None]:
 
 def _build_loaders(opt: dict[str, Any], stop: StopSignal) -> tuple[ResumableDataLoader, list[Any]]:
     """Like `create_train_val_dataloader` in `basicsr/train.py`, with loaders that resume and stop."""
-    logger, train_opt = get_root_logger(), opt['datasets']['train']
-    ratio = train_opt.get('dataset_enlarge_ratio', 1)
+    logger = get_root_logger()
     loader, val_loaders = None, []
     for phase, dataset_opt in opt['datasets'].items():
         if phase == 'train':
             dataset = CheckedDataset(build_dataset(dataset_opt), 'datasets.train',
                                      dataset_opt.get('on_bad_record') or 'stop')
-            sampler = EnlargedSampler(dataset, opt['world_size'], opt['rank'], ratio)
-            loader = ResumableDataLoader(dataset, sampler, dataset_opt, opt['num_gpu'], opt['dist'],
-                                         opt['manual_seed'])
+            loader = ResumableDataLoader(dataset, opt)
             total_iter = int(opt['train']['total_iter'])
             logger.info('Training statistics:'
                         f'\n\tNumber of train images: {len(dataset)}'
-                        f'\n\tDataset enlarge ratio: {ratio}'
+                        f'\n\tDataset enlarge ratio: {dataset_opt.get("dataset_enlarge_ratio", 1)}'
                         f'\n\tBatch size per gpu: {dataset_opt["batch_size_per_gpu"]}'
                         f'\n\tWorld size (gpu number): {opt["world_size"]}'
                         f'\n\tRequire iter number per epoch: {len(loader)}'

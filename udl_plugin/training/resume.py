@@ -12,8 +12,6 @@ from udl_plugin.checkpoints.safe_load import load_checkpoint
 from udl_plugin.checkpoints.state_dict import fingerprint, read_state_dict
 from udl_plugin.config.problems import errors_at
 from udl_plugin.errors import UserError
-from udl_plugin.training import rng_state
-from udl_plugin.training.resumable_loader import STATE_KEYS
 
 BASICSR_KEYS = {'epoch', 'iter', 'optimizers', 'schedulers'}
 
@@ -88,27 +86,4 @@ def read_state(path: str | Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not state.keys() >= BASICSR_KEYS or not all(
             type(state[key]) is int and 0 <= state[key] < 10 ** 15 for key in ('iter', 'epoch')):
         raise UserError(f"'{osp.relpath(path)}' is not a training state; those are in training_states/.")
-    try:
-        _check_own_part(state)
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as err:
-        raise UserError(f"'{osp.relpath(path)}' is not a training state of this version: "
-                        f'{type(err).__name__}: {" ".join(str(err).split())}.') from err
     return state
-
-
-def _check_own_part(state: dict[str, Any]) -> None:
-    """Raises nearly anything if what we add to BasicSR's state is not as we write it."""
-    for position, rng in zip(state.get('places', ()), state.get('random', ())):
-        numbers = [position[name] for name in ('epoch', 'seen', 'images', 'batch_size')]
-        if position.keys() != STATE_KEYS or not position['loaders'] or not position['batch_size'] or not all(
-                type(number) is int and number >= 0 for number in numbers):
-            raise ValueError('places')
-        for states in (rng, position['begun'], *(states for states in position['loaders'] if states is not None)):
-            rng_state.check(states)
-    if len(state.get('places', ())) != len(state.get('random', ())) or ('places' in state and 'validated' not in state):
-        raise ValueError('random')
-    for records in state.get('best_metric_results', {}).values():
-        for best in records.values():
-            float(best['val']), int(best['iter']), {'higher': 1, 'lower': 1}[best['better']]
-    if not all(type(state.get(key, 0)) is int for key in ('skips', 'skips_in_row')):
-        raise ValueError('skips')

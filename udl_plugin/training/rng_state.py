@@ -1,4 +1,4 @@
-"""RNG states of Python, NumPy and PyTorch: captured, converted for a checkpoint, and restored."""
+"""RNG states of Python, NumPy and PyTorch: captured, restored, and converted for a checkpoint."""
 from __future__ import annotations
 
 import random
@@ -9,9 +9,19 @@ import torch
 
 
 def capture() -> tuple:
-    """States of all generators of this process, in about 20 µs; `to_tensors` converts them for a checkpoint."""
+    """States of all generators of this process, in about 20 µs."""
     cuda = torch.cuda.get_rng_state().numpy() if torch.cuda.is_initialized() else None
     return random.getstate(), np.random.get_state(), torch.get_rng_state().numpy(), cuda
+
+
+def restore(states: tuple) -> None:
+    """Restores what `capture` returned; a GPU's state only if it has one and there is a GPU."""
+    python, numpy, cpu, cuda = states
+    random.setstate(python)
+    np.random.set_state(numpy)
+    torch.set_rng_state(torch.from_numpy(cpu))
+    if cuda is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(torch.from_numpy(cuda))
 
 
 def to_tensors(states: tuple) -> dict[str, Any]:
@@ -22,36 +32,17 @@ def to_tensors(states: tuple) -> dict[str, Any]:
             'torch': torch.tensor(cpu), 'cuda': None if cuda is None else torch.tensor(cuda)}
 
 
-def restore(states: dict[str, Any], pytorch: bool = True) -> None:
-    """Restores what `to_tensors` returned; a GPU's state only if it has one and there is a GPU.
-
-    Args:
-        states: As `to_tensors` returned it.
-        pytorch: False: Python's and NumPy's generators only.
+def from_tensors(states: dict[str, Any]) -> tuple:
+    """The reverse of `to_tensors`.
 
     Raises:
-        ValueError, TypeError, KeyError, RuntimeError: not what `to_tensors` returned.
+        ValueError: the state of NumPy's generator is not one.
     """
     version, words, gauss = states['python']
-    random.setstate((version, tuple(words.tolist()), gauss))
-    name, keys, position, has_gauss, gauss = states['numpy']
+    name, keys, position, has_gauss, numpy_gauss = states['numpy']
     if not 0 <= position <= 624:
         raise ValueError(f"NumPy's generator has no position {position}")  # it would read out of bounds
-    np.random.set_state((name, keys.numpy().astype(np.uint32), int(position), int(has_gauss), gauss))
-    if pytorch:
-        torch.set_rng_state(states['torch'])
-        if states['cuda'] is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(states['cuda'])
-
-
-def check(states: dict[str, Any]) -> None:
-    """Checks that `restore` would accept these states, and leaves the generators as they are.
-
-    Raises:
-        LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError: it would not.
-    """
-    current = to_tensors(capture())
-    try:
-        restore(states)
-    finally:
-        restore(current)
+    numpy = (name, keys.numpy().astype(np.uint32), int(position), int(has_gauss), numpy_gauss)
+    cuda = states['cuda']
+    return ((version, tuple(words.tolist()), gauss), numpy, states['torch'].numpy(),
+            None if cuda is None else cuda.numpy())

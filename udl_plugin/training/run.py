@@ -7,8 +7,9 @@ import functools
 import os
 import random
 import re
+import signal
 import sys
-import tempfile
+import time
 from os import path as osp
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from urllib.error import URLError
 import torch
 from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info, init_dist
-from basicsr.utils.options import copy_opt_file
 
 from udl_plugin.config.completion import complete_options
 from udl_plugin.config.cross_checks import checks_done, network_errors, validate_options
@@ -54,7 +54,7 @@ def main(is_train: bool, argv: list[str] | None = None) -> int:
     args, option_file = _parse_arguments(is_train, argv), None
     try:
         check_launcher(args.launcher)
-        option_file = _read_option_file(args)
+        option_file = OptionFile(args.opt, [parse_override(text) for text in args.force_yml])
         opt, state, messages = _prepare(option_file, args, is_train)
         with checks_done():
             if is_train:
@@ -66,20 +66,13 @@ def main(is_train: bool, argv: list[str] | None = None) -> int:
         return _report(args, 'ended by SIGINT.', 130)
     except StoppedEarly as err:
         resumable = f' Iteration {err.saved_iter} is saved; resume with --auto_resume.' if err.saved_iter else ''
-        if err.stop.number:
-            return _report(args, f'ended by {err.stop.name}.{resumable}', err.stop.exit_status)
+        if err.signal_number:
+            name = signal.Signals(err.signal_number).name
+            return _report(args, f'ended by {name}.{resumable}', 128 + err.signal_number)
         assert err.__cause__ is not None
         return _report_error(args, err.__cause__, option_file, resumable)
     except Exception as err:
         return _report_error(args, err, option_file)
-
-
-def _read_option_file(args: argparse.Namespace) -> OptionFile:
-    overrides = [parse_override(text) for text in args.force_yml]
-    try:
-        return OptionFile(args.opt, overrides)
-    except UserError as err:
-        raise err if str(err).startswith('--force_yml') else UserError(f'-opt: {err}') from err
 
 
 def _prepare(option_file: OptionFile, args: argparse.Namespace, is_train: bool) -> tuple[dict, dict | None, list[str]]:
@@ -91,8 +84,7 @@ def _prepare(option_file: OptionFile, args: argparse.Namespace, is_train: bool) 
     seed = option_file.data.get('manual_seed')
     data = {**option_file.data, 'dist': False, 'rank': 0, 'world_size': 1,
             'manual_seed': random.randint(1, 10000) if seed is None else seed}
-    opt = complete_options(data, os.getcwd(), is_train, getattr(args, 'auto_resume', False),
-                           getattr(args, 'debug', False))
+    opt = complete_options(data, os.getcwd(), is_train, args.auto_resume, args.debug)
     opt['root_path'] = os.getcwd()
     errors: list[Any] = [] if args.no_check else [*option_file.errors, *validate_file(option_file.data, is_train)]
     if not errors:
@@ -130,16 +122,10 @@ def _start_process(opt: dict[str, Any], launcher: str) -> None:
 
 
 def _copy_option_file(args: argparse.Namespace, folder: str) -> None:
-    """Like BasicSR's `copy_opt_file`, but atomic, with the options that were overridden, and also onto itself."""
-    if not is_rank_zero(args.launcher):
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        copy_opt_file(args.opt, temporary)
-        content = Path(temporary, osp.basename(args.opt)).read_text(encoding='utf-8')
-    if args.force_yml:
-        lines = ['# With --force_yml, in place of what is below:', *(f'#   {text}' for text in args.force_yml), '', '']
-        content = '\n'.join(lines) + content
-    atomic_write(Path(folder, osp.basename(args.opt)), content.encode())
+    """Like BasicSR's `copy_opt_file`, but atomic, and also onto itself."""
+    if is_rank_zero(args.launcher):
+        header = f'# GENERATE TIME: {time.asctime()}\n# CMD:\n# {" ".join(sys.argv)}\n\n'
+        atomic_write(Path(folder, osp.basename(args.opt)), header.encode() + Path(args.opt).read_bytes())
 
 
 def _report_error(args: argparse.Namespace, err: BaseException, option_file: OptionFile | None,
@@ -155,8 +141,6 @@ def _report_error(args: argparse.Namespace, err: BaseException, option_file: Opt
         message = str(err).rstrip('.') + '.'
         if err.errno in NOT_WRITABLE:
             message += ' Check free space and write permission.'
-    elif isinstance(err, KeyError) and args.no_check:
-        message = f'{err.args[0]}: is missing in the yml.'
     elif args.launcher != 'none' and re.search('gloo|NCCL|by peer', str(err)):
         message = 'another process of the training ended and reported why; this one ends too.'
     else:
@@ -174,6 +158,7 @@ def _report(args: argparse.Namespace, message: str, status: int, this_rank: bool
 def _parse_arguments(is_train: bool, argv: list[str] | None) -> argparse.Namespace:
     """BasicSR's arguments, and ours."""
     parser = argparse.ArgumentParser(description='Trains a network.' if is_train else 'Tests a network.')
+    parser.set_defaults(auto_resume=False, debug=False)
     parser.add_argument('-opt', required=True, metavar='FILE', help='the yml')
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='of distributed training')
     if is_train:

@@ -3,17 +3,17 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
-SIGNALS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
+from udl_plugin.utils.distributed import max_over_ranks
+from udl_plugin.utils.parallel import INTERRUPTS
+
 REPEAT_WITHIN = 2.0  # seconds in which a repeated signal counts as the first one: batch systems and `timeout` send two
 
 
@@ -35,13 +35,12 @@ class StopSignal:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        for number in SIGNALS:
+        for number in INTERRUPTS:
             if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 traceback: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -59,30 +58,20 @@ class StopSignal:
             device: In distributed training, where to put the flag that the processes exchange: all of them stop when
                 one was asked to. None: ask this process only.
         """
-        if device is not None:
-            from udl_plugin.utils.distributed import max_over_ranks
-            self.number = max_over_ranks(self.number, device)
-        return bool(self.number)
-
-    @property
-    def exit_status(self) -> int:
-        """As shells report a process that a signal ended: 128 + its number."""
-        return 128 + self.number
-
-    @property
-    def name(self) -> str:
-        return signal.Signals(self.number).name
+        agreed = max_over_ranks(self.number, device)
+        if agreed:  # otherwise this process may have got a signal meanwhile
+            self.number = agreed
+        return bool(agreed)
 
 
 class StoppableLoader:
     """A validation loader that raises `Stopped` between two images once a stop is requested."""
 
-    def __init__(self, loader: Iterable, stop: StopSignal):
-        self.loader, self.stop = loader, stop
-        self.dataset: Any = getattr(loader, 'dataset', None)
+    def __init__(self, loader: Any, stop: StopSignal):
+        self.loader, self.dataset, self.stop = loader, loader.dataset, stop
 
     def __len__(self) -> int:
-        return len(self.loader)  # type: ignore[arg-type]
+        return len(self.loader)
 
     def __iter__(self) -> Iterator:
         for batch in self.loader:
@@ -96,21 +85,15 @@ def ignore_signals_in_worker() -> None:
 
     They end with the parent, or by the parent's own SIGTERM, where the system tells who sent it (Linux does).
     """
-    for number in SIGNALS:
+    for number in INTERRUPTS:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, 'sigwaitinfo'):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_exit_on_sigterm_of, args=(os.getppid(),), daemon=True).start()
-    sys.excepthook = _report_unless_parent_is_gone
 
 
 def _exit_on_sigterm_of(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
-
-
-def _report_unless_parent_is_gone(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
-    if not issubclass(kind, (ConnectionError, EOFError)):
-        sys.__excepthook__(kind, error, traceback)

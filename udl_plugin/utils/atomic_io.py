@@ -2,10 +2,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -17,8 +15,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 UNFINISHED = '.unfinished'  # where atomic_folders has folders made
-COMPLETE = '.complete'  # what UNFINISHED is renamed to when all folders in it are complete
-REPLACED = '.replaced'  # in it, with `force`: the old folders that the new ones replace
+REPLACED = '.replaced'  # in it: the old folders that new ones replace
 
 _lock_descriptors: set[int] = set()
 
@@ -47,10 +44,10 @@ def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_folders(parent: str | Path, names: Iterable[str], force: bool = False) -> Iterator[Path]:
-    """Creates several folders atomically: they move into `parent` together when the `with` block ends without error.
+    """Creates several folders atomically: they move into `parent` when the `with` block ends without error.
 
     If the block raises, none of them appears. If the process is killed, each folder under a final name is complete;
-    the next call for `parent` removes unfinished folders, and moves complete ones that the kill kept from moving.
+    the next call for `parent` removes unfinished ones.
 
     Args:
         parent: Made if missing.
@@ -64,58 +61,34 @@ def atomic_folders(parent: str | Path, names: Iterable[str], force: bool = False
         UserError: a folder exists and `force` is not given, or another process is making folders in `parent`.
     """
     parent, names = Path(parent), list(names)
-    is_new = not parent.exists()
+    unfinished = parent / UNFINISHED
     parent.mkdir(parents=True, exist_ok=True)
-    unfinished, complete = parent / UNFINISHED, parent / COMPLETE
-    for path in (unfinished, complete):
-        if path.is_symlink() or (path.exists() and not path.is_dir()):
-            raise UserError(f"'{path}' is not a folder, but new folders are made in one of this name. Remove it.")
     with exclusive_lock(parent):
-        _move_into_place(complete)
-        if unfinished.exists():
+        if os.path.lexists(unfinished):
             shutil.rmtree(unfinished)
-        _check_targets(parent, names, force)
         unfinished.mkdir()
         try:
+            _check_targets(parent, names, force)
             yield unfinished
-            _check_targets(parent, names, force)  # again: another program may have made one meanwhile
-            if force:
-                (unfinished / REPLACED).mkdir()
-        except BaseException:
+            existing = _check_targets(parent, names, force)  # again: another program may have made one meanwhile
+            (unfinished / REPLACED).mkdir()
+            for name in existing:  # all of them first: a kill leaves no old folder next to a new one
+                (parent / name).rename(unfinished / REPLACED / name)
+            for name in names:
+                (unfinished / name).rename(parent / name)
+        finally:
             shutil.rmtree(unfinished)
-            if is_new:
-                with contextlib.suppress(OSError):  # not empty
-                    parent.rmdir()
-            raise
-        unfinished.rename(complete)
-        _move_into_place(complete)
+            with contextlib.suppress(OSError):  # not empty
+                parent.rmdir()
 
 
-def _check_targets(parent: Path, names: list[str], force: bool) -> None:
-    existing = [parent / name for name in names if os.path.lexists(parent / name)]
+def _check_targets(parent: Path, names: list[str], force: bool) -> list[str]:
+    """Returns the names that exist."""
+    existing = [name for name in names if os.path.lexists(parent / name)]
     if existing and not force:
-        raise UserError(f"{', '.join(map(str, existing))}: exists already. Choose another folder, or pass --force "
-                        '(in Python: force=True) to write all of it again.')
-    for path in filter(os.path.ismount, existing):
-        raise UserError(f"'{path}' is a mount point and cannot be replaced.")
-
-
-def _move_into_place(complete: Path) -> None:
-    """Moves complete folders to their final names. After a kill at any point, another call does the rest."""
-    if not complete.exists():
-        return
-    replaced = complete / REPLACED
-    for folder in sorted(complete.iterdir()):
-        target = complete.parent / folder.name
-        if folder == replaced:
-            continue
-        if os.path.lexists(target):
-            if not replaced.is_dir() or os.path.lexists(replaced / folder.name):
-                raise UserError(f"'{target}' was created after a run was killed that had completed '{folder}'. "
-                                'Remove one of them.')
-            target.rename(replaced / folder.name)
-        folder.rename(target)
-    shutil.rmtree(complete)
+        raise UserError(f"{', '.join(str(parent / name) for name in existing)}: exists already. Choose another "
+                        'folder, or pass --force (in Python: force=True) to write all of it again.')
+    return existing
 
 
 @contextlib.contextmanager
@@ -136,10 +109,8 @@ def exclusive_lock(folder: str | Path) -> Iterator[int | None]:
     if fcntl is None:
         from filelock import FileLock, Timeout
 
-        # not in the folder: Windows renames no folder with an open file in it
-        name = hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()
-        try:
-            with FileLock(Path(tempfile.gettempdir(), f'udl_plugin_{name}.lock'), timeout=0):
+        try:  # beside the folder: Windows renames no folder with an open file in it
+            with FileLock(f'{Path(folder).resolve()}.lock', timeout=0):
                 yield None
         except Timeout:
             raise error from None

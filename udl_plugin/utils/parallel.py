@@ -11,11 +11,9 @@ import itertools
 import multiprocessing
 import os
 import pickle
-import queue
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
@@ -44,7 +42,7 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item], work
 
     Args:
         function: Must be picklable, and so must its results and exceptions.
-        items: Must be picklable.
+        items: Must be picklable, and small, since they wait in a pipe behind results: names rather than images.
         workers: Number of processes; 0 computes in this process.
 
     Raises:
@@ -54,53 +52,49 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item], work
         yield map(function, items)
         return
     items = iter(items)
-    first = list(itertools.islice(items, 2 * workers))
+    first = list(itertools.islice(items, workers))
     pipes: list[Connection] = []
     processes: list[multiprocessing.process.BaseProcess] = []
-    idle: queue.SimpleQueue[Connection] = queue.SimpleQueue()
     spawn = multiprocessing.get_context('spawn')  # a forked copy of a process with threads (torch, OpenCV) may hang
-    threads = ThreadPoolExecutor(workers)  # each sends an item to an idle worker and waits for the result
     try:
         with _signals_deferred():
-            for _ in range(min(workers, len(first))):
+            for _ in first:
                 ours, theirs = spawn.Pipe()
                 processes.append(spawn.Process(target=_work, args=(theirs, function), daemon=True))
                 processes[-1].start()
                 theirs.close()  # otherwise `ours` would not see the end of the worker
                 pipes.append(ours)
-                idle.put(ours)
-        yield _results(threads, idle, itertools.chain(first, items), 2 * workers)
+        yield _results(pipes, itertools.chain(first, items))
     finally:
         with _signals_deferred():
             for process in processes:
                 process.kill()
-            threads.shutdown(cancel_futures=True)
             for process, pipe in zip(processes, pipes):
                 process.join()
                 pipe.close()
 
 
-def _results(threads: ThreadPoolExecutor, idle: queue.SimpleQueue, items: Iterator, ahead: int) -> Iterator:
-    pending: collections.deque[Future] = collections.deque(
-        threads.submit(_compute, idle, item) for item in itertools.islice(items, ahead))
+def _results(pipes: list[Connection], items: Iterable) -> Iterator:
+    """Yields the results in order. The workers take turns: each has one item to compute and one that waits."""
+    pending: collections.deque[Connection] = collections.deque()
+    for item, pipe in zip(items, itertools.cycle(pipes)):
+        if len(pending) == 2 * len(pipes):
+            yield _receive(pending.popleft())
+        with contextlib.suppress(OSError):  # of a worker that died; `_receive` reports it
+            # not send(item): what it leaves in the exception of a broken pipe crashed Python at exit, once in 120 times
+            # (SystemError: deallocated BytesIO object has exported buffers)
+            pipe.send_bytes(pickle.dumps(item))
+        pending.append(pipe)
     while pending:
-        result = pending.popleft().result()
-        pending.extend(threads.submit(_compute, idle, item) for item in itertools.islice(items, 1))
-        yield result
+        yield _receive(pending.popleft())
 
 
-def _compute(idle: queue.SimpleQueue[Connection], item: Any) -> Any:
-    pipe = idle.get()
+def _receive(pipe: Connection) -> Any:
     try:
-        # not send(item): what it leaves in the exception of a broken pipe crashed Python at exit, once in 120 times
-        # (SystemError: deallocated BytesIO object has exported buffers)
-        pipe.send_bytes(pickle.dumps(item))
         result, error = pipe.recv()
     except (EOFError, OSError):
         raise UserError('a worker process was killed, or crashed on a damaged file. If memory is short, use fewer '
                         '--workers.') from None
-    finally:
-        idle.put(pipe)
     if error is not None:
         raise error
     return result
