@@ -67,12 +67,13 @@ def lookup_class(registry: Any, name: Any, where: str = '') -> Any:
         where: Prefix of the error message: the key of the name, such as `network_g.type: `.
 
     Raises:
-        UserError: not registered; suggests the nearest name.
+        UserError: not registered; suggests the nearest name, and how to register classes of one's own.
     """
     for registered in (str(name), f'{name}_basicsr'):  # as the registry's own `get` does
         if registered in registry:
             return registry.get(registered)
-    raise UserError(f"{where}there is no '{name}'{did_you_mean(name, registry.keys())}.")
+    raise UserError(f"{where}there is no '{name}'{did_you_mean(name, registry.keys())}. If it is a class of your own, "
+                    'name its module: imports: [MODULE] in the yml, or --import MODULE.')
 
 
 def check_kwargs(cls: Callable, names: Iterable[str], where: str = '', given: Iterable[str] = ()) -> None:

@@ -17,6 +17,7 @@ from udl_plugin.checkpoints.export import export_network
 from udl_plugin.checkpoints.network_file import NetworkFile, load_network_file
 from udl_plugin.checkpoints.state_dict import save_checkpoint
 from udl_plugin.errors import UserError
+from udl_plugin.utils import user_imports
 
 REFERENCE_OPTIONS = {'res_scale': 0.1, 'img_range': 255.0, 'rgb_mean': [0, 0, 0]}
 DPDNN = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_step': 2, 'upscale': 3}
@@ -369,3 +370,17 @@ def test_names_of_an_earlier_version(tmp_path):
     from udl_plugin.model_files import read_model
     _, path = save_new(tmp_path, CONFIGS[1])
     assert read_model(path).plain().network_g == CONFIGS[0]
+
+
+def test_network_of_an_own_module(tmp_path, monkeypatch):
+    """A checkpoint names the modules that it needs; reading it imports none."""
+    (tmp_path / 'own_module.py').write_text('open("imported", "w")\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(user_imports, '_imported', ['own_module.py'])
+    save_checkpoint('x.pth', {'params': build_network(CONFIGS[0]).state_dict()}, {'type': 'OwnNet'})
+    with pytest.raises(UserError, match=r"'x.pth': .*there is no 'OwnNet'.* It was trained with imports: "
+                                        r"\['own_module.py'\]; pass those that you trust with --import."):
+        load_network_file('x.pth')
+    assert not (tmp_path / 'imported').exists()
+    save_checkpoint('x.pth', {'params': build_network(CONFIGS[0]).state_dict()}, CONFIGS[0])
+    assert load_network_file('x.pth').architecture == 'EDSR'

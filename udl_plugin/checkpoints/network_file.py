@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from basicsr.utils.registry import ARCH_REGISTRY
 
 from udl_plugin.archs.build import build_network, get_network_class, probe_shapes, with_defaults
 from udl_plugin.archs.dpdnn_arch import infer_dpdnn_config
@@ -29,7 +30,7 @@ from udl_plugin.utils.packages import import_optional
 from udl_plugin.utils.plain import to_builtins
 
 KEYS = ('params_ema', 'params', 'state_dict', 'model')  # where a state dict may be; the first one found is used
-METADATA = ('network_g', 'uncertainty_loss')  # what our files record beside it
+METADATA = ('network_g', 'uncertainty_loss', 'imports')  # what our files record beside it
 # options with which a network's constructor reads another file
 READS_FILES = re.compile(r'(^|_)(paths?|files?|pretrain\w*|url|weights|ckpt|load)(_|$)')
 SHAPES = {'EDSR': infer_edsr_config, 'DPDNN': infer_dpdnn_config}  # networks whose shape is inferred from the weights
@@ -131,10 +132,18 @@ def load_network_file(path: PathLike, param_key: str | None = None,
         file = identify_network(state_dict, declared, network_g)
         _ = file.channels_and_scale  # raises if the network cannot be built or run
     except UserError as err:
-        raise UserError(f"'{path}': {err}") from err
+        raise UserError(f"'{path}': {err}{_import_hint(declared, metadata.get('imports'))}") from err
     file.notes = notes + file.notes
     file.uncertainty_loss = None if file.stage == 'plain' else get_uncertainty_loss(metadata)
     return file
+
+
+def _import_hint(declared: Any, imports: Any) -> str:
+    """What to say of the modules that a file names, if its network is not registered. They are never imported."""
+    base = base_config(declared) if isinstance(declared, dict) else {}
+    if not imports or 'type' not in base or base['type'] in ARCH_REGISTRY:
+        return ''
+    return f' It was trained with imports: {truncate_repr(imports)}; pass those that you trust with --import.'
 
 
 def _is_string(value: Any) -> bool:

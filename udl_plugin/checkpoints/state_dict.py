@@ -15,6 +15,7 @@ from udl_plugin.checkpoints.safe_load import PathLike, load_checkpoint
 from udl_plugin.errors import UserError
 from udl_plugin.utils.atomic_io import atomic_write
 from udl_plugin.utils.plain import to_builtins
+from udl_plugin.utils.user_imports import get_imported
 
 StateDict = dict[str, torch.Tensor]
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int16,
@@ -181,6 +182,8 @@ def save_checkpoint(path: PathLike, state_dicts: Mapping[str, Mapping[str, torch
     content: dict[str, Any] = {'network_g': network_g}
     if uncertainty_loss is not None:
         content['uncertainty_loss'] = uncertainty_loss
+    if get_imported():
+        content['imports'] = get_imported()  # for the error of a reader, which never imports them
     for key, state_dict in state_dicts.items():
         content[key] = OrderedDict((name, value.detach().cpu().contiguous()) for name, value in state_dict.items())
         content[key]._metadata = OrderedDict({'': {'version': 1, 'network_g': network_g}})

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from udl_plugin.errors import UserError
 from udl_plugin.utils.parallel import INTERRUPTS
+from udl_plugin.utils.user_imports import IMPORT_HELP, get_imports, import_user_modules
 
 if TYPE_CHECKING:
     from udl_plugin.checkpoints.network_file import NetworkFile
@@ -36,6 +37,7 @@ def run_command(name: str, args: argparse.Namespace, function: Callable[[argpars
             signal.signal(number, _interrupt)
     args.progress = Progress(args.quiet)
     try:
+        import_user_modules(getattr(args, 'imports', ()), '--import')
         return function(args)
     except UserError as err:
         message, status = str(err), 2
@@ -107,6 +109,12 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     add('--param-key', metavar='KEY', help='key of the weights in the file (default: params_ema if present, or params)')
     add('--opt', type=path_arg, metavar='FILE.yml',
         help='the yml that trained the network, for options that the file does not record')
+    add_import_option(parser)
+
+
+def add_import_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--import`, which `run_command` reads."""
+    parser.add_argument('--import', dest='imports', action='append', default=[], metavar='MODULE', help=IMPORT_HELP)
 
 
 def read_network(path: str, args: argparse.Namespace) -> NetworkFile:
@@ -125,14 +133,17 @@ def read_network(path: str, args: argparse.Namespace) -> NetworkFile:
 def read_network_g(path: str) -> dict[str, Any]:
     """Returns `network_g` of an option file.
 
+    Imports what its `imports` name, too.
+
     Raises:
-        UserError: the file cannot be read or has no network_g.
+        UserError: the file cannot be read or has no network_g, or an import fails.
     """
     from udl_plugin.config.yaml_loader import read_yml
     try:
         options = read_yml(path)
     except UserError as err:
         raise UserError(f'--opt: {err}') from err
+    import_user_modules(get_imports(options), f"--opt: '{path}': imports")
     network_g = options.get('network_g')
     if not isinstance(network_g, dict):
         raise UserError(f"--opt: '{path}' has no network_g. Pass the yml that trained the network.")

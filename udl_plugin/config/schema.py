@@ -205,6 +205,7 @@ class OptionsFile(Section):
     logger: Optional[LogOptions] = None
     dist_params: Optional[DistParams] = None
     find_unused_parameters: t.Flag = False
+    imports: Optional[t.Texts] = None  # utils/user_imports.py reads them before this is validated
 
 
 class TrainingFile(OptionsFile):

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from udl_plugin.archs.build import build_network
 from udl_plugin.archs.padding import get_required_multiple
 from udl_plugin.archs.wrapping import base_config
+from udl_plugin.utils.user_imports import get_imported, import_user_modules
 
 OUTPUT_SIZE = (720, 1280)  # for which the literature states multiply-adds
 
@@ -140,7 +141,7 @@ def peak_memory_of(make: Callable[..., tuple[Callable, Callable]], *args: Any) -
     Returns:
         As `peak_memory`.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), import_user_modules, (get_imported(),)) as pool:
         try:
             return pool.submit(_peak_memory, make, args).result()
         except RuntimeError:  # out of memory; also BrokenProcessPool, when the system killed the process

@@ -26,6 +26,7 @@ from udl_plugin.models.nonfinite_guard import NonFiniteGuard
 from udl_plugin.models.train_step import TrainStep
 from udl_plugin.models.validation import COLLAPSED_SPREAD, map_spread, validate
 from udl_plugin.utils.distributed import gather_over_ranks, max_over_ranks
+from udl_plugin.utils.user_imports import get_imports, import_user_modules
 
 DTYPES = {None: None, 'bf16': torch.bfloat16, 'fp16': torch.float16}  # of `amp`
 
@@ -63,6 +64,7 @@ class UDLModel(SRModel):
     """
 
     def __init__(self, opt: dict[str, Any]):
+        import_user_modules(get_imports(opt))  # already done by udl-train; under BasicSR's command, here
         check_options(opt)
         train_opt, val_opt = opt.get('train') or {}, opt.get('val') or {}
         self.amp, self.val_amp = (DTYPES[section.get('amp')] for section in (train_opt, val_opt))

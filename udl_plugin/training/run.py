@@ -30,6 +30,7 @@ from udl_plugin.training.loop import StoppedEarly, test, train
 from udl_plugin.training.resumable_loader import DataError
 from udl_plugin.training.resume import find_resume_state
 from udl_plugin.utils.atomic_io import atomic_write
+from udl_plugin.utils.user_imports import IMPORT_HELP, get_imports, import_user_modules
 
 # None: of an OSError that BasicSR raises without one
 NOT_WRITABLE = (None, errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, getattr(errno, 'EDQUOT', errno.ENOSPC))
@@ -55,6 +56,8 @@ def main(is_train: bool, argv: list[str] | None = None) -> int:
     try:
         check_launcher(args.launcher)
         option_file = OptionFile(args.opt, [parse_override(text) for text in args.force_yml])
+        import_user_modules(args.imports, '--import')
+        import_user_modules(get_imports(option_file.data))
         opt, state, messages = _prepare(option_file, args, is_train)
         with checks_done():
             if is_train:
@@ -166,5 +169,6 @@ def _parse_arguments(is_train: bool, argv: list[str] | None) -> argparse.Namespa
         parser.add_argument('--debug', action='store_true', help="BasicSR's trial of a few iterations")
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument('--force_yml', nargs='+', action='extend', default=[], metavar='KEY:KEY=VALUE', help=FORCE_YML)
+    parser.add_argument('--import', dest='imports', action='append', default=[], metavar='MODULE', help=IMPORT_HELP)
     parser.add_argument('--no-check', action='store_true', help=NO_CHECK)
     return parser.parse_args(argv)
