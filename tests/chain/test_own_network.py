@@ -24,7 +24,8 @@ def test_five_steps(runner):
         assert process.returncode == 0, process.stdout
         outputs[name] = process.stdout
     assert list(outputs) == list(MODULES)
-    bicubic, l1, udl = (float(value) for value in re.findall(r'^\|.*?\| (\d\d\.\d\d)', outputs['udl-compare'], re.MULTILINE))
+    psnrs = re.findall(r'^\|.*?\| (\d\d\.\d\d)', outputs['udl-compare'], re.MULTILINE)
+    bicubic, l1, udl = map(float, psnrs)
     assert min(l1, udl) > bicubic
     assert cv2.imread(str(runner.folder / 'sr.png')).shape == (512, 512, 3)
     assert (runner.folder / 'sr_uncertainty.png').exists()

@@ -50,7 +50,8 @@ def test_module_or_file(folder, name):
 def test_package_laid_out_like_basicsr(folder):
     write(folder / 'own_pkg/__init__.py')
     write(folder / 'own_pkg/archs/__init__.py')
-    write(folder / 'own_pkg/archs/own_arch.py', 'from own_pkg.archs.own_block import Block\n' + ARCH.format(name='OwnNet'))
+    write(folder / 'own_pkg/archs/own_arch.py',
+          'from own_pkg.archs.own_block import Block\n' + ARCH.format(name='OwnNet'))
     write(folder / 'own_pkg/archs/own_block.py', 'Block = 1')
     write(folder / 'own_pkg/archs/script.py', 'raise RuntimeError("not a module that registers something")')
     write(folder / 'own_pkg/losses/own_loss.py',  # a folder without __init__.py
