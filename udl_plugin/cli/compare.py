@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from udl_plugin.cli.common import path_arg, positive_int, run_command
+from udl_plugin.cli.common import make_parser, path_arg, positive_int, run_command
 from udl_plugin.errors import UserError
 
 ABOUT = """\
@@ -32,8 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog='udl-compare', description=ABOUT, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser('udl-compare', ABOUT)
     add = parser.add_argument
     add('inputs', nargs='+', type=path_arg, metavar='INPUT', help='FILE or LABEL=FILE')
     add('--sets', nargs='+', type=path_arg, default=[], metavar='DIR',
