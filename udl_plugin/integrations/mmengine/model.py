@@ -1,12 +1,11 @@
 """UDL's two steps as a model of mmengine's `Runner`."""
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from mmengine.model import BaseDataPreprocessor, BaseModel, is_model_wrapper
+from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.registry import MODELS
 from torch import Tensor
 
@@ -18,21 +17,8 @@ from udl_plugin.checkpoints.safe_load import load_checkpoint
 from udl_plugin.checkpoints.state_dict import match_state_dict
 from udl_plugin.config.class_options import build_loss
 from udl_plugin.config.cross_checks import check_required_outputs
-from udl_plugin.errors import UserError, check_kwargs, raise_errors
+from udl_plugin.errors import check_kwargs, raise_errors
 from udl_plugin.utils.plain import to_builtins
-
-
-class _DataPreprocessor(BaseDataPreprocessor):
-    """mmengine's preprocessor, excluded from `torch.compile`, which would recompile for every new file name. For the
-    same reason it passes only tensors in training."""
-
-    @torch.compiler.disable
-    def forward(self, data: Any, training: bool = False) -> Any:
-        data = super().forward(data, training)
-        if training and isinstance(data.get('data_samples'), dict):
-            tensors = {name: value for name, value in data['data_samples'].items() if torch.is_tensor(value)}
-            data = {**data, 'data_samples': tensors}
-        return data
 
 
 @MODELS.register_module()
@@ -57,10 +43,9 @@ class UDLRestorer(BaseModel):
 
     def __init__(self, generator: Mapping[str, Any], pixel_loss: Mapping[str, Any] | None = None,
                  data_preprocessor: Any = None, init_cfg: Any = None):
-        super().__init__(data_preprocessor or _DataPreprocessor(), init_cfg)
+        super().__init__(data_preprocessor, init_cfg)
         self.network_g = to_builtins(generator)
         self.generator = build_network(self.network_g)
-        self.provides_log_var = 'return_log_var' in inspect.signature(self.generator.forward).parameters
         keep_image_convs_in_fp32(self.generator)  # when an optimizer wrapper autocasts
         self.pixel_loss: Any = _build_loss(to_builtins(pixel_loss)) if pixel_loss else None
         self.required_outputs = required_outputs_of(self.pixel_loss)
@@ -134,6 +119,4 @@ def _build_loss(loss_opt: dict[str, Any]) -> Any:
         options = {key: value for key, value in loss_opt.items() if key != 'type'}
         check_kwargs(loss, options, 'pixel_loss: ')
         loss = loss(**options)
-    if loss_opt.get('reduction') == 'none':
-        raise UserError('pixel_loss: reduction: none returns a map, and training requires a number. Write mean.')
     return loss
