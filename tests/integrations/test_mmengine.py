@@ -318,21 +318,6 @@ def test_training_requires_a_loss(tmp_path):
         runner.train()
 
 
-def test_init_cfg(tmp_path, step1):
-    """For engines whose load_from accepts only their own checkpoints."""
-    init_cfg = {'type': 'Pretrained', 'checkpoint': str(step1)}
-    model = UDLRestorer({'type': 'EDSRTwo', **TINY}, {'type': 'UDL'}, init_cfg=init_cfg)
-    model.init_weights()
-    assert_equal(model.generator.state_dict(), model.generator.expand(read_state_dict(step1)[0]))
-    with pytest.raises(UserError, match=r"latest\.pth' does not fit generator: EDSRVar: it has num_block: 2"):
-        UDLRestorer({'type': 'EDSRVar', **TINY, 'num_block': 3}, init_cfg=init_cfg).init_weights()
-
-    runner = make_runner(tmp_path, 'EDSRTwo', 'UDL')
-    runner.model.init_cfg = init_cfg
-    runner.train()
-    assert runner.iter == ITERATIONS
-
-
 def test_resume_follows_the_schedule_of_the_config(tmp_path, trained):
     """mmengine alone would keep the learning rate constant after the end of the old schedule."""
     (tmp_path / 'best_x.pth').touch()

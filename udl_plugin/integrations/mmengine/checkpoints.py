@@ -56,7 +56,7 @@ def find_last_checkpoint(work_dir: str) -> str | None:
         unfinished.unlink(missing_ok=True)
     named = Path(last.read_text().strip())
     for path in (last.parent / named.name, named):  # the second with CheckpointHook's out_dir
-        if named.name and path.exists():  # DeepSpeed's are folders
+        if path.is_file():
             return str(path)
     raise UserError(f"--resume: '{last}' names '{named}', which does not exist. Name another one with --resume "
                     'CHECKPOINT, or move the folder away to start a new training.')

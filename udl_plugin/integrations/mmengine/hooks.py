@@ -46,10 +46,7 @@ class NetworkCheckpointHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         """Raises a `UserError` for what `check_training` finds."""
-        model = get_model(runner.model)
-        resumed = runner._resume and runner.iter  # by an engine that reads its own checkpoints
-        has_weights = bool(runner._has_loaded or resumed or model.has_pretrained)
-        raise_errors(check_training(model, runner.train_dataloader.dataset, has_weights))
+        raise_errors(check_training(get_model(runner.model), runner.train_dataloader.dataset, runner._has_loaded))
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         self.done = runner.iter + 1

@@ -13,8 +13,6 @@ from udl_plugin.archs.build import build_network
 from udl_plugin.archs.mixed_precision import keep_image_convs_in_fp32
 from udl_plugin.archs.outputs import EXTRA_OUTPUTS, forward_with_outputs, required_outputs_of
 from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
-from udl_plugin.checkpoints.safe_load import load_checkpoint
-from udl_plugin.checkpoints.state_dict import match_state_dict
 from udl_plugin.config.class_options import build_loss
 from udl_plugin.config.cross_checks import check_required_outputs
 from udl_plugin.errors import check_kwargs, raise_errors
@@ -32,8 +30,7 @@ class UDLRestorer(BaseModel):
         generator: `dict(type='EDSRTwo', num_in_ch=3, num_out_ch=3, ..., upscale=4)`.
         pixel_loss: `dict(type='UDL')`; only training requires it.
         data_preprocessor: Default: mmengine's base class, because `BasicSRDataset` returns images in [0, 1].
-        init_cfg: As in any module of mmengine. `dict(type='Pretrained', checkpoint=...)` reads a checkpoint of mmengine
-            or BasicSR.
+        init_cfg: As in any module of mmengine.
 
     Raises:
         UserError: an unknown network, loss or option; a loss that requires what the network does not provide.
@@ -50,26 +47,6 @@ class UDLRestorer(BaseModel):
         self.pixel_loss: Any = _build_loss(to_builtins(pixel_loss)) if pixel_loss else None
         self.required_outputs = required_outputs_of(self.pixel_loss)
         raise_errors(check_required_outputs(type(self.generator), self.pixel_loss, names=('pixel_loss', 'generator')))
-
-    @property
-    def has_pretrained(self) -> bool:
-        """Whether `init_cfg` names a checkpoint."""
-        return (self.init_cfg or {}).get('type') == 'Pretrained'
-
-    def init_weights(self) -> None:
-        """Initializes the weights; reads a `Pretrained` checkpoint as `NetworkCheckpointHook` reads `load_from`.
-
-        For engines whose own `load_from` accepts only their own checkpoints, such as DeepSpeed.
-
-        Raises:
-            UserError: the checkpoint does not fit the generator.
-        """
-        if not self.has_pretrained:
-            super().init_weights()
-            return
-        path = self.init_cfg['checkpoint']
-        state_dict, _, _ = match_state_dict(self.generator, load_checkpoint(path), path, option='generator')
-        self.generator.load_state_dict(state_dict)
 
     def forward(self, inputs: Tensor, data_samples: Mapping[str, Any] | None = None,
                 mode: str = 'tensor') -> Tensor | dict[str, Tensor] | list[dict[str, Any]]:
