@@ -145,18 +145,6 @@ def test_usage_errors(arguments, capsys):
     assert 'usage: udl-prepare' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('command', ['train', 'benchmark', 'check'])
-def test_help_shows_an_example_that_can_be_parsed(command, capsys, monkeypatch):
-    with pytest.raises(SystemExit) as caught:
-        main([command, '--help'])
-    assert caught.value.code == 0
-    examples = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith('  udl-prepare')]
-    assert examples
-    for example in examples:
-        monkeypatch.chdir('/')
-        assert main(example[1:]) == 2  # the options are valid; only the folders are missing
-
-
 @pytest.mark.parametrize('page', ['README.md', 'docs/performance.md', 'udl_plugin/cli/prepare.py'])
 def test_commands_in_docs_can_be_parsed(page):
     text = (ROOT / page).read_text().replace('\\\\\n', ' ').replace('\\\n', ' ')
