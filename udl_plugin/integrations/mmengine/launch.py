@@ -81,9 +81,7 @@ def _read_config(args: argparse.Namespace) -> Any:
 
 
 def _set_training(cfg: Any, args: argparse.Namespace) -> None:
-    checkpoint = args.resume
-    if checkpoint == 'auto' or (cfg.get('resume') is True and not (checkpoint or cfg.get('load_from'))):
-        checkpoint = find_last_checkpoint(cfg.work_dir)
+    checkpoint = find_last_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
     if checkpoint:  # otherwise the training starts, with load_from
         cfg.resume, cfg.load_from = True, checkpoint
     if args.amp:
