@@ -92,8 +92,8 @@ def test_malicious_checkpoint(tmp_path, capsys):
     assert os.listdir(tmp_path) == ['evil.pth']
 
 
-def test_invalid_paths(step2, capsys):
-    for arguments in ((step2, ''), (step2, 'a\0b.pth'), ('', 'x.pth')):
+def test_empty_paths(step2):
+    for arguments in ((step2, ''), ('', 'x.pth')):
         with pytest.raises(SystemExit):
             run(*arguments)
 

@@ -96,9 +96,8 @@ def test_check_names_the_truncated_lmdb(tmp_path, hr, capsys):
     paths = [str(tmp_path / 'SET' / name) for name in NAMES]
     with open(Path(paths[1], 'data.mdb'), 'r+b') as file:
         file.truncate(20000)
-    assert main(['check', *paths, '--quiet']) == 1
-    (line,) = capsys.readouterr().err.splitlines()[1:]
-    assert line.startswith(f"  {paths[1]}: '{paths[1]}/data.mdb' is truncated: it has 20000 of ")
+    assert main(['check', *paths, '--quiet']) == 2
+    assert capsys.readouterr().err.startswith(f"udl-prepare: '{paths[1]}/data.mdb' is truncated: it has 20000 of ")
 
 
 def test_skipped_images_are_listed_even_with_quiet(tmp_path, hr, capsys):
@@ -137,25 +136,13 @@ def test_missing_write_permission_is_one_line(hr, capsys):
 
 
 @pytest.mark.parametrize('arguments', [[], ['train'], ['check', 'a', 'b', 'c'], ['train', '--hr', 'a', '--scales', '0'],
-                                       ['benchmark', '--workers', '-1'], ['check', 'a', '--scale', '2'], ['check', ''],
+                                       ['benchmark', '--workers', '-1'], ['check', ''],
                                        ['train', '--hr', 'a', '--scale', '4', '--out', 'b']])
 def test_usage_errors(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
     assert 'usage: udl-prepare' in capsys.readouterr().err
-
-
-@pytest.mark.parametrize('command', ['train', 'benchmark', 'check'])
-def test_help_shows_an_example_that_can_be_parsed(command, capsys, monkeypatch):
-    with pytest.raises(SystemExit) as caught:
-        main([command, '--help'])
-    assert caught.value.code == 0
-    examples = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith('  udl-prepare')]
-    assert examples
-    for example in examples:
-        monkeypatch.chdir('/')
-        assert main(example[1:]) == 2  # the options are valid; only the folders are missing
 
 
 @pytest.mark.parametrize('page', ['README.md', 'docs/performance.md', 'udl_plugin/cli/prepare.py'])

@@ -269,13 +269,6 @@ def test_network_with_non_finite_output():
         Upscaler(file).upscale(image(4, 4))
 
 
-def test_network_that_cannot_run():
-    upscaler = Upscaler(new_file(EDSR))
-    upscaler.net = torch.nn.Conv2d(7, 3, 3)
-    with pytest.raises(UserError, match='the network cannot run on it'):
-        upscaler.upscale(image(9, 9))
-
-
 def test_bad_input():
     with pytest.raises(UserError, match='tile 63 is too small; use 64 or more'):
         Upscaler(new_file(EDSR), tile=63)

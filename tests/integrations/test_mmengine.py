@@ -239,19 +239,13 @@ def test_resume_of_an_average_requires_the_hook(tmp_path, averaged):
     assert runner.iter == ITERATIONS
 
 
-@pytest.mark.parametrize(('best', 'kept', 'has_score'), [
-    ('best_x.pth', None, True), ('work/best_x.pth', 'work/best_x.pth', True), ('work/other.pth', None, True),
-    ('best_moved.pth', 'work/best_moved.pth', True), ('work/best_gone.pth', None, False)])
-def test_best_checkpoints_of_other_runs_are_kept(tmp_path, best, kept, has_score):
+@pytest.mark.parametrize('folder', ['work', 'elsewhere'])
+def test_best_checkpoints_of_other_runs_are_kept(tmp_path, folder):
     """mmengine deletes the one that a checkpoint names when it finds a better one."""
-    (tmp_path / 'work').mkdir()
-    for name in ('best_x.pth', 'work/best_x.pth', 'work/best_moved.pth', 'work/other.pth'):
-        (tmp_path / name).touch()
-    info = {'best_ckpt': str(tmp_path / best), 'best_score': 3.}
+    info = {'best_ckpt': str(tmp_path / folder / 'best_x.pth'), 'best_score': 3.}
     hub = {'runtime_info': info, 'resumed_keys': dict.fromkeys(info, True)}
     keep_foreign_best(SimpleNamespace(work_dir=str(tmp_path / 'work')), {'message_hub': hub})
-    assert info.get('best_ckpt') == (kept and str(tmp_path / kept))
-    assert ('best_score' in info) == has_score
+    assert ('best_ckpt' in info) == (folder == 'work')
     assert hub['resumed_keys'].keys() == info.keys()
 
 
@@ -285,6 +279,8 @@ def test_cached_maps(tmp_path, maps, network, loss, seed, message):
         with patch.object(runner.model.generator.var_net, 'forward', side_effect=AssertionError('not needed')):
             runner.train()
         assert runner.iter == ITERATIONS
+        sample = runner.train_dataloader.dataset[0]
+        assert sample['data_samples'].keys() == {'gt', 'log_var'}, 'torch.compile would recompile for every path'
 
 
 def test_checkpoint_of_another_network(tmp_path, step1):
@@ -322,21 +318,6 @@ def test_training_requires_a_loss(tmp_path):
         runner.train()
 
 
-def test_init_cfg(tmp_path, step1):
-    """For engines whose load_from accepts only their own checkpoints."""
-    init_cfg = {'type': 'Pretrained', 'checkpoint': str(step1)}
-    model = UDLRestorer({'type': 'EDSRTwo', **TINY}, {'type': 'UDL'}, init_cfg=init_cfg)
-    model.init_weights()
-    assert_equal(model.generator.state_dict(), model.generator.expand(read_state_dict(step1)[0]))
-    with pytest.raises(UserError, match=r"latest\.pth' does not fit generator: EDSRVar: it has num_block: 2"):
-        UDLRestorer({'type': 'EDSRVar', **TINY, 'num_block': 3}, init_cfg=init_cfg).init_weights()
-
-    runner = make_runner(tmp_path, 'EDSRTwo', 'UDL')
-    runner.model.init_cfg = init_cfg
-    runner.train()
-    assert runner.iter == ITERATIONS
-
-
 def test_resume_follows_the_schedule_of_the_config(tmp_path, trained):
     """mmengine alone would keep the learning rate constant after the end of the old schedule."""
     (tmp_path / 'best_x.pth').touch()
@@ -348,13 +329,9 @@ def test_resume_follows_the_schedule_of_the_config(tmp_path, trained):
         train_cfg={'type': 'IterBasedTrainLoop', 'max_iters': 2 * ITERATIONS},
         param_scheduler={'type': 'MultiStepLR', 'by_epoch': False, 'milestones': [5, 15], 'gamma': 0.1})
     runner._train_dataloader.update(sampler={'type': 'InfiniteSampler'})  # no pause between epochs
-    with patch.object(runner.logger, 'warning') as warning:
-        runner.train()
+    runner.train()
     assert runner.iter == 2 * ITERATIONS
     assert runner.optim_wrapper.param_groups[0]['lr'] == pytest.approx(1e-2 * 0.5 * 0.1), 'what is past stays'
-    warning.assert_any_call(
-        "param_scheduler.0: continues with the config's milestones: [5, 15] (in the checkpoint: [5]), gamma: 0.1 (in "
-        'the checkpoint: 0.5), end: 20 (in the checkpoint: 10)')
     assert 'best_ckpt' not in runner.message_hub.runtime_info, "another run's"
 
 
@@ -364,7 +341,6 @@ def test_resume_follows_the_schedule_of_the_config(tmp_path, trained):
     ({'type': 'EDSRVar', **TINY}, {'type': 'ESUU'}, "pixel_loss: type: there is no 'ESUU'"),
     ({'type': 'EDSRVar', **TINY}, {'type': 'ESU', 'weight': 1}, "pixel_loss: 'weight' is not an option"),
     ({'type': 'EDSR', **TINY}, {'type': 'L1Loss', 'weight': 1}, "pixel_loss: 'weight' is not an option"),
-    ({'type': 'EDSRVar', **TINY}, {'type': 'L1Loss', 'reduction': 'none'}, 'pixel_loss: reduction: none returns a map'),
     ({'type': 'EDSRTwo', **TINY}, {'type': 'ESU'}, 'pixel_loss: ESU trains the log-variance,.* generator: EDSRTwo'),
     ({'type': 'EDSR', **TINY}, {'type': 'UDL'}, r'pixel_loss: UDL \w+ log_var,.* generator: EDSR'),
 ])
@@ -401,8 +377,7 @@ def test_compiled_model_has_the_same_losses_and_does_not_recompile():
         step = torch.compile(model.train_step, backend='eager') if compiled else model.train_step
         losses[compiled] = []
         for number in range(4):
-            data = {'inputs': torch.rand(1, 3, 4, 4), 'data_samples': {'gt': torch.rand(1, 3, 8, 8),
-                                                                       'lq_path': [f'{number}.png']}}
+            data = {'inputs': torch.rand(1, 3, 4, 4), 'data_samples': {'gt': torch.rand(1, 3, 8, 8)}}
             with torch._dynamo.config.patch(error_on_recompile=number > 1):
                 losses[compiled].append(float(step(data, wrapper)['loss'].detach()))
     assert losses[True] == pytest.approx(losses[False], rel=1e-5)
@@ -429,16 +404,13 @@ def test_pictures_of_uncertainty():
         hook.before_run(runner)
 
 
-@pytest.mark.parametrize(('limits', 'interval'), [
-    ((4, -1), 1), ((1, 2, 3), 1), (5, 1), (('a', 'b'), 1), (None, 0)])
+@pytest.mark.parametrize(('limits', 'interval'), [((4, -1), 1), (None, 0)])
 def test_wrong_options_of_the_visualization(limits, interval):
-    with pytest.raises(UserError, match='UncertaintyVisualizationHook: (limits|interval) must be'):
+    with pytest.raises(UserError, match='UncertaintyVisualizationHook: limits must be .* and interval at least 1'):
         UncertaintyVisualizationHook(limits, interval)
 
 
-def test_metrics_require_ground_truth():
-    with pytest.raises(UserError, match=r'PSNR: dataset Set5 has no ground truth \(gt\)'):
-        integration.PSNR(2).process(None, [{'set': 'Set5', 'sr': torch.rand(3, 4, 4)}])
+def test_wrong_option_of_a_metric():
     with pytest.raises(UserError, match="SSIM: convert_to is 'Y' or None, not 'y'"):
         integration.SSIM(2, convert_to='y')
 

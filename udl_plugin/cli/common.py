@@ -2,19 +2,17 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import signal
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Callable, NoReturn, TextIO
+from typing import Any, Callable, NoReturn, TextIO
 
 from tqdm import tqdm
 
 from udl_plugin.errors import UserError
 from udl_plugin.utils.parallel import INTERRUPTS
 from udl_plugin.utils.user_imports import IMPORT_HELP, get_imports, import_user_modules
-
-if TYPE_CHECKING:
-    from udl_plugin.checkpoints.network_file import NetworkFile
 
 
 def run_command(name: str, args: argparse.Namespace, function: Callable[[argparse.Namespace], int],
@@ -23,19 +21,17 @@ def run_command(name: str, args: argparse.Namespace, function: Callable[[argpars
 
     Args:
         name: Of the command, which begins the line.
-        args: With `quiet`; gets `progress`, a `Progress`.
+        args: With `quiet`; gets `progress`, which is `show_progress`.
         function: Returns an exit status.
         interrupted: State of the output after Ctrl-C, for the message.
 
     Returns:
         What `function` returned; 2 for a `UserError` or `OSError`, 130 after Ctrl-C, SIGTERM or SIGHUP.
     """
-    if hasattr(sys.stdout, 'reconfigure'):
-        sys.stdout.reconfigure(errors='backslashreplace')  # for file names that the terminal cannot show
     for number in INTERRUPTS:  # all of them clean up as Ctrl-C does, except a signal that nohup ignores
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)
-    args.progress = Progress(args.quiet)
+    args.progress = functools.partial(show_progress, quiet=args.quiet)
     try:
         import_user_modules(getattr(args, 'imports', ()), '--import')
         return function(args)
@@ -47,8 +43,7 @@ def run_command(name: str, args: argparse.Namespace, function: Callable[[argpars
         for number in INTERRUPTS:  # a second signal must not interrupt the clean-up
             signal.signal(number, signal.SIG_IGN)
         message, status = f'interrupted; {interrupted}', 130
-    args.progress.close()
-    print(f'{name}: {message}', file=sys.stderr)
+    print(f'{name}: {message}', file=sys.stderr)  # after the `except`, which ends the progress bar's line
     return status
 
 
@@ -61,32 +56,29 @@ def show(title: str, lines: Iterable[object], file: TextIO | None = None) -> Non
     print(title, *lines, sep='\n  ', file=file)
 
 
-class Progress:
-    """Progress bar with rate and remaining time.
+def show_progress(iterable: Iterable[Any], total: int, description: str, unit: str = 'images',
+                  quiet: bool = False) -> Iterable[Any]:
+    """Yields the items of `iterable` and shows a progress bar with rate and remaining time, unless `quiet`."""
+    seconds = 0.1 if sys.stderr.isatty() else 10  # few lines in a log file
+    return tqdm(iterable, description, total, unit=f' {unit}', mininterval=seconds, disable=quiet)
 
-    Args:
-        quiet: Show nothing.
-    """
 
-    def __init__(self, quiet: bool):
-        self.quiet = quiet
-        self.bar: tqdm | None = None
+def make_parser(prog: str, about: str) -> argparse.ArgumentParser:
+    """Builds a parser whose help shows `about` as it is, with examples, and which has `--import`."""
+    parser = argparse.ArgumentParser(prog=prog, description=about, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_import_option(parser)
+    return parser
 
-    def __call__(self, iterable: Iterable[Any], total: int, description: str, unit: str = 'images') -> Iterable[Any]:
-        """Yields the items of `iterable` and advances the bar by one for each."""
-        seconds = 0.1 if sys.stderr.isatty() else 10  # few lines in a log file
-        bar = tqdm(iterable, description, total, unit=f' {unit}', mininterval=seconds, disable=self.quiet)
-        self.bar = bar
-        return bar
 
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
+def add_import_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--import`, which `run_command` reads."""
+    parser.add_argument('--import', dest='imports', action='append', default=[], metavar='MODULE', help=IMPORT_HELP)
 
 
 def path_arg(text: str) -> str:
-    """Argument type: a path, neither empty nor with a null character."""
-    if not text or '\0' in text:
+    """Argument type: a path that is not empty."""
+    if not text:
         raise ValueError
     return text
 
@@ -109,42 +101,30 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     add('--param-key', metavar='KEY', help='key of the weights in the file (default: params_ema if present, or params)')
     add('--opt', type=path_arg, metavar='FILE.yml',
         help='the yml that trained the network, for options that the file does not record')
-    add_import_option(parser)
 
 
-def add_import_option(parser: argparse.ArgumentParser) -> None:
-    """Adds `--import`, which `run_command` reads."""
-    parser.add_argument('--import', dest='imports', action='append', default=[], metavar='MODULE', help=IMPORT_HELP)
-
-
-def read_network(path: str, args: argparse.Namespace) -> NetworkFile:
-    """Reads a network file with the options of `add_reading_options`; prints its notes on stderr.
-
-    Raises:
-        UserError: as `load_network_file` and `read_network_g`.
-    """
-    from udl_plugin.checkpoints.network_file import load_network_file
-    network = load_network_file(path, args.param_key, read_network_g(args.opt) if args.opt else None)
-    for note in network.notes:
-        print(f'Note: {note}', file=sys.stderr)
-    return network
-
-
-def read_network_g(path: str) -> dict[str, Any]:
-    """Returns `network_g` of an option file.
+def read_network_g(path: str | None) -> dict[str, Any] | None:
+    """Returns `network_g` of the yml that --opt names; None without one.
 
     Imports what its `imports` name, too.
 
     Raises:
         UserError: the file cannot be read or has no network_g, or an import fails.
     """
+    if path is None:
+        return None
     from udl_plugin.config.yaml_loader import read_yml
     try:
         options = read_yml(path)
     except UserError as err:
         raise UserError(f'--opt: {err}') from err
     import_user_modules(get_imports(options), f"--opt: '{path}': imports")
-    network_g = options.get('network_g')
-    if not isinstance(network_g, dict):
+    if not isinstance(options.get('network_g'), dict):
         raise UserError(f"--opt: '{path}' has no network_g. Pass the yml that trained the network.")
-    return network_g
+    return options['network_g']
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Prints on stderr what a user should know about a network file."""
+    for note in notes:
+        print(f'Note: {note}', file=sys.stderr)

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from udl_plugin.cli.common import add_import_option, path_arg, positive_int, run_command
+from udl_plugin.cli.common import make_parser, path_arg, positive_int, run_command
 from udl_plugin.errors import UserError
 
 ABOUT = """\
@@ -32,8 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog='udl-compare', description=ABOUT, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser('udl-compare', ABOUT)
     add = parser.add_argument
     add('inputs', nargs='+', type=path_arg, metavar='INPUT', help='FILE or LABEL=FILE')
     add('--sets', nargs='+', type=path_arg, default=[], metavar='DIR',
@@ -48,7 +47,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--eu', nargs='+', default=[], metavar='LABEL',
         help='networks whose map was trained with EU instead of ESU, for the calibration')
     add('--gaussian', nargs='+', default=[], metavar='LABEL', help='networks whose map was trained with GaussianNLL')
-    add_import_option(parser)
     add('--force', action='store_true', help='replace an existing report')
     add('--quiet', action='store_true', help='print errors only')
     args = parser.parse_args(argv)

@@ -4,11 +4,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 
 import yaml
 
-from udl_plugin.cli.common import add_reading_options, path_arg, read_network, run_command, show
+from udl_plugin.cli.common import add_reading_options, make_parser, path_arg, print_notes, read_network_g, run_command
 from udl_plugin.errors import UserError
 
 ABOUT = """\
@@ -29,14 +30,12 @@ OUTPUT records its network_g, which is also printed for use in a yml.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Returns the exit status: 0, 2 for bad input, 130 after Ctrl-C."""
-    args = parse(argv)
-    return run_command('udl-convert', args, run, 'nothing was changed')
+    return run_command('udl-convert', parse(argv), run, 'nothing was changed')
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses the arguments; exits with status 2 if they are wrong."""
-    parser = argparse.ArgumentParser(prog='udl-convert', description=ABOUT, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser('udl-convert', ABOUT)
     add = parser.add_argument
     add('input', type=path_arg, metavar='INPUT', help='.pth, .pt or .safetensors')
     add('output', type=path_arg, metavar='OUTPUT', help='.pth, .pt, .safetensors or .onnx')
@@ -54,19 +53,21 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: INPUT cannot be read, or OUTPUT exists and there is no --force.
     """
-    from udl_plugin.checkpoints.export import export_network
+    from udl_plugin.checkpoints.export import export_network  # these import torch, which takes seconds
+    from udl_plugin.checkpoints.network_file import load_network_file
     output = os.path.normpath(args.output)
     if os.path.lexists(output) and not args.force:
         raise UserError(f"'{output}' exists already; choose another name or give --force.")
-    model = read_network(args.input, args)
+    model = load_network_file(args.input, args.param_key, read_network_g(args.opt))
+    print_notes(model.notes)
     checked = export_network(output, model, args.layout)
     if not args.quiet:
         written = model.base() if args.layout == 'plain' else model
         kind = {'plain': 'the plain network', 'step 1': 'the network of step 1, with its variance head',
                 'step 2': 'both networks of step 2'}[written.stage]
         print(f'{output}: {kind}, {sum(tensor.numel() for tensor in written.state_dict.values()):,} values')
-        section = yaml.safe_dump({'network_g': written.network_g}, sort_keys=False, default_flow_style=False)
-        show('In a yml:', section.rstrip().splitlines())
+        print('In a yml:')
+        print(textwrap.indent(yaml.safe_dump({'network_g': written.network_g}, sort_keys=False), '  '), end='')
         for line in checked:
             print(line)
     return 0

@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from udl_plugin.cli.common import path_arg, positive_int, run_command, show
+from udl_plugin.cli.common import add_import_option, path_arg, positive_int, read_network_g, run_command, show
 from udl_plugin.data.lmdb_io import is_lmdb
-from udl_plugin.errors import UserError
-from udl_plugin.prepare.datasets import PrepareResult, prepare_benchmark, prepare_train
-from udl_plugin.prepare.verify import CheckResult, Shape, check_images, check_pair
+from udl_plugin.prepare.datasets import prepare_benchmark, prepare_train
+from udl_plugin.prepare.verify import Shape, check_images, check_pair
 from udl_plugin.utils.imresize import BORDERS
 from udl_plugin.utils.parallel import available_cores
 
@@ -55,7 +54,7 @@ Decodes every image of an LMDB or a folder. With two of them, HR and LR, also co
 
   udl-prepare check datasets/DIV2K/DIV2K_train_HR_sub.lmdb datasets/DIV2K/DIV2K_train_LR_bicubic_X4_sub.lmdb
 
-If something is wrong, it prints a list and the exit status is 1; otherwise 0.
+If images are wrong, it prints a list and the exit status is 1; if an LMDB or a folder cannot be read, 2; otherwise 0.
 """
 
 MAX_LISTED = 10  # images in a note
@@ -71,9 +70,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(prog='udl-prepare', description='Prepares data for super-resolution. See '
                                      'udl-prepare COMMAND --help for examples.')
-    commands = parser.add_subparsers(metavar='COMMAND', required=True)
+    commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
 
-    train = _add_command(commands, 'train', run_train, 'sub-images of HR and LR as LMDBs', TRAIN)
+    train = _add_command(commands, 'train', run_images, 'sub-images of HR and LR as LMDBs', TRAIN)
     add = train.add_argument
     add('--hr', nargs='+', type=path_arg, required=True, metavar='DIR', help='folders of HR images')
     add('--out', type=path_arg, required=True, metavar='DIR', help='folder for the LMDBs')
@@ -86,7 +85,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         '(%(default)s)')
     _add_uncompressed(train)
 
-    benchmark = _add_command(commands, 'benchmark', run_benchmark, 'HR and LR for validation and test', BENCHMARK)
+    benchmark = _add_command(commands, 'benchmark', run_images, 'HR and LR for validation and test', BENCHMARK)
     add = benchmark.add_argument
     add('--hr', type=path_arg, required=True, metavar='DIR', help='folder of HR images')
     add('--name', required=True, help='name of the set, such as Set5')
@@ -104,21 +103,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         'file of step 2; params_ema is the moving average (%(default)s)')
     add('--opt', type=path_arg, metavar='YML', help='option file whose network_g describes the checkpoint, if the '
         'checkpoint does not')
+    add_import_option(uncertainty)
     _add_uncompressed(uncertainty)
     add('--batch', type=positive_int, metavar='N', help='sub-images per batch (default: 16 on a GPU, otherwise 1)')
     add('--force', action='store_true', help='replace existing data when the new data is complete')
 
     check = _add_command(commands, 'check', run_check, 'decode and compare the images of LMDBs or folders', CHECK)
     add = check.add_argument
-    add('paths', nargs='+', type=path_arg, metavar='PATH', help='LMDB or folder; HR, then LR')
+    add('path', type=path_arg, metavar='PATH', help='LMDB or folder')
+    add('lr', type=path_arg, nargs='?', metavar='LR', help='LMDB or folder of the LR images, if PATH has HR images')
     add('--scale', type=positive_int, metavar='N', help='scale between the two (default: that of most pairs)')
-
-    args = parser.parse_args(argv)
-    if len(getattr(args, 'paths', ())) > 2:
-        check.error('give one PATH or two')
-    if 'paths' in args and len(args.paths) == 1 and args.scale:
-        check.error('--scale requires two PATHs')
-    return args
+    return parser.parse_args(argv)
 
 
 def _add_command(commands: Any, name: str, run: Callable, summary: str, text: str) -> argparse.ArgumentParser:
@@ -148,21 +143,10 @@ def _add_uncompressed(command: argparse.ArgumentParser) -> None:
                          'larger, and faster to read in training')
 
 
-def run_train(args: argparse.Namespace) -> int:
-    """Runs `udl-prepare train`."""
-    return _report(args, prepare_train(**_options(args)))
-
-
-def run_benchmark(args: argparse.Namespace) -> int:
-    """Runs `udl-prepare benchmark`."""
-    return _report(args, prepare_benchmark(**_options(args)))
-
-
-def _options(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: value for name, value in vars(args).items() if name not in ('run', 'quiet')}
-
-
-def _report(args: argparse.Namespace, result: PrepareResult) -> int:
+def run_images(args: argparse.Namespace) -> int:
+    """Runs `udl-prepare train` or `udl-prepare benchmark`."""
+    options = {name: value for name, value in vars(args).items() if name not in ('command', 'run', 'quiet')}
+    result = prepare_train(**options) if args.command == 'train' else prepare_benchmark(**options)
     if not args.quiet:
         print(f'From {result.images} HR images:')
         for path, count in result.folders.items():
@@ -179,13 +163,11 @@ def _report(args: argparse.Namespace, result: PrepareResult) -> int:
 
 def run_uncertainty(args: argparse.Namespace) -> int:
     """Runs `udl-prepare uncertainty`."""
-    # imported here because they import torch, which the other commands and their workers do not need
-    from udl_plugin.cli.common import read_network_g
+    # imported here because it imports torch, which the other commands and their workers do not need
     from udl_plugin.prepare.uncertainty_maps import prepare_uncertainty
     hr, lr = args.data
-    network_g = read_network_g(args.opt) if args.opt else None
-    stats = prepare_uncertainty(args.model, hr, lr, args.out, args.param_key, network_g, args.batch, args.compress,
-                                args.force, args.workers, args.progress)
+    stats = prepare_uncertainty(args.model, hr, lr, args.out, args.param_key, read_network_g(args.opt), args.batch,
+                                args.compress, args.force, args.workers, args.progress)
     if not args.quiet:
         print(f'{args.out}: {stats.images} maps, {stats.size / 1e6:.1f} MB, {stats.size / stats.pixels:.2f} MB per '
               'megapixel.')
@@ -196,15 +178,16 @@ def run_uncertainty(args: argparse.Namespace) -> int:
 
 def run_check(args: argparse.Namespace) -> int:
     """Runs `udl-prepare check`. Returns 1 if there are problems."""
-    results = [_check_path(path, args) for path in args.paths]
-    problems = [f'{path}: {problem}' for path, result in zip(args.paths, results) for problem in result.problems]
+    paths = [path for path in (args.path, args.lr) if path]
+    results = [check_images(path, args.workers, args.progress) for path in paths]
+    problems = [f'{path}: {problem}' for path, result in zip(paths, results) for problem in result.problems]
     lines = [f'{path}: {len(result.shapes)} images, {_format_sizes(result.shapes)}, {_disk_size(path)}'
-             for path, result in zip(args.paths, results)]
+             for path, result in zip(paths, results)]
     if len(results) == 2 and all(result.shapes for result in results):
         unreadable = {problem.partition(':')[0] for result in results for problem in result.problems}
         hr, lr = ({name: shape for name, shape in result.shapes.items() if name not in unreadable}
                   for result in results)
-        scale, differences = check_pair(hr, lr, args.scale, same_names=all(map(is_lmdb, args.paths)))
+        scale, differences = check_pair(hr, lr, args.scale, same_names=all(map(is_lmdb, paths)))
         problems += differences
         lines += [f'All images can be decoded; names and sizes match at scale {scale}.'] * (not problems)
     elif not problems:
@@ -214,15 +197,6 @@ def run_check(args: argparse.Namespace) -> int:
     if problems:
         show(f'udl-prepare: problems: {len(problems)}', problems, file=sys.stderr)
     return 1 if problems else 0
-
-
-def _check_path(path: str, args: argparse.Namespace) -> CheckResult:
-    try:
-        return check_images(path, args.workers, args.progress)
-    except UserError as err:
-        if not Path(path).exists():
-            raise
-        return CheckResult({}, [str(err)])
 
 
 def _format_sizes(shapes: Mapping[str, Shape]) -> str:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from udl_plugin.cli.common import path_arg, positive_int, run_command, show
+from udl_plugin.cli.common import make_parser, path_arg, positive_int, run_command, show
 
 ABOUT = """\
 Trains the variants, networks, scales and seeds of a study through BasicSR, and compares the results.
@@ -28,8 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog='udl-study', description=ABOUT, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser('udl-study', ABOUT)
     add = parser.add_argument
     add('study', type=path_arg, metavar='STUDY.yml', help='such as options/studies/losses.yml, which explains the keys')
     add('--out', type=path_arg, metavar='DIR', help='output folder (default: results/NAME, with the name in the yml)')

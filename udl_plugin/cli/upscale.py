@@ -3,9 +3,8 @@ from __future__ import annotations
 
 import argparse
 import collections
-import errno
+import functools
 import io
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -14,14 +13,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from udl_plugin.cli.common import add_reading_options, path_arg, positive_int, read_network, run_command, show
+from udl_plugin.cli.common import (
+    add_reading_options,
+    make_parser,
+    path_arg,
+    positive_int,
+    print_notes,
+    read_network_g,
+    run_command,
+    show,
+)
 from udl_plugin.data.image_io import SUFFIXES, list_images
 from udl_plugin.errors import UserError
 from udl_plugin.inference.visualize import encode_png, swap_red_blue, uncertainty_picture
 from udl_plugin.utils.atomic_io import atomic_write
 
 if TYPE_CHECKING:
-    from udl_plugin.inference.upscaler import Upscaler, UpscaleResult
+    from udl_plugin.inference.upscaler import UpscaleResult
 
 ABOUT = """\
 Upscales an image, or every image in a folder. Architecture and scale are read from the network file.
@@ -34,20 +42,15 @@ NAME_log_var.npy (the map, float32 (C, H, W): log of the error's scale in 8-bit 
 kept.
 """
 
-# errors that every later image would meet too
-FATAL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Returns the exit status: 0; 1 if images were skipped; 2 for bad input; 130 after Ctrl-C."""
-    args = parse(argv)
-    return run_command('udl-upscale', args, run, 'the images written so far are complete')
+    return run_command('udl-upscale', parse(argv), run, 'the images written so far are complete')
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses the arguments; exits with status 2 if they are wrong."""
-    parser = argparse.ArgumentParser(prog='udl-upscale', description=ABOUT, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser('udl-upscale', ABOUT)
     add = parser.add_argument
     add('input', type=path_arg, metavar='INPUT', help='an image, or a folder of images')
     add('output', type=path_arg, metavar='OUTPUT', help='a .png file for an image, otherwise a folder')
@@ -59,7 +62,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--tile', type=positive_int, metavar='N',
         help='process tiles of N x N LR pixels, to save memory (default: the full image)')
     add('--self-ensemble', action='store_true', help='average over eight flips and rotations; takes 8 times as long')
-    add('--device', metavar='NAME', help='such as cpu or cuda:1 (default: the GPU if there is one)')
+    add('--device', default='auto', metavar='NAME', help='such as cpu or cuda:1 (default: the GPU if there is one)')
     add('--force', action='store_true', help='replace results that exist')
     add('--quiet', action='store_true', help='show warnings and errors only')
     args = parser.parse_args(argv)
@@ -70,46 +73,38 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Upscales the images; skips those of a folder that fail, with a line for each.
+    """Upscales the images; skips those of a folder that cannot be upscaled, with a line for each.
 
     Raises:
-        UserError: wrong arguments, or an error that concerns every image.
+        UserError: wrong arguments, or the only image cannot be upscaled.
+        OSError: a result cannot be written.
     """
     images = find_images(args)
-    from udl_plugin.inference.upscaler import MIN_TILE, Upscaler, find_device  # imports torch, which takes seconds
-    if args.tile is not None and args.tile < MIN_TILE:
-        raise UserError(f'--tile {args.tile} is too small; use {MIN_TILE} or more.')
-    model = read_network(args.model, args)
-    device = find_device(args.device or 'auto', '--device')
-    try:
-        upscaler = Upscaler(model, device, args.tile, args.self_ensemble, args.uncertainty)
-    except UserError as err:
-        raise UserError(f"'{args.model}': {err}") from err
-    warn_about_tile_seams(upscaler)
+    from udl_plugin.inference.upscaler import load  # imports torch, which takes seconds
+    upscaler = load(
+        args.model, args.device, uncertainty=args.uncertainty, tile=args.tile, self_ensemble=args.self_ensemble,
+        uncertainty_loss='ESU',  # of no effect: the map is written, not the expected error
+        param_key=args.param_key, network_g=read_network_g(args.opt))
+    print_notes(upscaler.notes)
+    progress = functools.partial(args.progress, description='Upscaling', unit='tiles') if len(images) == 1 else None
     failed = []
-    pairs = images.items() if len(images) == 1 else args.progress(images.items(), len(images), 'Upscaling')
-    for source, target in pairs:
+    for source, target in images.items() if progress else args.progress(images.items(), len(images), 'Upscaling'):
         try:
-            progress = None if len(images) > 1 else \
-                lambda tiles, number: args.progress(tiles, number, 'Upscaling', 'tiles')
-            write_result(target, upscaler.upscale(source, progress), args.uncertainty_limits)
-        except (UserError, MemoryError, OSError) as err:
-            if len(images) == 1 or getattr(err, 'errno', None) in FATAL_ERRNOS:
-                raise UserError(describe(source, err)) from err
-            failed.append(describe(source, err))
+            result = upscaler.upscale(source, progress)
+        except UserError as err:
+            message = str(err) if str(source) in str(err) else f"'{source}': {err}"
+            if len(images) == 1:
+                raise UserError(message) from err
+            failed.append(message)
+        else:
+            write_result(target, result, args.uncertainty_limits)
     if failed:
         show(f'udl-upscale: images skipped: {len(failed)} of {len(images)}', failed, file=sys.stderr)
     if not args.quiet:
         number = len(images) - len(failed)
-        print(f'{model.architecture} x{upscaler.scale}, {model.stage}: {number} image{"s" * (number != 1)}, '
+        print(f'{upscaler.architecture} x{upscaler.scale}, {upscaler.stage}: {number} image{"s" * (number != 1)}, '
               f'{args.output}')
     return 1 if failed else 0
-
-
-def describe(source: Path, err: BaseException) -> str:
-    """Returns the line for an image that failed."""
-    message = f"'{err.filename}': {err.strerror}" if isinstance(err, OSError) and err.filename else str(err)
-    return message if str(source) in message else f"'{source}': {message or 'not enough memory'}"
 
 
 def find_images(args: argparse.Namespace) -> dict[Path, Path]:
@@ -138,10 +133,8 @@ def find_images(args: argparse.Namespace) -> dict[Path, Path]:
             raise UserError(f"two images would be written to '{path}'; rename one of them.")
         if path.resolve() in sources:
             raise UserError(f"'{path}' is one of the images to be upscaled; choose another OUTPUT.")
-    existing = [path for path in written if os.path.lexists(path)]
-    if existing and not args.force:
-        raise UserError(f"'{existing[0]}' exists already" + (f', and {len(existing) - 1} more' * (len(existing) > 1))
-                         + '; choose another OUTPUT or give --force.')
+        if os.path.lexists(path) and not args.force:
+            raise UserError(f"'{path}' exists already; choose another OUTPUT or give --force.")
     return images
 
 
@@ -159,19 +152,6 @@ def write_result(target: Path, result: UpscaleResult, limits: Sequence[float] | 
         atomic_write(log_var, raw.getvalue())
         atomic_write(picture, encode_png(uncertainty_picture(result.log_var, limits)))
     atomic_write(image, encode_png(swap_red_blue(result.image)))
-
-
-def warn_about_tile_seams(upscaler: Upscaler) -> None:
-    """Prints a note if tiles overlap by less than the receptive radius, so that the result differs slightly."""
-    from udl_plugin.inference.upscaler import ALIGN
-    if upscaler.overlap is None or upscaler.overlap >= (upscaler.receptive_radius or math.inf):
-        return
-    radius = 'is unknown' if upscaler.receptive_radius is None else f'is {upscaler.receptive_radius}'
-    note = (f'Note: tiles overlap by {upscaler.overlap} pixels on each side, and the receptive radius of the network '
-            f'{radius}: the result differs slightly from the one without --tile.')
-    if upscaler.receptive_radius is not None:
-        note += f' --tile {4 * -(-upscaler.receptive_radius // ALIGN) * ALIGN} gives the same result.'
-    print(note, file=sys.stderr)
 
 
 if __name__ == '__main__':

@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import functools
+import math
 import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,48 +34,46 @@ def parameters(net: nn.Module) -> int:
     return sum(parameter.numel() for parameter in net.parameters())
 
 
-def multiply_adds(net: nn.Module, network_g: Mapping[str, Any], channels: int, upscale: int,
-                  output: tuple[int, int] = OUTPUT_SIZE) -> float:
-    """Multiply-adds of convolutions and matrix products, counted on a small image and scaled by the number of pixels.
+def multiply_adds(net: nn.Module, network_g: Mapping[str, Any], channels: int, upscale: int) -> float:
+    """Multiply-adds for an SR image of `OUTPUT_SIZE`: of convolutions and matrix products, counted on a small image.
 
     Args:
         net: A base network.
         network_g: Its config, for the multiple that its input size has to be.
         channels, upscale: Of its images.
-        output: Height and width of the SR image.
     """
     size = _round_up(48, get_required_multiple(network_g))
     lq = torch.zeros(1, channels, size, size, device=next(net.parameters()).device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(lq)
-    return counter.get_total_flops() / 2 * output[0] * output[1] / (upscale * size)**2
+    return counter.get_total_flops() / 2 * math.prod(OUTPUT_SIZE) / (upscale * size)**2
 
 
 def _round_up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
+@torch.no_grad()
 def time_in_turn(functions: Mapping[str, Callable[[Tensor], Any]], lq: Tensor, rounds: int = 7) -> dict[str, float]:
-    """Median seconds of each function on `lq`, on the GPU if there is one.
+    """Median seconds of each function on an LR image `(1, C, H, W)`, on the GPU if there is one.
 
-    Args:
-        functions: They take an LR image `(1, C, H, W)`; networks are moved to the GPU.
-        lq: The image.
-        rounds: See `seconds_in_turn`.
+    Networks among the functions are moved there. For `rounds`, see `seconds_in_turn`.
     """
-    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    lq = lq.to(device)
+    lq = lq.to(_device())
     for function in functions.values():
         if isinstance(function, nn.Module):
-            function.to(device)
-    with torch.no_grad():
-        times = seconds_in_turn({name: functools.partial(function, lq) for name, function in functions.items()}, rounds)
+            function.to(lq.device)
+    times = seconds_in_turn({name: functools.partial(function, lq) for name, function in functions.items()}, rounds)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _device() -> torch.device:
+    return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
 
 def seconds_in_turn(functions: Mapping[str, Callable[[], Any]], rounds: int,
                     repeats: int = 1) -> dict[str, list[float]]:
-    """Seconds of each function in each round, after a warm-up round. On a GPU, CUDA events measure.
+    """Seconds of each function in each round, after a warm-up round.
 
     Args:
         functions: Without arguments.
@@ -88,50 +88,46 @@ def seconds_in_turn(functions: Mapping[str, Callable[[], Any]], rounds: int,
 
 
 def _seconds(function: Callable[[], Any], repeats: int) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(repeats):
-            function()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3 / repeats
+    """Mean seconds of a run."""
+    _synchronize()
     begin = time.perf_counter()
     for _ in range(repeats):
         function()
+    _synchronize()
     return (time.perf_counter() - begin) / repeats
 
 
-def peak_memory(network_g: Mapping[str, Any], shape: Sequence[int]) -> int | None:
-    """Peak memory of one run of a base network, in bytes, above what was allocated before the run.
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
-    On the GPU, what PyTorch allocated. On the CPU, memory of a fresh process in which the network is already built.
+
+def peak_memory(network_g: Mapping[str, Any], shape: Sequence[int]) -> int | None:
+    """Peak memory of one run of the base network of a config, in bytes; see `peak_memory_of`.
 
     Args:
         network_g: Config of the network, or of a step of it.
         shape: Of the LR image, `(1, C, H, W)`; padded to the multiple that the network requires.
-
-    Returns:
-        None if it cannot be measured: on the CPU on systems other than Linux, or if memory does not suffice.
     """
     return peak_memory_of(_prepare_runs, base_config(network_g), tuple(shape))
 
 
 def _prepare_runs(network_g: dict[str, Any], shape: tuple[int, ...]) -> tuple[Callable, Callable]:
     multiple = get_required_multiple(network_g)
-    net = build_network(network_g).eval().to('cuda' if torch.cuda.is_available() else 'cpu')
+    net = build_network(network_g).eval().to(_device())
 
     @torch.no_grad()
     def run(height: int, width: int) -> None:
         size = (_round_up(length, multiple) for length in (height, width))
-        net(torch.zeros(*shape[:2], *size, device=next(net.parameters()).device))
+        net(torch.zeros(*shape[:2], *size, device=_device()))
 
     return functools.partial(run, 8, 8), functools.partial(run, *shape[2:])
 
 
 def peak_memory_of(make: Callable[..., tuple[Callable, Callable]], *args: Any) -> int | None:
-    """Peak memory of what `make(*args)` prepares, in bytes, in a fresh process.
+    """Peak memory of what `make(*args)` prepares, in bytes, in a fresh process, above what was allocated before.
+
+    On the GPU, what PyTorch allocated; on the CPU, memory of the process.
 
     Args:
         make: A module-level function. Returns two functions without arguments: a small run, since libraries allocate
@@ -139,12 +135,12 @@ def peak_memory_of(make: Callable[..., tuple[Callable, Callable]], *args: Any) -
         args: They can be pickled.
 
     Returns:
-        As `peak_memory`.
+        None if it cannot be measured: on the CPU on systems other than Linux, or if memory does not suffice.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), import_user_modules, (get_imported(),)) as pool:
         try:
             return pool.submit(_peak_memory, make, args).result()
-        except RuntimeError:  # out of memory; also BrokenProcessPool, when the system killed the process
+        except (RuntimeError, FileNotFoundError):  # out of memory (or killed for it: BrokenProcessPool); no /proc
             return None
 
 
@@ -158,14 +154,10 @@ def _peak_memory(make: Callable[..., tuple[Callable, Callable]], args: tuple[Any
         return torch.cuda.max_memory_allocated() - allocated
     before = _process_memory('VmRSS')
     run()
-    peak = _process_memory('VmHWM')
-    return None if before is None or peak is None else peak - before
+    return _process_memory('VmHWM') - before
 
 
-def _process_memory(name: str) -> int | None:
-    """`VmRSS`, the memory of this process now, or `VmHWM`, its peak, in bytes; None without /proc."""
-    try:
-        with open('/proc/self/status') as file:
-            return next(1024 * int(line.split()[1]) for line in file if line.startswith(name))
-    except OSError:
-        return None
+def _process_memory(name: str) -> int:
+    """`VmRSS`, the memory of this process now, or `VmHWM`, its peak, in bytes."""
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))

@@ -1,15 +1,16 @@
 """Upscales images with a network, with the error that it expects: any bit depth, grey or colour, alpha, in tiles."""
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Union
 
 import cv2
 import numpy as np
 import torch
-from basicsr.utils.color_util import bgr2ycbcr, ycbcr2bgr
+from basicsr.utils.color_util import rgb2ycbcr, ycbcr2rgb
 from PIL import Image, ImageOps
 
 from udl_plugin.archs.dpdnn_arch import dpdnn_receptive_radius
@@ -55,7 +56,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = 'auto', *, u
     Raises:
         UserError: the file cannot be read, or an argument does not fit it.
     """
-    device = find_device(device)
+    device = _find_device(device)
     file = load_network_file(path, param_key, network_g)
     uncertainty = file.stage != 'plain' if uncertainty is None else uncertainty
     try:
@@ -64,21 +65,14 @@ def load(path: str | os.PathLike[str], device: str | torch.device = 'auto', *, u
         raise UserError(f"'{path}': {err}") from err
 
 
-def find_device(name: str | torch.device = 'auto', option: str = 'device') -> torch.device:
-    """Returns the device of that name, after a check that it can be used. `auto`: the GPU if there is one.
-
-    Args:
-        option: What the user wrote it for, for the message.
-
-    Raises:
-        UserError: no such device.
-    """
+def _find_device(name: str | torch.device) -> torch.device:
+    """Returns the device of that name, after a check that it can be used. `auto`: the GPU if there is one."""
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError) as err:
-        raise UserError(f'{option} {name}: {str(err).splitlines()[0]}') from err
+        raise UserError(f'device {name}: {str(err).splitlines()[0]}') from err
 
 
 @dataclass(repr=False)
@@ -128,7 +122,7 @@ class Upscaler:
 
     Attributes:
         channels, scale: Of the network's images.
-        notes: What a user should know about the file, such as what was assumed.
+        notes: What a user should know, such as what was assumed about the file, or that tiles change the result.
         overlap: Of tiles, on each side, in LR pixels; None without tiles.
         receptive_radius: Of the network, in LR pixels; None if unknown.
 
@@ -152,21 +146,29 @@ class Upscaler:
         self.multiple = get_required_multiple(base.network_g)
         radius = RECEPTIVE_RADII.get(base.network_g['type'])
         self.receptive_radius = radius(base.network_g) if radius else None
-        self.tile = tile
-        self.overlap = None
-        if tile is not None:
-            largest = tile // 4 // ALIGN * ALIGN
-            self.overlap = min(-(-(self.receptive_radius or largest) // ALIGN) * ALIGN, largest)
+        self.tile, self.overlap = tile, None if tile is None else self._find_overlap(tile)
 
     def _find_loss(self, given: str | None, recorded: str | None) -> str:
         if given is not None and given not in ERROR_SCALES:
             raise UserError(f"uncertainty_loss: '{given}' is not one of {', '.join(ERROR_SCALES)}.")
-        if given is None and recorded not in ERROR_SCALES:
-            reason = 'the file does not record the loss of its variance head' if recorded is None else \
-                f"the loss of the variance head, '{recorded}', is not one of {', '.join(ERROR_SCALES)}"
-            self.notes.append(f'{reason}; the expected error assumes ESU. Pass uncertainty_loss to choose another.')
-            return 'ESU'
-        return given or recorded or 'ESU'
+        if given is not None or recorded in ERROR_SCALES:
+            return str(given or recorded)
+        self.notes.append(f'the loss that the file records for its variance head ({recorded or "none"}) is not one of '
+                          f'{", ".join(ERROR_SCALES)}; the expected error assumes ESU. Pass uncertainty_loss to choose '
+                          'another.')
+        return 'ESU'
+
+    def _find_overlap(self, tile: int) -> int:
+        """The receptive radius, or as much of it as tiles allow; adds a note if that changes the result."""
+        largest = tile // 4 // ALIGN * ALIGN
+        enough = -(-(self.receptive_radius or 0) // ALIGN) * ALIGN  # rounded up
+        if not 0 < enough <= largest:
+            self.notes.append(
+                f'tiles overlap by {largest} pixels on each side, and the receptive radius of the network is '
+                f'{self.receptive_radius or "unknown"}: the result differs slightly from the one without tiles.'
+                + f' A tile of {4 * enough} gives the same result.' * (enough > 0))
+            return largest
+        return enough
 
     def __repr__(self) -> str:
         number = sum(value.numel() for value in self.net.state_dict().values())
@@ -193,16 +195,16 @@ class Upscaler:
         if isinstance(image, torch.Tensor):
             return self._upscale_tensor(image, progress)
         if isinstance(image, (str, os.PathLike)):
-            bgr = read_full_image(image)
+            rgb = swap_red_blue(read_full_image(image))
         elif isinstance(image, (np.ndarray, Image.Image)):
-            bgr = swap_red_blue(image if isinstance(image, np.ndarray) else _from_pil(image))
+            rgb = image if isinstance(image, np.ndarray) else _from_pil(image)
         else:
             raise UserError(f'expected a path, a PIL image, an array or a tensor, not {type(image).__name__}.')
-        if bgr.dtype not in (np.uint8, np.uint16) or bgr.shape[2:] not in ((), (3,), (4,)) or bgr.size == 0:
-            raise UserError(f'expected an image of 8 or 16 bits, grey or colour, not {bgr.dtype} {bgr.shape}.')
-        levels = np.iinfo(bgr.dtype).max
-        sr, log_var = self._upscale_unit(bgr.astype(np.float32) / levels, progress)
-        result = UpscaleResult(swap_red_blue((sr * levels).round().astype(bgr.dtype)))
+        if rgb.dtype not in (np.uint8, np.uint16) or rgb.shape[2:] not in ((), (3,), (4,)) or rgb.size == 0:
+            raise UserError(f'expected an image of 8 or 16 bits, grey or colour, not {rgb.dtype} {rgb.shape}.')
+        levels = np.iinfo(rgb.dtype).max
+        sr, log_var = self._upscale_unit(rgb.astype(np.float32) / levels, progress)
+        result = UpscaleResult((sr * levels).round().astype(rgb.dtype, order='C'))
         if log_var is not None:
             result.log_var = log_var
             result.expected_error = np.ascontiguousarray(np.moveaxis(self._expected_error(log_var), 0, 2))
@@ -213,16 +215,16 @@ class Upscaler:
         if not image.is_floating_point() or planes.ndim != 3 or len(planes) not in (1, 3) or planes.numel() == 0:
             raise UserError('expected a float tensor (C, H, W) or (1, C, H, W) of 1 or 3 channels, not '
                             f'{image.dtype} {tuple(image.shape)}.')
-        rgb = np.moveaxis(planes.detach().cpu().float().numpy(), 0, 2)
-        if not (rgb.min() >= 0 and rgb.max() <= 1):
-            raise UserError(f'expected a tensor in [0, 1], not in [{rgb.min():.4g}, {rgb.max():.4g}].')
-        sr, log_var = self._upscale_unit(rgb[:, :, 0] if len(planes) == 1 else swap_red_blue(rgb), progress)
+        unit = np.moveaxis(planes.detach().cpu().float().numpy(), 0, 2)
+        if not (unit.min() >= 0 and unit.max() <= 1):
+            raise UserError(f'expected a tensor in [0, 1], not in [{unit.min():.4g}, {unit.max():.4g}].')
+        sr, log_var = self._upscale_unit(unit, progress)
 
         def to_tensor(array: np.ndarray) -> torch.Tensor:
             tensor = torch.from_numpy(np.ascontiguousarray(array)).to(image.device)
             return tensor[None] if image.ndim == 4 else tensor
 
-        result = UpscaleResult(to_tensor(np.moveaxis(np.atleast_3d(swap_red_blue(sr)), 2, 0)))
+        result = UpscaleResult(to_tensor(np.moveaxis(sr, 2, 0)))
         if log_var is not None:
             result.log_var, result.expected_error = log_var, to_tensor(self._expected_error(log_var))
         return result
@@ -232,25 +234,27 @@ class Upscaler:
             return expected_error(log_var, self.uncertainty_loss or 'ESU').astype(np.float32)
 
     def _upscale_unit(self, unit: np.ndarray, progress: Progress | None) -> tuple[np.ndarray, np.ndarray | None]:
-        """Upscales `(H, W)`, `(H, W, 3)` BGR or `(H, W, 4)` BGRA, float32 in [0, 1]; returns the like, and the map."""
-        alpha = unit[:, :, 3] if unit.shape[2:] == (4,) else None
-        grey = unit.ndim == 2 or (alpha is not None and (unit[:, :, :1] == unit[:, :, 1:3]).all())
-        bgr = np.repeat(unit[:, :, None], 3, axis=2) if unit.ndim == 2 else unit[:, :, :3]
+        """Upscales a float32 image in [0, 1]; returns the like, and the map.
+
+        Args:
+            unit: Grey `(H, W)` or `(H, W, 1)`, RGB `(H, W, 3)`, or with alpha `(H, W, 4)`.
+            progress: As in `upscale`.
+        """
+        planes = np.atleast_3d(unit)
+        rgb, alpha = np.broadcast_to(planes[:, :, :3], (*planes.shape[:2], 3)), planes[:, :, 3:]
         if self.channels == 1:
-            ycbcr = bgr2ycbcr(bgr)
+            ycbcr = rgb2ycbcr(rgb)
             luma, log_var = self._run_network(ycbcr[:, :, :1], progress)
-            colours = _bicubic(ycbcr[:, :, 1:], self.scale)
-            sr = ycbcr2bgr(np.concatenate((luma, colours), axis=2))
+            sr = ycbcr2rgb(np.concatenate((luma, _bicubic(ycbcr[:, :, 1:], self.scale)), axis=2))
         else:
-            sr, log_var = self._run_network(bgr[:, :, ::-1], progress)
-            sr = sr[:, :, ::-1]
-        if grey:
-            sr = sr.mean(axis=2) if alpha is None else sr.mean(axis=2, keepdims=True).repeat(3, axis=2)
-        if alpha is not None:
-            sr = np.concatenate((sr, _bicubic(alpha, self.scale)[:, :, None]), axis=2)
+            sr, log_var = self._run_network(rgb, progress)
+        if planes.shape[2] != 3 and (rgb == rgb[:, :, :1]).all():  # grey stays grey
+            sr = np.repeat(sr.mean(axis=2, keepdims=True), min(planes.shape[2], 3), axis=2)
+        if alpha.size:
+            sr = np.dstack((sr, _bicubic(alpha, self.scale)))
         if not np.isfinite(sr).all():
             raise UserError('the network gives values that are not finite.')
-        return sr.clip(0, 1), log_var
+        return sr.reshape(*sr.shape[:2], *unit.shape[2:]).clip(0, 1), log_var
 
     def _run_network(self, image: np.ndarray, progress: Progress | None) -> tuple[np.ndarray, np.ndarray | None]:
         """Turns `(H, W, C)` in [0, 1], RGB or luma, into the SR image `(H, W, C)` and the map `(C, H, W)`."""
@@ -259,24 +263,40 @@ class Upscaler:
         total = np.zeros((2 * channels if self.uncertainty else channels, self.scale * height, self.scale * width),
                          np.float32)
         views = [(turns, flip) for turns in range(4) for flip in (False, True)] if self.self_ensemble else [(0, False)]
-        jobs = [(view, tile) for view in views for tile in _tiles(_view(lq, *view).shape[1:], self.tile, self.overlap)]
-        for view, tile in progress(jobs, len(jobs)) if progress else jobs:
-            out = self._forward(_view(lq, *view)[tile.source])
-            _view(total, *view)[tile.target(self.scale)] += out[tile.kept(self.scale)] / len(views)
+        tiles = [(view, rows, columns) for view in views
+                 for rows, columns in itertools.product(*map(self._spans, _view(lq, *view).shape[1:]))]
+        for view, rows, columns in progress(tiles, len(tiles)) if progress else tiles:
+            self._add_tile(_view(lq, *view), _view(total, *view), rows, columns, len(views))
         return np.moveaxis(total[:channels], 0, 2), total[channels:] if self.uncertainty else None
+
+    def _spans(self, length: int) -> list[tuple[int, int]]:
+        """Start and end of each tile along one side, without the overlap."""
+        if self.tile is None or self.overlap is None or length <= self.tile:
+            return [(0, length)]
+        step = (self.tile - 2 * self.overlap) // ALIGN * ALIGN
+        return [(start, min(start + step, length)) for start in range(0, length, step)]
+
+    def _add_tile(self, lq: np.ndarray, total: np.ndarray, rows: tuple[int, int], columns: tuple[int, int],
+                  divisor: int) -> None:
+        """Adds to `total` what the network makes of a tile of `lq` and its overlap, divided by `divisor`."""
+        (top, bottom), (left, right), overlap, scale = rows, columns, self.overlap or 0, self.scale
+        out = self._forward(lq[:, max(top - overlap, 0):bottom + overlap, max(left - overlap, 0):right + overlap])
+        out = out[:, scale * min(top, overlap):, scale * min(left, overlap):]
+        target = total[:, scale * top:scale * bottom, scale * left:scale * right]
+        target += out[:, :target.shape[1], :target.shape[2]] / divisor
 
     @torch.no_grad()
     def _forward(self, lq: np.ndarray) -> np.ndarray:
         """Turns `(C, h, w)` into `(C, scale * h, scale * w)`, followed by the map with `uncertainty`: `(2 C, ...)`."""
         height, width = lq.shape[1:]
         try:
-            padded = pad_to_multiple(torch.from_numpy(np.ascontiguousarray(lq))[None].to(self.device), self.multiple)
+            padded = pad_to_multiple(torch.from_numpy(lq.copy())[None].to(self.device), self.multiple)
             out = torch.cat(self.net(padded, return_log_var=True), 1) if self.uncertainty else self.net(padded)
         except RuntimeError as err:
             if isinstance(err, torch.cuda.OutOfMemoryError) or 'alloc' in str(err):
                 raise UserError('memory does not suffice for an image of this size; use tiles: --tile 256, or tile=256 '
                                 'in Python, or less.') from err
-            raise UserError(f'the network cannot run on it ({" ".join(str(err).split())}).') from err
+            raise
         return out[0, :, :height * self.scale, :width * self.scale].float().cpu().numpy()
 
 
@@ -299,42 +319,3 @@ def _view(planes: np.ndarray, turns: int, flip: bool) -> np.ndarray:
 
 def _bicubic(img: np.ndarray, scale: int) -> np.ndarray:
     return cv2.resize(img, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC).clip(0, 1)
-
-
-@dataclass
-class _Tile:
-    """A part of an image `(C, H, W)`. For rows and columns: start and end, in LR pixels, of what the network is given
-    and of what is taken from its output."""
-
-    read: tuple[tuple[int, int], ...]
-    written: tuple[tuple[int, int], ...]
-
-    @property
-    def source(self) -> tuple[slice, ...]:
-        """Index of the LR image."""
-        return (slice(None), *(slice(*span) for span in self.read))
-
-    def target(self, scale: int) -> tuple[slice, ...]:
-        """Index of the SR image."""
-        return (slice(None), *(slice(scale * start, scale * end) for start, end in self.written))
-
-    def kept(self, scale: int) -> tuple[slice, ...]:
-        """Index of the network's output for this tile."""
-        return (slice(None), *(slice(scale * (start - first), scale * (end - first))
-                               for (start, end), (first, _) in zip(self.written, self.read)))
-
-
-def _tiles(size: Sequence[int], tile: int | None, overlap: int | None) -> Iterator[_Tile]:
-    rows, columns = (_spans(length, tile, overlap) for length in size)
-    for row in rows:
-        for column in columns:
-            yield _Tile(*zip(row, column))
-
-
-def _spans(length: int, tile: int | None, overlap: int | None) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """The `read` and `written` of the tiles along one side."""
-    if tile is None or overlap is None or length <= tile:
-        return [((0, length), (0, length))]
-    step = (tile - 2 * overlap) // ALIGN * ALIGN
-    return [((max(start - overlap, 0), min(start + step + overlap, length)), (start, min(start + step, length)))
-            for start in range(0, length, step)]

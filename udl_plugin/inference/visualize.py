@@ -103,18 +103,12 @@ def _label(picture: np.ndarray, text: str, height: int) -> np.ndarray:
 
 
 def encode_png(picture: np.ndarray) -> bytes:
-    """Encodes an image, uint8 or uint16, `(H, W)` or `(H, W, 3)` BGR or `(H, W, 4)` BGRA, as a PNG file.
-
-    Raises:
-        ValueError: OpenCV cannot encode it.
-    """
-    done, data = cv2.imencode('.png', picture)
-    if not done:
-        raise ValueError(f'OpenCV cannot encode a picture of shape {picture.shape}, {picture.dtype}.')
-    return data.tobytes()
+    """Encodes an image, uint8 or uint16, `(H, W)` or `(H, W, 3)` BGR or `(H, W, 4)` BGRA, as a PNG file."""
+    return cv2.imencode('.png', picture)[1].tobytes()
 
 
 def swap_red_blue(img: np.ndarray) -> np.ndarray:
     """Converts `(H, W, 3)` or `(H, W, 4)` between RGB and BGR; returns a grey image `(H, W)` unchanged."""
-    return np.ascontiguousarray(img[:, :, [2, 1, 0, 3][:img.shape[2]]]) if img.ndim == 3 and img.shape[2] in (3, 4) \
-        else img
+    if img.ndim == 2:
+        return img
+    return cv2.cvtColor(img, cv2.COLOR_RGB2BGR if img.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)

@@ -14,12 +14,11 @@ BasicSR's defaults, with a warning. spandrel reads no metadata from `.safetensor
 from __future__ import annotations
 
 import warnings
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 from udl_plugin.archs.build import build_network
-from udl_plugin.checkpoints.network_file import SHAPES, identify_network, load_network_file
+from udl_plugin.checkpoints.network_file import SHAPES, NetworkFile, identify_network, load_network_file
 from udl_plugin.errors import UserError
 
 try:
@@ -41,15 +40,17 @@ class UDLArchitecture(Architecture):
         super().__init__(id=name, detect=lambda state_dict: SHAPES[name](state_dict) is not None)
 
     def load(self, state_dict: dict[str, Any]) -> ImageModelDescriptor:
-        """Returns the descriptor of the plain network in a state dict of any step."""
-        shape: Any = SHAPES[self.name](state_dict)
-        declared = getattr(state_dict, '_metadata', {}).get('', {}).get('network_g')
-        file = identify_network(state_dict, declared)
+        """Returns the descriptor of the base network in a state dict of any step."""
+        file = identify_network(state_dict, getattr(state_dict, '_metadata', {}).get('', {}).get('network_g'))
         for note in file.notes:
             warnings.warn(f'{note} For spandrel, first convert the file with it to .pth: udl-convert.', stacklevel=2)
-        plain = file.plain()
+        return self.describe(file.base())
+
+    def describe(self, file: NetworkFile) -> ImageModelDescriptor:
+        """Returns the descriptor of a base network."""
+        shape: Any = SHAPES[self.name](file.state_dict)
         return ImageModelDescriptor(
-            build_network(plain.network_g), plain.state_dict, self, 'SR', tags=[f'{shape["num_feat"]}nf'],
+            build_network(file.network_g), file.state_dict, self, 'SR', tags=[f'{shape["num_feat"]}nf'],
             supports_half=False, supports_bfloat16=False, scale=shape['upscale'], input_channels=shape['num_in_ch'],
             output_channels=shape['num_out_ch'])
 
@@ -60,13 +61,11 @@ def load(path: str | Path) -> ImageModelDescriptor:
     Raises:
         UserError: see `load_network_file`; or the file holds another network.
     """
-    file = load_network_file(path).plain()
+    file = load_network_file(path).base()
     name = file.network_g['type']
     if name not in SHAPES:
         raise UserError(f"'{path}' holds {name}, not one of {', '.join(SHAPES)}.")
-    state_dict = OrderedDict(file.state_dict)
-    setattr(state_dict, '_metadata', {'': {'network_g': file.network_g}})  # noqa: B010 (unknown to type checkers)
-    return UDLArchitecture(name).load(state_dict)
+    return UDLArchitecture(name).describe(file)
 
 
 def install(registry: ArchRegistry | None = None) -> None:

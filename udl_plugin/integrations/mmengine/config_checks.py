@@ -6,25 +6,18 @@ from typing import Any
 
 from udl_plugin.checkpoints.state_dict import fingerprint
 from udl_plugin.data.map_format import read_metadata
-from udl_plugin.errors import raise_errors
 from udl_plugin.integrations.mmengine.dataset import BasicSRDataset
-from udl_plugin.integrations.mmengine.model import get_model
 
 
-def check_training(runner: Any, has_weights: bool) -> None:
-    """
+def check_training(model: Any, dataset: Any, has_weights: bool) -> Iterator[str]:
+    """Yields errors: no loss; step 2 without the weights of step 1; cached maps of another network, or for a loss that
+    does not read them.
+
     Args:
-        runner: mmengine's `Runner`, about to train.
+        model: `UDLRestorer`.
+        dataset: Of the training; `BasicSRDataset`s are also found in mmengine's wrappers, such as ConcatDataset.
         has_weights: Whether the weights come from a checkpoint.
-
-    Raises:
-        UserError: no loss; step 2 without the weights of step 1; cached maps of another network, or that the loss does
-            not read.
     """
-    raise_errors(_find_errors(get_model(runner.model), runner.train_dataloader.dataset, has_weights))
-
-
-def _find_errors(model: Any, dataset: Any, has_weights: bool) -> Iterator[str]:
     if model.pixel_loss is None:
         yield "model.pixel_loss: is missing. Training requires a loss, such as dict(type='ESU')."
     if not has_weights and getattr(model.generator, 'trains_log_var', None) is False:
@@ -43,9 +36,7 @@ def _find_errors(model: Any, dataset: Any, has_weights: bool) -> Iterator[str]:
 
 
 def _get_parts(dataset: Any) -> Iterator[BasicSRDataset]:
-    """The datasets within mmengine's wrappers, such as ConcatDataset."""
     if isinstance(dataset, BasicSRDataset):
         yield dataset
-        return
     for part in (*getattr(dataset, 'datasets', ()), getattr(dataset, 'dataset', None)):
         yield from _get_parts(part) if part is not None else ()

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from basicsr.data import build_dataset
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
@@ -35,7 +36,7 @@ class BasicSRDataset(Dataset):
     def __init__(self, phase: str, scale: int, dataset: Mapping[str, Any]):
         opt = {'name': phase, **to_builtins(dataset)}
         check_data(phase, scale, opt)
-        self.opt = opt
+        self.phase, self.opt = phase, opt
         self.dataset = CheckedDataset(build_dataset({**opt, 'phase': phase, 'scale': scale}), f'datasets: {phase}',
                                       opt.get('on_bad_record') or 'stop')
 
@@ -50,10 +51,14 @@ class BasicSRDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """
         Returns:
-            `inputs`, the LR image, float32 `(C, h, w)`, RGB in [0, 1]; and `data_samples`: `gt` `(C, H, W)`, `lq_path`,
-            `gt_path`, `set` (name of the dataset), and with cached maps `log_var` `(C, H, W)`.
+            `inputs`, the LR image, float32 `(C, h, w)`, RGB in [0, 1]; and `data_samples`: `gt` and with cached maps
+            `log_var`, `(C, H, W)`; except in training also `lq_path`, `gt_path` and `set` (name of the dataset).
         """
         sample, skipped = self.dataset.load(index)
         for error in skipped:
             print_log(f'Skipped: {error}', 'current', logging.WARNING)
-        return {'inputs': sample.pop('lq'), 'data_samples': {**sample, 'set': self.opt['name']}}
+        if self.phase == 'train':  # torch.compile would recompile for every new path
+            data_samples = {name: value for name, value in sample.items() if torch.is_tensor(value)}
+        else:
+            data_samples = {**sample, 'set': self.opt['name']}
+        return {'inputs': data_samples.pop('lq'), 'data_samples': data_samples}

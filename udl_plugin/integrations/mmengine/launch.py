@@ -8,7 +8,6 @@ A config is a Python file and is executed: take none from strangers.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -23,15 +22,13 @@ from mmengine.runner import CheckpointLoader, Runner
 
 import udl_plugin.integrations.mmengine  # noqa: F401 (registers)
 from udl_plugin.errors import UserError
-from udl_plugin.integrations.mmengine.checkpoints import AtomicLocalBackend, find_resume_checkpoint, load_file
-from udl_plugin.training.launch_env import LAUNCHERS, check_launcher, is_rank_zero
+from udl_plugin.integrations.mmengine.checkpoints import AtomicLocalBackend, find_last_checkpoint, load_file
+from udl_plugin.training.launch_env import LAUNCHERS, check_launcher
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line. Returns the exit status: 0, or 2 after a `UserError`, which is printed in one line."""
     args = _make_parser().parse_args(arguments)
-    runner = None
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     try:
         check_launcher(args.launcher)
         cfg = _read_config(args)
@@ -40,14 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not any(hook.get('type') == 'NetworkCheckpointHook' for hook in cfg.custom_hooks):
             cfg.custom_hooks.append({'type': 'NetworkCheckpointHook'})  # without it, mmengine loads whatever fits
         install_file_handlers()
-        if args.launcher == 'pytorch' and not torch.cuda.is_available():
-            _init_cpu_processes(cfg)
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
         runner.train() if args.command == 'train' else runner.test()
     except UserError as err:
-        # every rank has errors of its own once it runs; before that, all have the same one
-        if runner is not None or is_rank_zero(args.launcher):
-            _report(re.split(r'\nudl_plugin\.[\w.]+: ', str(err))[-1].strip())  # without a worker's traceback
+        message = re.split(r'\nudl_plugin\.[\w.]+: ', str(err))[-1].strip()  # without a data-loader worker's traceback
+        print(f'{osp.basename(sys.argv[0])}: {message}', file=sys.stderr)
         return 2
     finally:
         if torch.distributed.is_initialized():
@@ -66,9 +60,8 @@ def _make_parser() -> argparse.ArgumentParser:
         command.add_argument('--launcher', choices=LAUNCHERS, default='none')
         command.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
                              help='override options of the config, such as train_dataloader.batch_size=8')
-        command.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     train.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-                       help='resume this checkpoint, or the newest complete one in the work dir')
+                       help='resume this checkpoint, or the last one in the work dir')
     train.add_argument('--amp', action='store_true', help='bf16 autocast (GPU only)')
     train.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     test.add_argument('checkpoint', help='a .pth file of mmengine or BasicSR')
@@ -76,11 +69,9 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def _read_config(args: argparse.Namespace) -> Any:
-    if not osp.isfile(args.config):
-        raise UserError(f"config: there is no file '{args.config}' (in {osp.abspath('.')}).")
-    if not args.config.endswith('.py'):
-        raise UserError(f"config: '{args.config}' is not a config of mmengine, a Python file such as "
-                        'options/mmengine/demo_udl_step1.py. For an option file (.yml) there is udl-train -opt.')
+    if not (osp.isfile(args.config) and args.config.endswith('.py')):
+        raise UserError(f"config: '{args.config}' is not a Python file, such as options/mmengine/demo_udl_step1.py. "
+                        'For an option file (.yml) there is udl-train -opt.')
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options)
     cfg.launcher = args.launcher
@@ -90,11 +81,7 @@ def _read_config(args: argparse.Namespace) -> Any:
 
 
 def _set_training(cfg: Any, args: argparse.Namespace) -> None:
-    checkpoint = args.resume
-    if checkpoint == 'auto' or (cfg.get('resume') is True and not (checkpoint or cfg.get('load_from'))):
-        checkpoint, skipped = find_resume_checkpoint(cfg)
-        for reason in skipped if is_rank_zero(args.launcher) else ():
-            _report(f'skipped: {reason}')
+    checkpoint = find_last_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
     if checkpoint:  # otherwise the training starts, with load_from
         cfg.resume, cfg.load_from = True, checkpoint
     if args.amp:
@@ -117,20 +104,6 @@ def install_file_handlers() -> None:
     for scheme in list(CheckpointLoader._schemes):
         CheckpointLoader.register_scheme(scheme, load_file, force=True)
     register_backend('local', AtomicLocalBackend, force=True, prefixes='')
-
-
-def _init_cpu_processes(cfg: Any) -> None:
-    """Sets up distributed training on the CPU; mmengine's own launcher requires GPUs, whatever the backend."""
-    torch.distributed.init_process_group('gloo')
-    if 'FSDP' in (cfg.get('strategy') or {}).get('type', ''):
-        cfg.strategy.model_wrapper = {'type': 'MMFullyShardedDataParallel', **(cfg.strategy.get('model_wrapper') or {}),
-                                      'device_id': 'cpu'}
-    cfg.model_wrapper_cfg = {'type': 'MMDistributedDataParallel', **(cfg.get('model_wrapper_cfg') or {}),
-                             'device_ids': None}
-
-
-def _report(message: str) -> None:
-    print(f'{osp.basename(sys.argv[0])}: {message}', file=sys.stderr)
 
 
 if __name__ == '__main__':

@@ -1,12 +1,11 @@
 """UDL's two steps as a model of mmengine's `Runner`."""
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from mmengine.model import BaseDataPreprocessor, BaseModel, is_model_wrapper
+from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.registry import MODELS
 from torch import Tensor
 
@@ -14,25 +13,10 @@ from udl_plugin.archs.build import build_network
 from udl_plugin.archs.mixed_precision import keep_image_convs_in_fp32
 from udl_plugin.archs.outputs import EXTRA_OUTPUTS, forward_with_outputs, required_outputs_of
 from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
-from udl_plugin.checkpoints.safe_load import load_checkpoint
-from udl_plugin.checkpoints.state_dict import match_state_dict
 from udl_plugin.config.class_options import build_loss
 from udl_plugin.config.cross_checks import check_required_outputs
-from udl_plugin.errors import UserError, check_kwargs, raise_errors
+from udl_plugin.errors import check_kwargs, raise_errors
 from udl_plugin.utils.plain import to_builtins
-
-
-class _DataPreprocessor(BaseDataPreprocessor):
-    """mmengine's preprocessor, excluded from `torch.compile`, which would recompile for every new file name. For the
-    same reason it passes only tensors in training."""
-
-    @torch.compiler.disable
-    def forward(self, data: Any, training: bool = False) -> Any:
-        data = super().forward(data, training)
-        if training and isinstance(data.get('data_samples'), dict):
-            tensors = {name: value for name, value in data['data_samples'].items() if torch.is_tensor(value)}
-            data = {**data, 'data_samples': tensors}
-        return data
 
 
 @MODELS.register_module()
@@ -46,8 +30,7 @@ class UDLRestorer(BaseModel):
         generator: `dict(type='EDSRTwo', num_in_ch=3, num_out_ch=3, ..., upscale=4)`.
         pixel_loss: `dict(type='UDL')`; only training requires it.
         data_preprocessor: Default: mmengine's base class, because `BasicSRDataset` returns images in [0, 1].
-        init_cfg: As in any module of mmengine. `dict(type='Pretrained', checkpoint=...)` reads a checkpoint of mmengine
-            or BasicSR.
+        init_cfg: As in any module of mmengine.
 
     Raises:
         UserError: an unknown network, loss or option; a loss that requires what the network does not provide.
@@ -57,34 +40,13 @@ class UDLRestorer(BaseModel):
 
     def __init__(self, generator: Mapping[str, Any], pixel_loss: Mapping[str, Any] | None = None,
                  data_preprocessor: Any = None, init_cfg: Any = None):
-        super().__init__(data_preprocessor or _DataPreprocessor(), init_cfg)
+        super().__init__(data_preprocessor, init_cfg)
         self.network_g = to_builtins(generator)
         self.generator = build_network(self.network_g)
-        self.provides_log_var = 'return_log_var' in inspect.signature(self.generator.forward).parameters
         keep_image_convs_in_fp32(self.generator)  # when an optimizer wrapper autocasts
         self.pixel_loss: Any = _build_loss(to_builtins(pixel_loss)) if pixel_loss else None
         self.required_outputs = required_outputs_of(self.pixel_loss)
         raise_errors(check_required_outputs(type(self.generator), self.pixel_loss, names=('pixel_loss', 'generator')))
-
-    @property
-    def has_pretrained(self) -> bool:
-        """Whether `init_cfg` names a checkpoint."""
-        return (self.init_cfg or {}).get('type') == 'Pretrained'
-
-    def init_weights(self) -> None:
-        """Initializes the weights; reads a `Pretrained` checkpoint as `NetworkCheckpointHook` reads `load_from`.
-
-        For engines whose own `load_from` accepts only their own checkpoints, such as DeepSpeed.
-
-        Raises:
-            UserError: the checkpoint does not fit the generator.
-        """
-        if not self.has_pretrained:
-            super().init_weights()
-            return
-        path = self.init_cfg['checkpoint']
-        state_dict, _, _ = match_state_dict(self.generator, load_checkpoint(path), path, option='generator')
-        self.generator.load_state_dict(state_dict)
 
     def forward(self, inputs: Tensor, data_samples: Mapping[str, Any] | None = None,
                 mode: str = 'tensor') -> Tensor | dict[str, Tensor] | list[dict[str, Any]]:
@@ -134,6 +96,4 @@ def _build_loss(loss_opt: dict[str, Any]) -> Any:
         options = {key: value for key, value in loss_opt.items() if key != 'type'}
         check_kwargs(loss, options, 'pixel_loss: ')
         loss = loss(**options)
-    if loss_opt.get('reduction') == 'none':
-        raise UserError('pixel_loss: reduction: none returns a map, and training requires a number. Write mean.')
     return loss
