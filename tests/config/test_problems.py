@@ -188,6 +188,7 @@ def test_good_options_are_read_once(runner, good, monkeypatch):
 
     monkeypatch.setattr('udl_plugin.config.dataset_checks.read_meta_info', read_index)
     monkeypatch.setattr('udl_plugin.config.cross_checks.load_matching_state_dict', fail)
-    monkeypatch.setattr('udl_plugin.archs.build.build_network', fail)
+    monkeypatch.setattr('udl_plugin.config.cross_checks.build_network', fail)
+    (runner.folder / 'x.pth').touch()
     assert report(runner.folder, good.replace('pretrain_network_g: ~', 'pretrain_network_g: x.pth')) == ''
     assert len(read) == len(set(read)) == 2

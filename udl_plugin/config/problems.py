@@ -81,8 +81,7 @@ class ErrorCollector:
             found += get_errors(err)
         except Exception:
             if not self.errors:
-                raise
-            return  # caused by an error that is reported already
+                raise  # otherwise it is caused by an error that is reported already
         for error in found:
             if error not in self.errors and not self.has_error_at(*getattr(error, 'path', ('',))):
                 self.errors.append(error)

@@ -29,8 +29,13 @@ def expected(what: str) -> WrapValidator:
         try:
             return handler(value)
         except ValidationError:
-            raise PydanticCustomError('value', '{message}', {'message': wrong_value(value, what)}) from None
+            raise make_error(wrong_value(value, what)) from None
     return WrapValidator(check)
+
+
+def make_error(message: str, kind: str = 'value') -> PydanticCustomError:
+    """An error for a validator to raise. `kind`: what pydantic calls its type."""
+    return PydanticCustomError(kind, '{message}', {'message': message})
 
 
 def wrong_value(value: Any, what: str) -> str:
@@ -104,9 +109,10 @@ Amp = Annotated[Literal['bf16', 'fp16'], expected('bf16, fp16, or ~ for float32'
 Limits = Annotated[list[_Finite], Field(min_length=2, max_length=2), _only_if(lambda pair: pair[0] < pair[1]),
                    expected('a lower and a higher number, such as [-1, 4]')]
 Color = Annotated[Literal['y'], expected('y, or ~ for all channels')]
+Backend = Annotated[Literal['disk', 'lmdb'], expected('disk or lmdb')]  # memcached runs code that its options name
 Prefetch = Annotated[Literal['cpu', 'cuda'], expected('cpu, cuda, or ~')]
 OnBadRecord = Annotated[Literal['stop', 'skip'], expected('stop or skip')]
 Better = Annotated[Literal['higher', 'lower'], expected('higher or lower')]
-Reduction = Annotated[Literal['mean', 'sum', 'none'], expected('mean, sum or none')]
+Reduction = Annotated[Literal['mean', 'sum'], expected('mean or sum')]  # none gives a map, which cannot be trained with
 Criterion = Annotated[Literal['l1', 'fro'], expected('l1 or fro')]  # BasicSR's l2 uses a class that PyTorch lacks
 Port = Annotated[StrictInt, Field(ge=1, le=65535), expected('an integer from 1 to 65535')]
