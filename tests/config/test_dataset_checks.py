@@ -25,7 +25,7 @@ def refused(opt, key, *parts):
     with pytest.raises(UserErrors) as caught:
         check_pairs(opt, PATH)
     (error,) = caught.value.errors
-    assert error.path == (('scale',) if key == 'scale' else (*PATH, *filter(None, [key])))
+    assert error.path == (*PATH, *filter(None, [key]))
     for part in parts:
         assert str(part) in error.message
 
@@ -124,10 +124,6 @@ def test_broken_image(tmp_path):
     opt = options(tmp_path, 'disk', {'a': (16, 16)}, {'a': (8, 8)}, 'val')
     (tmp_path / 'lq' / 'a.png').write_bytes(b'no picture')
     refused(opt, None, 'a.png', 'cannot be read')
-
-
-def test_missing_scale(tmp_path):
-    refused(options(tmp_path, 'disk', {'a': (16, 16)}, {'a': (8, 8)}, scale=None), 'scale')
 
 
 def test_truncated_lmdb(tmp_path):

@@ -16,8 +16,8 @@ def test_option_error_as_a_string():
 
 
 def test_collector_keeps_the_first_error_of_a_path():
-    errors = ErrorCollector([OptionError(('a', 'b'), 'one.'), OptionError(('a', 'b'), 'two.'), 'text', 'text'])
-    assert errors.errors == [(('a', 'b'), 'one.'), 'text', 'text']
+    errors = ErrorCollector([OptionError(('a', 'b'), 'one.'), OptionError(('a', 'b'), 'two.'), 'text', 'other', 'text'])
+    assert errors.errors == [(('a', 'b'), 'one.'), 'text', 'other']
     assert errors.has_error_at('a', 'b')
     assert errors.has_error_at('a', 'b', 'c')  # in what is wrong
     assert not errors.has_error_at('a')

@@ -171,6 +171,7 @@ def assert_one_error(found, key, message):
                           'eta_min': 0}]),
     ('train.max_skips', [None, 3]), ('train.grad_clip', [None, 1, 0.5]), ('val.save_best', [None, 'psnr', 'Set5/ssim']),
     ('logger.save_keep', [2]), ('datasets.train.on_bad_record', ['stop', 'skip']), ('val', [None]),
+    ('val.uncertainty_limits', [None, [-1, 4]]),
     ('num_gpu', ['auto', 0, 2]), ('manual_seed', [None, 0]), ('name', ['train_EDSR-S x4.1', 'a..b', 'Größe']),
     ('val.suffix', [None, 'x']), ('val.metrics', [None, {}]), ('path.ignore_resume_networks', [['network_g']]),
     ('network_g.res_scale', [1, 0.1, None]), ('network_g.rgb_mean', [[0, 0.5, 1]]),
@@ -205,6 +206,11 @@ INTEGER, FLAG, PLAIN = 'expected an integer', 'expected true or false', 'expecte
     ('train.scheduler.milestones', ..., 'is missing; type: MultiStepRestartLR requires it.'),
     ('train.scheduler.gamma', 0, 'expected a number above 0'), ('train.ema_decay', 1, 'expected a number from 0 to'),
     ('train.max_skips', 0, f'{INTEGER} of at least 1'), ('logger.save_keep', 1.5, INTEGER),
+    ('train.amp', 'bfloat16', "expected bf16, fp16, or ~ for float32, got 'bfloat16'."),
+    ('val.amp', True, 'expected bf16, fp16'), ('train.channels_last', 'yes', f"{FLAG}, got 'yes'."),
+    ('train.compile', 'max', FLAG), ('train.accumulate', 0, 'got 0.'), ('train.accumulate', True, 'got True.'),
+    *(('val.uncertainty_limits', limits, 'expected a lower and a higher number, such as')
+      for limits in ([4, -1], [1], 4, ['a', 'b'], [1, 1])),
     ('train.grad_clip', 0, 'expected a number above 0'), ('train.grad_clip', True, 'expected a number above 0'),
     ('logger.print_freq', 0, INTEGER), ('logger.use_tb_logger', ..., 'is missing.'),
     ('datasets.train.on_bad_record', 'go on', "expected stop or skip, got 'go on'."),
@@ -290,6 +296,8 @@ def test_unknown_key(key, model_type):
     ('train.amp', 'bf16'), ('train.amp', 5), ('train.max_skips', 3), ('train.accumulate', 4), ('train.grad_clip', 1),
     ('val.save_best', 'psnr'), ('val.save_uncertainty', True), ('logger.save_keep', 2)])
 def test_options_that_srmodel_does_not_support(key, value):
+    off = {'amp': None, 'channels_last': False, 'compile': False, 'accumulate': 1}  # as in the files in options/
+    assert errors('train', {**example()['train'], **off}, model_type='SRModel') == []
     assert errors(key, value, model_type='SRModel') == [
         (tuple(key.split('.')), 'model_type: SRModel does not support it; write model_type: UDLModel.')]
 

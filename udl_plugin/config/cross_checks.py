@@ -71,6 +71,11 @@ def validate_options(opt: Opt, known: Iterable[Any] | None = None) -> list[Any]:
         OptionErrors, `known` first; and messages of errors that are about no option.
     """
     errors = ErrorCollector(validate_sections(opt) if known is None else known)
+    for phase, dataset in get_section(opt, 'datasets').items():
+        if isinstance(dataset, Mapping):
+            path = ('datasets', phase)
+            errors.check(_check_data, opt, dataset, path, requires=[
+                ('scale',), (*path, 'type'), (*path, 'io_backend', 'type')])
     network = None
     if not errors.has_error_at('network_g', 'type'):
         network = lookup_class(ARCH_REGISTRY, opt['network_g']['type'])
@@ -89,11 +94,6 @@ def validate_options(opt: Opt, known: Iterable[Any] | None = None) -> list[Any]:
             errors.check(_check_start, opt, network, requires=[RESUME_STATE])
     if known is not None or opt.get('model_type') != 'UDLModel':  # a study trains its networks later
         errors.check(_check_files, opt, requires=[RESUME_STATE])
-    for phase, dataset in get_section(opt, 'datasets').items():
-        if isinstance(dataset, Mapping):
-            path = ('datasets', str(phase))
-            errors.check(_check_data, opt, dataset, path, requires=[
-                ('scale',), (*path, 'type'), (*path, 'io_backend', 'type')])
     return errors.errors
 
 
@@ -192,7 +192,7 @@ def _build_loss(opt: Opt, errors: ErrorCollector) -> Any:
     try:
         return build_loss(loss_opt)
     except UserError as err:
-        errors.add(OptionError(PIXEL_OPT, str(err)))
+        errors.extend([OptionError(PIXEL_OPT, str(err))])
         return None
 
 
@@ -211,7 +211,7 @@ def _check_loss(opt: Opt, loss: Any) -> Iterator[OptionError]:
 def _check_files(opt: Opt) -> Iterator[OptionError]:
     """Files that BasicSR would find missing after it has made its folders."""
     for key, value in get_section(opt, 'path').items():
-        if str(key).startswith('pretrain_network') and isinstance(value, str) and not osp.isfile(value):
+        if key.startswith('pretrain_network') and isinstance(value, str) and not osp.isfile(value):
             yield OptionError(('path', key), f"there is no file '{value}' (seen from {osp.abspath('.')}).")
 
 
@@ -266,6 +266,9 @@ def _check_accumulation(opt: Opt) -> Iterator[OptionError]:
                                 f'batch_size_per_gpu: {batch}.')
     if accumulate > 1 and get_section(train, 'pixel_opt').get('reduction') == 'sum':
         yield OptionError(path, 'the parts are averaged, and pixel_opt.reduction: sum is not a mean; write mean.')
+    if accumulate > 1 and get_section(train, 'perceptual_opt').get('criterion') == 'fro':
+        yield OptionError(path, 'the parts are averaged, and perceptual_opt.criterion: fro is a norm of the complete '
+                                'batch; write l1.')
 
 
 def _check_start(opt: Opt, network: Any) -> Iterator[OptionError]:

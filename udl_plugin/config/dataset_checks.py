@@ -103,9 +103,7 @@ def _error(path: KeyPath, message: str) -> UserErrors:
 
 def _check_options(dataset_opt: Mapping[str, Any], path: KeyPath) -> Iterator[OptionError]:
     scale, gt_size = dataset_opt.get('scale'), dataset_opt.get('gt_size')
-    if scale is None:
-        yield OptionError(('scale',), f'is missing; {".".join(path)} requires it.')
-    elif dataset_opt['phase'] == 'train' and type(gt_size) is int and gt_size % scale:
+    if scale and dataset_opt['phase'] == 'train' and type(gt_size) is int and gt_size % scale:
         yield OptionError((*path, 'gt_size'), f'{gt_size}: the size of GT patches must be a multiple of the scale, '
                                               f'{scale}.')
     listed = dataset_opt.get('meta_info_file')
