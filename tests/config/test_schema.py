@@ -195,7 +195,7 @@ INTEGER, FLAG, PLAIN = 'expected an integer', 'expected true or false', 'expecte
     ('train.optim_g.lr', '1e-4', "expected a number above 0, got the string '1e-4' (YAML 1.1 reads it so; write "
                                  '1.0e-4).'),
     ('train.optim_g.lr', '2.5E3', 'write 2.5e+3)'), ('train.optim_g.lr', 0, 'expected a number above 0, got 0.'),
-    ('train.optim_g.lr', float('nan'), 'got nan.'), ('train.optim_g.lr', ..., 'is missing.'),
+    ('train.optim_g.lr', float('nan'), 'got nan.'), ('train.optim_g.lr', ..., 'is missing; type: Adam'),
     ('train.optim_g.weight_decay', -1, 'expected a number of at least 0, got -1.'),
     ('train.optim_g.betas', [0.9], 'expected two numbers'), ('train.optim_g.betas', [0.9, 1], 'expected two numbers'),
     ('train.optim_g.amsgrad', 1, FLAG),

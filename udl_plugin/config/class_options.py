@@ -21,6 +21,7 @@ OPTIMIZERS = {'Adam': torch.optim.Adam}
 SCHEDULERS = {'MultiStepLR': MultiStepRestartLR, 'MultiStepRestartLR': MultiStepRestartLR,
               'CosineAnnealingRestartLR': CosineAnnealingRestartLR}
 GIVEN = ('params', 'optimizer', 'img', 'img2', 'log_var', 'db_paths', 'client_keys')  # passed by BasicSR or the model
+REQUIRED = ('lr',)  # by BasicSR, although Adam has a default
 # what signatures do not tell
 OF_OPTIMIZERS: Adapters = {'lr': TypeAdapter(t.Positive), 'betas': TypeAdapter(t.Betas),
                            'eps': TypeAdapter(t.NotNegative), 'weight_decay': TypeAdapter(t.NotNegative)}
@@ -99,8 +100,8 @@ def check_class_options(registry: Any, options: Mapping[str, Any], path: KeyPath
             except ValidationError as err:
                 yield OptionError((*path, name), err.errors()[0]['msg'])
     for name, parameter in parameters.items():
-        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty \
-                and name not in options and name not in GIVEN:
+        is_required = parameter.default is parameter.empty or name in REQUIRED
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and is_required and name not in (*options, *GIVEN):
             advice = 'write the scale' if name == 'crop_border' else f'type: {cls.__name__} requires it'
             yield OptionError((*path, name), f'is missing; {advice}.')
 

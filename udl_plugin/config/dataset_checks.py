@@ -75,10 +75,9 @@ def check_maps(dataset_opt: Mapping[str, Any], pairs: Pairs, path: KeyPath) -> N
     if dataset_opt['phase'] != 'train' or dataset_opt['io_backend']['type'] != 'lmdb':
         raise _error((*path, 'type'), 'PairedImageUncertaintyDataset is for training from LMDBs; write '
                                       'PairedImageDataset.')
-    for key in ('mean', 'std'):
-        if dataset_opt.get(key) is not None:
-            raise _error((*path, key), 'maps are made from images without normalization; write PairedImageDataset to '
-                                       'use maps of the frozen network itself.')
+    if dataset_opt.get('mean') is not None:
+        raise _error((*path, 'mean'), 'maps are made from images without normalization; write PairedImageDataset to '
+                                      'use maps of the frozen network itself.')
     path, root, scale = (*path, 'dataroot_uncertainty'), dataset_opt.get('dataroot_uncertainty'), dataset_opt['scale']
     channels = 1 if dataset_opt.get('color') == 'y' else 3
     if root is None:

@@ -81,18 +81,14 @@ def udl_only(*off: Any) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def options_of(registry: Any, adapters: Optional[Adapters] = None, required: Iterable[str] = ()) -> AfterValidator:
-    """Validates the options of a class in a registry; see `check_class_options`.
-
-    Args:
-        required: Options that BasicSR requires although they have a default.
-    """
+def options_of(registry: Any, adapters: Optional[Adapters] = None) -> AfterValidator:
+    """Validates the options of a class in a registry; see `check_class_options`."""
     def check(options: dict[str, Any]) -> dict[str, Any]:
-        errors = [*check_class_options(registry, options, adapters=adapters),
-                  *(OptionError((key,), 'is missing.') for key in required if key not in options)]
-        if errors:  # pydantic puts the path of the validated mapping before theirs
-            raise ValidationError.from_exception_data(
-                'options', [_line_error('class_option', error.message, error.path) for error in errors])
+        # pydantic puts the path of the validated mapping before theirs
+        errors = [_line_error('class_option', error.message, error.path)
+                  for error in check_class_options(registry, options, adapters=adapters)]
+        if errors:
+            raise ValidationError.from_exception_data('options', errors)
         return options
     return AfterValidator(check)
 
@@ -112,7 +108,7 @@ Options = dict[str, Any]
 Network = Annotated[Options, options_of(ARCH_REGISTRY)]
 Loss = Annotated[Options, options_of(LOSS_REGISTRY, OF_LOSSES)]
 Metric = Annotated[Options, options_of(METRIC_REGISTRY, OF_METRICS)]
-Optimizer = Annotated[Options, options_of(OPTIMIZERS, OF_OPTIMIZERS, required=['lr'])]
+Optimizer = Annotated[Options, options_of(OPTIMIZERS, OF_OPTIMIZERS)]
 Scheduler = Annotated[Options, options_of(SCHEDULERS, OF_SCHEDULERS)]
 
 
@@ -346,9 +342,9 @@ def _check_relations(data: Mapping[str, Any], is_train: bool, errors: ErrorColle
     """Yields errors of options that disagree with others. Those that are wrong themselves are in `errors`."""
     train, val, datasets = (get_section(data, section) for section in ('train', 'val', 'datasets'))
     strict, scale = data.get('model_type') in STRICT, data.get('scale')
-    if is_train and isinstance(data.get('datasets'), dict) and 'train' not in datasets:
+    if is_train and 'train' not in datasets:
         yield OptionError(('datasets', 'train'), 'is missing.')
-    if is_train and strict and train and not (train.get('pixel_opt') or train.get('perceptual_opt')):
+    if is_train and strict and not (train.get('pixel_opt') or train.get('perceptual_opt')):
         yield OptionError(('train', 'pixel_opt'), 'is missing: there is no loss to train with.')
     if not is_train and val.get('save_img') is True and 'suffix' not in val:
         yield OptionError(('val', 'suffix'), 'is missing; write suffix: ~ for the name of the test.')

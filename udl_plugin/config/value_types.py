@@ -63,8 +63,8 @@ def whole_number(value: Any) -> Any:
 
 def is_plain_name(name: str) -> bool:
     """Whether a string can be the name of a file or folder and does not lead out of its folder."""
-    return (name not in ('.', '..') and re.fullmatch(r'[^/\\\x00-\x1f]+', name) is not None
-            and len(name.encode(errors='replace')) <= 150 and name == name.encode(errors='replace').decode())
+    return (name not in ('.', '..') and re.fullmatch(r'[^/\\\x00-\x1f\ud800-\udfff]+', name) is not None
+            and len(name.encode()) <= 150)
 
 
 def _only_if(test: Callable[[Any], bool]) -> AfterValidator:
