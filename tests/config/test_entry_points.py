@@ -33,7 +33,8 @@ def test_report(runner, good, monkeypatch, capsys):
     bad = good.replace('warmup_iter', 'warmup_itre')
     number = next(line for line, text in enumerate(bad.splitlines(), 1) if 'warmup_itre' in text)
     said = refused(monkeypatch, capsys, runner.folder, bad)
-    assert said.splitlines()[-1].startswith(f'udl-train: x.yml, line {number}: train.warmup_itre: is not an option')
+    assert said.splitlines()[-1].startswith(f'udl-train: x.yml, line {number}: train.warmup_itre: is not an option '
+                                           "(did you mean 'warmup_iter'?). The options are: total_iter, warmup_iter, ")
     two = bad.replace('pretrain_network_g: ~', 'pretrain_network_g: x.pth')
     said = refused(monkeypatch, capsys, runner.folder, two)
     assert said.splitlines()[0] == 'udl-train: x.yml: 2 problems:'

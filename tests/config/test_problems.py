@@ -96,13 +96,6 @@ def good(runner, monkeypatch):
     return text
 
 
-def test_one_problem(runner, good):
-    text = good.replace('  warmup_iter: -1', '  warmup_itre: -1')
-    assert report(runner.folder, text).startswith(
-        f"x.yml, line {line_of(text, 'warmup_itre')}: train.warmup_itre: is not an option (did you mean "
-        "'warmup_iter'?). The options are: total_iter, warmup_iter, ")
-
-
 def test_all_problems_at_once(runner, good):
     """Errors of the file, of options that disagree, of the data, of the network and of the checkpoint, by line."""
     text = good
@@ -146,11 +139,6 @@ def test_consequences_are_not_reported(runner, good, before, after, message):
     found = report(runner.folder, good.replace(before, after))
     assert f': {message}' in found.replace('an integer, got', 'a number, got')
     assert 'problems' not in found
-
-
-def test_error_of_an_override(runner, good):
-    assert report(runner.folder, good, 'name=../x', 'train:ema_decay=0.9').startswith(
-        'x.yml, --force_yml name=../x: name: expected a plain file name')
 
 
 @pytest.mark.parametrize(('before', 'after', 'message'), [

@@ -80,18 +80,16 @@ def validate_options(opt: Opt, known: Iterable[Any] | None = None) -> list[Any]:
     if not errors.has_error_at('network_g', 'type'):
         network = lookup_class(ARCH_REGISTRY, opt['network_g']['type'])
     loss = _build_loss(opt, errors)
-    errors.check(_check_devices, opt)
+    errors.check(_check_gpus, opt)
+    errors.check(_check_accumulation, opt)
     errors.check(_check_loss, opt, loss, requires=[PIXEL_OPT])
-    errors.check(_check_channels, opt)
-    errors.check(_check_scale, opt)
-    if opt.get('model_type') == 'UDLModel':
-        errors.check(_check_processes, opt)
-        errors.check(_check_accumulation, opt)
-        if network is not None:
-            has_maps = get_section(opt, 'datasets', 'train').get('type') == WITH_MAPS
-            errors.check(check_required_outputs, network, loss, ('log_var',) * has_maps)
-            errors.check(_check_log_var_used, opt, network)
-            errors.check(_check_start, opt, network, requires=[RESUME_STATE])
+    for check in (_check_channels, _check_scale):
+        errors.check(check, opt, requires=[('network_g', 'type'), ('network_g', 'backbone', 'type')])
+    if opt.get('model_type') == 'UDLModel' and network is not None:
+        in_data = ['log_var'] if get_section(opt, 'datasets', 'train').get('type') == WITH_MAPS else []
+        errors.check(check_required_outputs, network, loss, in_data)
+        errors.check(_check_log_var_used, opt, network)
+        errors.check(_check_start, opt, network, requires=[RESUME_STATE])
     if known is not None or opt.get('model_type') != 'UDLModel':  # a study trains its networks later
         errors.check(_check_files, opt, requires=[RESUME_STATE])
     return errors.errors
@@ -178,7 +176,8 @@ def check_map_fingerprint(opt: Opt, var_state_dict: Mapping[str, torch.Tensor]) 
 def metrics_of_maps(opt: Opt) -> dict[str, Mapping[str, Any]]:
     """Names and options of those `val.metrics` whose function takes `log_var`."""
     return {name: metric for name, metric in get_section(opt, 'val', 'metrics').items()
-            if 'log_var' in inspect.signature(METRIC_REGISTRY.get(metric['type'])).parameters}
+            if metric['type'] in METRIC_REGISTRY
+            and 'log_var' in inspect.signature(METRIC_REGISTRY.get(metric['type'])).parameters}
 
 
 # ---- checks. Each yields errors
@@ -238,21 +237,16 @@ def _check_batch(opt: Opt, dataset_opt: Opt, images: int) -> Iterator[OptionErro
         yield too_few_images(math.ceil(images * share), batch)
 
 
-def _check_devices(opt: Opt) -> Iterator[OptionError]:
-    available, num_gpu = torch.cuda.device_count(), opt.get('num_gpu')
-    if type(num_gpu) is int and num_gpu > available and not opt.get('dist'):
+def _check_gpus(opt: Opt) -> Iterator[OptionError]:
+    num_gpu, available = opt.get('num_gpu'), torch.cuda.device_count()
+    if opt.get('dist') or type(num_gpu) is not int:
+        return
+    if num_gpu > available:
         has = f'{available} of them' if available else 'none that PyTorch can use'
         yield OptionError(('num_gpu',), f'{num_gpu}: this machine has {has}; write {available}, or auto.')
-
-
-def _check_processes(opt: Opt) -> Iterator[OptionError]:
-    """DataParallel, of several GPUs in one process, knows neither autocast nor torch.compile."""
-    num_gpu = opt.get('num_gpu')
-    if opt.get('dist') or type(num_gpu) is not int or num_gpu < 2:
-        return
     for section, key in itertools.product(('train', 'val'), ('amp', 'compile')):
         value = get_section(opt, section).get(key)
-        if value:
+        if value and num_gpu > 1:  # DataParallel, of several GPUs in one process, knows neither
             yield OptionError((section, key), f'{value} on {num_gpu} GPUs requires a process for each: torchrun '
                               f'--nproc_per_node={num_gpu} -m udl_plugin.train -opt FILE.yml --launcher pytorch. Or '
                               'use one GPU.')
@@ -298,18 +292,18 @@ def check_required_outputs(network: Any, loss: Any, given: Iterable[str] = (),
 
     Args:
         network: Class of the network.
-        loss: An instance; None or a class of BasicSR's require none.
+        loss: None, and a loss of BasicSR's, require none.
         given: Outputs that are in the data.
         names: Keys of loss and network.
     """
-    path, network_name = tuple(names[0].split('.')), f'{names[1]}: {network.__name__}'
-    loss_name, outputs = type(loss).__name__, getattr(loss, 'required_outputs', ())
+    outputs = getattr(loss, 'required_outputs', ())
+    if not outputs:
+        return
+    path, loss_name, network_name = tuple(names[0].split('.')), type(loss).__name__, f'{names[1]}: {network.__name__}'
     for name in outputs:
         if name not in given and not _provides(network, name):
             yield OptionError(path, f'{loss_name} requires {name}, which {network_name} does not provide; '
                                     f'{PROVIDERS[name]}.')
-    if not outputs:
-        return
     steps = 'Step 1 is a network such as EDSRVar with ESU, step 2 one such as EDSRTwo with UDL.'
     loss_trains, network_trains = (getattr(part, 'trains_log_var', None) for part in (loss, network))
     if loss_trains is True and network_trains is False:
