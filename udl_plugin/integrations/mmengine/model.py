@@ -18,7 +18,7 @@ from udl_plugin.checkpoints.safe_load import load_checkpoint
 from udl_plugin.checkpoints.state_dict import match_state_dict
 from udl_plugin.config.class_options import build_loss
 from udl_plugin.config.cross_checks import check_required_outputs
-from udl_plugin.errors import UserError, raise_errors
+from udl_plugin.errors import UserError, check_kwargs, raise_errors
 from udl_plugin.utils.plain import to_builtins
 
 
@@ -130,6 +130,10 @@ def get_model(model: Any) -> Any:
 def _build_loss(loss_opt: dict[str, Any]) -> Any:
     """Builds a loss of BasicSR's registry: one of ours or BasicSR's."""
     loss = build_loss(loss_opt, 'pixel_loss: ')
+    if isinstance(loss, type):
+        options = {key: value for key, value in loss_opt.items() if key != 'type'}
+        check_kwargs(loss, options, 'pixel_loss: ')
+        loss = loss(**options)
     if loss_opt.get('reduction') == 'none':
         raise UserError('pixel_loss: reduction: none returns a map, and training requires a number. Write mean.')
     return loss
