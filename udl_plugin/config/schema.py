@@ -57,6 +57,7 @@ class Section(BaseModel):
 
     @classmethod
     def _explain(cls, error: Any) -> str:
+        """The message of one of pydantic's errors, in the words of an option file."""
         kind, loc, known = error['type'], error['loc'], cls.model_fields
         if kind == 'missing':
             return 'is missing.'
