@@ -1,18 +1,11 @@
-"""The shipped option files build and belong together; options that disagree are reported."""
-import importlib.util
+"""Options that disagree with each other, the data or the checkpoints are reported."""
 import re
-import sys
 
 import pytest
 import torch
-import yaml
-from basicsr.models import build_model
-from basicsr.utils.options import parse_options
-from conftest import OPTIONS, ROOT, TINY, random_images, write_images
+from conftest import TINY, random_images, write_images
 
 from udl_plugin.archs import EDSRVar
-from udl_plugin.archs.build import build_network
-from udl_plugin.archs.wrapping import base_config, wrapped_config
 from udl_plugin.checkpoints.state_dict import fingerprint
 from udl_plugin.config.cross_checks import (
     check_data,
@@ -27,157 +20,6 @@ from udl_plugin.config.dataset_checks import Pairs
 from udl_plugin.data.map_format import METADATA, make_metadata
 from udl_plugin.errors import UserErrors
 from udl_plugin.utils.atomic_io import atomic_write
-
-YMLS = sorted(path for path in OPTIONS.rglob('*.yml') if path.parent.name != 'studies')
-
-
-def parse(path, monkeypatch, root):
-    """As from the command line of BasicSR."""
-    monkeypatch.setattr(sys, 'argv', ['train.py', '-opt', str(path)])
-    return parse_options(str(root), is_train=path.name.startswith('train'))[0]
-
-
-@pytest.mark.parametrize('path', YMLS, ids=lambda path: str(path.relative_to(OPTIONS)))
-def test_shipped_file_builds(path, monkeypatch, tmp_path):
-    opt = parse(path, monkeypatch, tmp_path)
-    opt['num_gpu'] = 0
-    opt['datasets'] = {}  # not on this machine
-    if path.parent != OPTIONS:  # those have the network of most others in full
-        base = opt['network_g'].get('backbone', opt['network_g'])
-        small = {'num_feat': 8, 'num_block': 2, 'num_group': 1, 'num_step': 1, 'squeeze_factor': 4}
-        base.update({key: value for key, value in small.items() if key in base})
-    if opt['path']['pretrain_network_g'] is not None:
-        plain = base_config(opt['network_g'])
-        start = build_network(plain if opt['network_g'] == plain else wrapped_config('step 1', plain))
-        torch.save({'params': start.state_dict()}, tmp_path / 'before.pth')
-        opt['path']['pretrain_network_g'] = str(tmp_path / 'before.pth')
-    model = build_model(opt)
-    scale = opt['scale']
-    with torch.no_grad():
-        assert model.net_g(torch.rand(1, 3, 6, 6)).shape == (1, 3, 6 * scale, 6 * scale)
-    if opt['is_train']:
-        assert type(model.cri_pix).__name__ == opt['train']['pixel_opt']['type']
-        assert opt['train']['total_iter'] > 0
-    for metric in opt['val']['metrics'].values():
-        assert metric['crop_border'] == scale
-        assert metric['test_y_channel'] is True
-
-
-def flat(path):
-    def walk(section, prefix=''):
-        for key, value in section.items():
-            if isinstance(value, dict):
-                yield from walk(value, f'{prefix}{key}.')
-            else:
-                yield f'{prefix}{key}', value
-    return dict(walk(yaml.safe_load(path.read_text())))
-
-
-def differences(one, other):
-    one, other = flat(OPTIONS / one), flat(OPTIONS / other)
-    return {key for key in one.keys() | other.keys() if one.get(key, ...) != other.get(key, ...)}
-
-
-def test_demo_trainings_differ_only_in_what_must():
-    method = {'name', 'model_type', 'network_g.type', 'train.pixel_opt.type'}
-    step = {'name', 'path.pretrain_network_g', 'train.optim_g.lr'}
-    assert differences('demo/train_l1_step1.yml', 'demo/train_udl_step1.yml') == method
-    assert differences('demo/train_l1_step2.yml', 'demo/train_udl_step2.yml') == method | {'path.pretrain_network_g'}
-    assert differences('demo/train_l1_step1.yml', 'demo/train_l1_step2.yml') == step
-
-
-def test_the_two_steps_differ_only_in_what_must():
-    assert differences('train_udl_step1.yml', 'train_udl_step2.yml') == {
-        'name', 'network_g.type', 'path.pretrain_network_g', 'path.param_key_g', 'train.scheduler.milestones',
-        'train.total_iter', 'train.pixel_opt.type', 'train.pixel_opt.offset'}
-
-
-FAMILY = [(network, scale) for network in ('EDSR_S', 'EDSR', 'DPDNN') for scale in (2, 3, 4)]
-SCALED = {'name', 'scale', 'network_g.upscale', 'datasets.train.gt_size', 'datasets.train.dataroot_lq',
-          'path.pretrain_network_g', 'val.metrics.psnr.crop_border', 'val.metrics.ssim.crop_border'}
-
-
-def member(network, scale, kind):
-    phase = 'test' if kind.startswith('test') else 'train'
-    return f'{phase}/{network}/{phase}_{network}_x{scale}_{kind.replace("test_", "")}.yml'
-
-
-@pytest.mark.parametrize(('network', 'scale'), FAMILY)
-def test_family(network, scale):
-    """Files of one network differ only in what must differ: between scales, and between the kinds of one scale."""
-    for kind in ('udl_step1', 'udl_step2', 'l1', 'test_udl', 'test_l1'):
-        other = 2 if scale == 4 else 4
-        changed = differences(member(network, scale, kind), member(network, other, kind))
-        roots = {key for key in changed if re.fullmatch(r'datasets\.(val|test)\w*\.dataroot_(gt|lq)', key)}
-        assert changed - roots <= SCALED
-        assert len(roots) == 8
-        options = flat(OPTIONS / member(network, scale, kind))
-        assert {options[key] for key in options if key.endswith('crop_border')} == {scale}
-        assert options['scale'] == options['network_g.upscale'] == scale
-        assert options.get('datasets.train.gt_size', 48 * scale) == 48 * scale
-        assert {options[key][-len(f'mod{scale}'):] for key in roots} == {f'mod{scale}', f'icx{scale}'}
-        assert options.get('datasets.train.dataroot_lq', f'X{scale}').count(f'X{scale}') == 1
-
-    step1, step2, l1 = (member(network, scale, kind) for kind in ('udl_step1', 'udl_step2', 'l1'))
-    schedule = {'name', 'network_g.type', 'train.scheduler.milestones', 'train.total_iter', 'train.pixel_opt.type'}
-    assert differences(step1, step2) == \
-        {*schedule, 'path.pretrain_network_g', 'path.param_key_g', 'train.pixel_opt.offset'}
-    assert differences(step1, l1) == {*schedule, 'train.pixel_opt.img_range', 'val.save_uncertainty'}
-    assert differences(*(member(network, scale, kind) for kind in ('test_udl', 'test_l1'))) == \
-        {'name', 'network_g.type', 'path.pretrain_network_g', 'val.save_uncertainty'}
-    step1, step2, l1 = (flat(OPTIONS / file) for file in (step1, step2, l1))
-    assert l1['train.total_iter'] == step1['train.total_iter'] + step2['train.total_iter']
-    assert step2['path.pretrain_network_g'] == f'experiments/{step1["name"]}/models/net_g_latest.pth'
-    for kind, trained in (('test_udl', step2), ('test_l1', l1)):
-        tested = flat(OPTIONS / member(network, scale, kind))
-        assert tested['path.pretrain_network_g'] == f'experiments/{trained["name"]}/models/net_g_latest.pth'
-        assert tested['network_g.type'] == trained['network_g.type']
-
-
-def test_networks_of_the_family_differ_only_in_the_network():
-    for kind in ('udl_step1', 'udl_step2', 'l1', 'test_udl', 'test_l1'):
-        for network in ('EDSR', 'DPDNN'):
-            changed = differences(member('EDSR_S', 4, kind), member(network, 4, kind))
-            assert {key for key in changed if not key.startswith('network_g.')} <= {'name', 'path.pretrain_network_g'}
-
-
-def test_family_has_the_canonical_files():
-    for canonical, kind in (('train_udl_step1', 'udl_step1'), ('train_udl_step2', 'udl_step2'),
-                            ('test_udl', 'test_udl')):
-        assert differences(f'{canonical}.yml', member('EDSR_S', 4, kind)) <= {'name', 'path.pretrain_network_g'}
-
-
-def test_family_is_what_the_script_writes():
-    spec = importlib.util.spec_from_file_location('make_options', ROOT / 'scripts' / 'make_options.py')
-    make_options = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make_options)
-    made = dict(make_options.families())
-    assert {*OPTIONS.glob('train/**/*.yml'), *OPTIONS.glob('test/**/*.yml')} == made.keys()
-    for path, text in made.items():
-        assert path.read_text() == text, f'{path}: run python scripts/make_options.py'
-
-
-def test_names_of_experiments_are_unique():
-    names = [flat(path)['name'] for path in YMLS]
-    assert len(names) == len(set(names))
-
-
-def test_canonical_schedule_is_the_authors():
-    step1, step2 = (flat(OPTIONS / f'train_udl_step{step}.yml') for step in (1, 2))
-    for options, total in ((step1, 30000), (step2, 100000)):
-        assert options['train.total_iter'] == total
-        assert options['train.scheduler.milestones'] == [total // 2]
-        assert options['train.scheduler.gamma'] == 0.5
-        assert options['train.optim_g.lr'] == 1e-4
-        assert options['train.optim_g.betas'] == [0.9, 0.999]
-        assert options['datasets.train.batch_size_per_gpu'] == 64
-        assert options['datasets.train.gt_size'] == 4 * 48
-        assert options['network_g.res_scale'] == 0.1
-        assert options['network_g.rgb_mean'] == [0, 0, 0]
-    assert step2['path.pretrain_network_g'] == f'experiments/{step1["name"]}/models/net_g_latest.pth'
-
-
-# ---- options that disagree
 
 
 def minimal(**changes):
@@ -241,9 +83,10 @@ def test_network_that_cannot_be_built(network, message):
 def test_network_errors_leave_out_what_is_known():
     opt = minimal(network_g={'type': 'EDSR', **TINY, 'num_feat': -8}, path={'pretrain_network_g': 'nowhere.pth'})
     found = network_errors(opt)
-    assert [error.path for error in found] == [('network_g',), ('path', 'pretrain_network_g')]
-    assert "there is no file 'nowhere.pth'" in found[1].message
-    assert network_errors(opt, [(found[1])]) == []  # the network is not built either, for it could not be matched
+    assert [error.path for error in found] == [('network_g',)]
+    missing = validate_options(opt, [])
+    assert_error('path.pretrain_network_g', "there is no file 'nowhere.pth'", missing)
+    assert network_errors(opt, missing) == []  # the network is not built either, for it could not be matched
     assert network_errors(opt, found) == []
 
 
@@ -277,10 +120,7 @@ def test_source_that_the_network_does_not_provide(loss, network, message):
 def test_loss_of_the_other_step():
     assert_refused('train.pixel_opt', 'ESU trains the log-variance, which is frozen in network_g: EDSRTwo',
                    train={'pixel_opt': {'type': 'ESU'}}, network_g=TWO, path={'pretrain_network_g': 'x.pth'})
-    found = validate_options(minimal(train={'pixel_opt': {'type': 'UDL', 'source': 'error'}}))
-    assert [error.path for error in found] == [('train', 'pixel_opt')] * 2
-    assert 'requires frozen_sr' in found[0].message
-    assert 'weights by a trained log-variance' in found[1].message
+    assert_refused('train.pixel_opt', 'requires frozen_sr', train={'pixel_opt': {'type': 'UDL', 'source': 'error'}})
 
 
 @pytest.mark.parametrize('network', ['EDSR', 'EDSRVar', 'EDSRTwo'])
@@ -295,7 +135,7 @@ def test_missing_checkpoint():
     assert_refused('path.pretrain_network_g', 'is missing: there is nothing to test', is_train=False)
     assert_refused('path.pretrain_network_g', "there is no file 'nowhere.pth'", model_type='SRModel',
                    path={'pretrain_network_g': 'nowhere.pth'})
-    assert_accepted(path={'pretrain_network_g': 'nowhere.pth'})  # UDLModel reads it, or `check_network` does
+    assert_accepted(path={'pretrain_network_g': 'nowhere.pth'})  # UDLModel reads it
 
 
 @pytest.mark.parametrize(('metric', 'network', 'key', 'message'), [
@@ -310,24 +150,17 @@ def test_metric(metric, network, key, message):
     assert_refused(f'val.metrics.{key}', message, val={'metrics': {'m': metric}}, network_g={**TWO, 'type': network})
 
 
-ACCUMULATE_2 = {'accumulate': 2}
+
+
 PERCEPTUAL = {'type': 'PerceptualLoss', 'layer_weights': {}, 'criterion': 'fro'}
 
 
 @pytest.mark.parametrize(('key', 'message', 'changes'), [
-    ('train.amp', "expected bf16, fp16, or ~ for float32, got 'bfloat16'", {'train': {'amp': 'bfloat16'}}),
-    ('val.amp', 'expected bf16, fp16', {'val': {'amp': True}}),
-    ('train.channels_last', "expected true or false, got 'yes'", {'train': {'channels_last': 'yes'}}),
-    ('train.compile', 'expected true or false', {'train': {'compile': 'max'}}),
     ('train.accumulate', '3: .* write a divisor of batch_size_per_gpu: 8', {'train': {'accumulate': 3}}),
-    ('train.accumulate', '2: .* write a divisor of batch_size_per_gpu: 8', {
-        'train': ACCUMULATE_2, 'datasets': {'train': {'type': 'Another', 'batch_size_per_gpu': '8'}}}),
-    ('train.accumulate', 'got 0', {'train': {'accumulate': 0}}),
-    ('train.accumulate', 'got True', {'train': {'accumulate': True}}),
     ('train.accumulate', 'the parts are averaged, and pixel_opt.reduction: sum', {
-        'train': {**ACCUMULATE_2, 'pixel_opt': {'type': 'ESU', 'reduction': 'sum'}}}),
+        'train': {'accumulate': 2, 'pixel_opt': {'type': 'ESU', 'reduction': 'sum'}}}),
     ('train.accumulate', 'the parts are averaged, and perceptual_opt.criterion: fro', {
-        'train': {**ACCUMULATE_2, 'perceptual_opt': PERCEPTUAL}}),
+        'train': {'accumulate': 2, 'perceptual_opt': PERCEPTUAL}}),
     ('train.amp', 'bf16 on 2 GPUs requires .*torchrun --nproc_per_node=2 -m ', {
         'num_gpu': 2, 'train': {'amp': 'bf16'}}),
     ('train.compile', 'True on 2 GPUs', {'num_gpu': 2, 'train': {'compile': True}}),
@@ -342,15 +175,6 @@ def test_speed(key, message, changes, monkeypatch):
                      {'train': good, 'num_gpu': 2, 'dist': True}, {'train': {'channels_last': True}, 'num_gpu': 2}):
         assert_accepted(datasets=data, **accepted)
     assert_refused(key, message, **{'datasets': data, **changes})
-
-
-@pytest.mark.parametrize(('section', 'key', 'value'), [('train', 'amp', 'bf16'), ('train', 'accumulate', 2),
-                                                       ('val', 'amp', 'bf16'), ('val', 'save_uncertainty', True)])
-def test_options_that_srmodel_does_not_support(section, key, value):
-    off = {'amp': None, 'channels_last': False, 'compile': False, 'accumulate': 1}  # as in the files in options/
-    assert_accepted(model_type='SRModel', train=off, val={'amp': None, 'save_uncertainty': False})
-    assert_refused(f'{section}.{key}', 'model_type: SRModel does not support it; write .*UDLModel',
-                   model_type='SRModel', **{section: {key: value}})
 
 
 def test_map_that_the_network_does_not_provide():
@@ -402,23 +226,12 @@ def test_fingerprint_of_maps(tmp_path):
                  'params, .*Have udl-prepare uncertainty --force', caught.value.errors)
 
 
-@pytest.mark.parametrize('limits', [[4, -1], [1], 4, ['a', 'b'], [1, 1]])
-def test_limits_of_pictures(limits):
-    assert_accepted(val={'uncertainty_limits': [-1, 4]})
-    assert_refused('val.uncertainty_limits', 'such as', val={'uncertainty_limits': limits})
-
-
 @pytest.mark.parametrize('there', [0, 2])
 def test_gpus_that_do_not_exist(there, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: there)
     for good in ({'num_gpu': there}, {'num_gpu': 0}, {'num_gpu': 'auto'}, {'num_gpu': 3, 'dist': True}):
         assert_accepted(**good)
     assert_refused('num_gpu', f'3: this machine has {there or "none"}.*; write {there}, or auto', num_gpu=3)
-    data = {'train': {'type': 'Another', 'prefetch_mode': 'cuda', 'pin_memory': True}}
-    if there:
-        assert_accepted(datasets=data)
-    else:
-        assert_refused('datasets.train.prefetch_mode', 'cuda: there is no GPU', datasets=data)
 
 
 def write_pairs(folder, count, suffix='', **options):
@@ -432,19 +245,15 @@ GRAY = {'type': 'DPDNN', 'num_in_ch': 1, 'num_out_ch': 1, 'upscale': 2}
 
 @pytest.mark.parametrize(('network_g', 'color', 'key', 'message'), [
     (GRAY, 'y', None, None),
-    (GRAY, None, 'color', '~ gives images of 3 channels, and network_g.num_in_ch is 1; write color: y'),
-    ({**GRAY, 'num_in_ch': 3, 'num_out_ch': 3}, 'y', 'color', 'num_in_ch is 3; write color: ~'),
-    ({**GRAY, 'num_in_ch': 2}, 'y', 'color', 'num_in_ch is 2; write network_g.num_in_ch: 1'),
-    ({'type': 'SwinIR', 'upscale': 2}, 'y', 'color', 'network_g.in_chans is 3'),
-    ({'type': 'WithVariance', 'backbone': GRAY}, None, 'color', 'network_g.backbone.num_in_ch is 1'),
-    ({'type': 'EDSR', 'num_in_ch': 1, 'num_out_ch': 1, 'upscale': 2}, 'y', 'network_g.num_in_ch',
-     '1: EDSR subtracts the mean of three channels')])
+    (GRAY, None, 'color', '~ gives images of 3 channels, and network_g.num_in_ch is 1; write .*_ch: 3, or color: y'),
+    ({**GRAY, 'num_in_ch': 3, 'num_out_ch': 3}, 'y', 'color', 'num_in_ch is 3; write .*_ch: 1, or color: ~'),
+    ({'type': 'WithVariance', 'backbone': GRAY}, None, 'color', 'network_g.backbone.num_in_ch is 1')])
 def test_channels_that_disagree(tmp_path, network_g, color, key, message):
     changes = {'network_g': network_g, 'datasets': {'val': write_pairs(tmp_path, 1, phase='val', color=color)}}
     if key is None:
         assert_accepted(**changes)
     else:
-        assert_refused(key if '.' in key else f'datasets.val.{key}', message, **changes)
+        assert_refused(f'datasets.val.{key}', message, **changes)
 
 
 @pytest.mark.parametrize('suffix', ['.lmdb', ''])
@@ -501,32 +310,18 @@ def test_missing_section(section):
 
 
 @pytest.mark.parametrize(('key', 'message', 'changes'), [
-    ('model_type', "there is no 'UDLmodel' .did you mean 'UDLModel'", {'model_type': 'UDLmodel'}),
     ('network_g.type', "there is no 'EDSRVra' .did you mean 'EDSRVar'", {'network_g': {'type': 'EDSRVra'}}),
     ('network_g.type', 'is missing', {'network_g': {'num_feat': 8}}),
     ('network_g.num_feats', "did you mean 'num_feat'", {'network_g': {**TWO, 'type': 'EDSRVar', 'num_feats': 8}}),
-    ('network_g.num_feats', "did you mean 'num_feat'", {'network_g': {**TWO, 'type': 'EDSR', 'num_feats': 8}}),
     ('train.pixel_opt.type', "there is no 'ESUU' .did you mean 'ESU'", {'train': {'pixel_opt': {'type': 'ESUU'}}}),
     ('train.pixel_opt.offset', 'is not an option of type: ESU', {'train': {'pixel_opt': {'type': 'ESU', 'offset': 1}}}),
     ('train.perceptual_opt.perceptual_wieght', "did you mean 'perceptual_wei", {'train': {'perceptual_opt': {
         'type': 'PerceptualLoss', 'layer_weights': {}, 'perceptual_wieght': 1}}}),
     ('network_g.num_out_ch', 'is missing; type: EDSRVar requires it', {'network_g': {
         'type': 'EDSRVar', 'num_in_ch': 3, 'upscale': 2}}),
-    ('train.pixel_opt.reduction', 'none gives a map', {'train': {'pixel_opt': {'type': 'ESU', 'reduction': 'none'}}}),
 ])
 def test_misspelt_or_missing_name(key, message, changes):
     assert_refused(key, message, **changes)
-
-
-@pytest.mark.parametrize(('section', 'good', 'bad', 'value'), [
-    ('val', 'save_img', 'save_igm', True),
-    ('train', 'ema_decay', 'ema_deacy', 0.9),
-    ('path', 'strict_load_g', 'strict_load_G', False),
-])
-@pytest.mark.parametrize('model_type', ['UDLModel', 'SRModel'])
-def test_unread_key(section, good, bad, value, model_type):
-    assert_accepted(**{section: {good: value}}, model_type=model_type)
-    assert_refused(f'{section}.{bad}', f"did you mean '{good}'", **{section: {bad: value}}, model_type=model_type)
 
 
 RCAN = {'type': 'RCAN', 'num_in_ch': 3, 'num_out_ch': 3, 'upscale': 2}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
@@ -13,21 +14,17 @@ from os import path as osp
 from typing import Any
 
 import torch
+from basicsr.utils.registry import ARCH_REGISTRY, METRIC_REGISTRY
 
+from udl_plugin.archs.build import build_network
 from udl_plugin.archs.wrapping import base_config, sub_state_dict
 from udl_plugin.checkpoints.state_dict import fingerprint, load_matching_state_dict
-from udl_plugin.config.class_options import build_loss, resolve_class, scale_key
+from udl_plugin.config.class_options import build_loss, scale_key
 from udl_plugin.config.dataset_checks import check_maps, check_pairs, too_few_images
 from udl_plugin.config.problems import ErrorCollector, KeyPath, OptionError, errors_at, get_section
-from udl_plugin.config.schema import (
-    LOADER_OPTIONS,
-    PAIRS,
-    WITH_MAPS,
-    validate_dataset,
-    validate_sections,
-)
+from udl_plugin.config.schema import LOADER_OPTIONS, PAIRS, WITH_MAPS, validate_dataset, validate_sections
 from udl_plugin.data.map_format import read_metadata
-from udl_plugin.errors import UserError, UserErrors, raise_errors
+from udl_plugin.errors import UserError, UserErrors, lookup_class, raise_errors
 
 Opt = Mapping[str, Any]
 PROVIDERS = {
@@ -35,6 +32,7 @@ PROVIDERS = {
     'frozen_sr': 'EDSRTwo, DPDNNTwo and TwoStep do, the networks of step 2',
 }
 PIXEL_OPT: KeyPath = ('train', 'pixel_opt')
+RESUME_STATE: KeyPath = ('path', 'resume_state')
 PRETRAINED: KeyPath = ('path', 'pretrain_network_g')
 _checked: ContextVar[bool] = ContextVar('options are checked', default=False)
 
@@ -73,35 +71,27 @@ def validate_options(opt: Opt, known: Iterable[Any] | None = None) -> list[Any]:
         OptionErrors, `known` first; and messages of errors that are about no option.
     """
     errors = ErrorCollector(validate_sections(opt) if known is None else known)
-    network, loss = _find_network(opt, errors), _build_loss(opt, errors)
-    model_type = opt.get('model_type')
-    batch_size: KeyPath = ('datasets', 'train', 'batch_size_per_gpu')
-    if model_type == 'SRModel':
-        errors.check(_check_srmodel, loss)
-    errors.check(_check_devices, opt, requires=[('num_gpu',), ('datasets', 'train', 'prefetch_mode')])
-    errors.check(_check_maps_used, opt, loss, requires=[PIXEL_OPT, ('datasets', 'train', 'type')])
-    if model_type == 'UDLModel':
-        errors.check(_check_processes, opt, requires=[('num_gpu',)])
-        errors.check(_check_accumulation, opt, requires=[('train', 'accumulate'), batch_size])
-        if network is not None:
-            has_maps = get_section(opt, 'datasets', 'train').get('type') == WITH_MAPS
-            errors.check(_check_maps_saved, opt, network)
-            errors.check(check_required_outputs, network, loss, ('log_var',) * has_maps)
-            errors.check(_check_start, opt, network, requires=[('path', 'resume_state')])
-            if not errors.has_error_within('val', 'metrics'):
-                errors.check(_check_metrics, opt, network)
-    else:
-        errors.check(_check_files, opt)  # UDLModel reads them
-    if network is not None:
-        of_network = [('network_g', *backbone, key) for backbone in ((), ('backbone',))
-                      for key in ('type', 'num_in_ch', 'upscale', 'scale')]
-        errors.check(_check_channels, opt, network, requires=of_network)
-        errors.check(_check_scale, opt, network, requires=[('scale',), *of_network])
     for phase, dataset in get_section(opt, 'datasets').items():
         if isinstance(dataset, Mapping):
-            path = ('datasets', str(phase))
+            path = ('datasets', phase)
             errors.check(_check_data, opt, dataset, path, requires=[
                 ('scale',), (*path, 'type'), (*path, 'io_backend', 'type')])
+    network = None
+    if not errors.has_error_at('network_g', 'type'):
+        network = lookup_class(ARCH_REGISTRY, opt['network_g']['type'])
+    loss = _build_loss(opt, errors)
+    errors.check(_check_gpus, opt)
+    errors.check(_check_accumulation, opt)
+    errors.check(_check_loss, opt, loss, requires=[PIXEL_OPT])
+    for check in (_check_channels, _check_scale):
+        errors.check(check, opt, requires=[('network_g', 'type'), ('network_g', 'backbone', 'type')])
+    if opt.get('model_type') == 'UDLModel' and network is not None:
+        in_data = ['log_var'] if get_section(opt, 'datasets', 'train').get('type') == WITH_MAPS else []
+        errors.check(check_required_outputs, network, loss, in_data)
+        errors.check(_check_log_var_used, opt, network)
+        errors.check(_check_start, opt, network, requires=[RESUME_STATE])
+    if known is not None or opt.get('model_type') != 'UDLModel':  # a study trains its networks later
+        errors.check(_check_files, opt, requires=[RESUME_STATE])
     return errors.errors
 
 
@@ -115,12 +105,10 @@ def network_errors(opt: Opt, known: Iterable[Any] = ()) -> list[Any]:
         known: What that returned.
     """
     errors = ErrorCollector(known)
-    number, of_path = len(errors.errors), [('path', 'resume_state'), PRETRAINED, ('path', 'param_key_g'),
-                                           ('path', 'strict_load_g')]
+    number = len(errors.errors)
     if not errors.has_error_within('network_g'):
-        errors.check(check_network, opt, requires=of_path)
-    if any(error.path[:1] == ('network_g',) for error in errors.errors if isinstance(error, OptionError)):
-        errors.check(_check_files, opt, requires=of_path)
+        errors.check(check_network, opt, requires=[
+            RESUME_STATE, PRETRAINED, ('path', 'param_key_g'), ('path', 'strict_load_g')])
     return errors.errors[number:]
 
 
@@ -133,7 +121,6 @@ def check_network(opt: Opt) -> None:
         UserErrors: the network cannot be built, the checkpoint cannot be read or does not match, or the cached maps are
             of another network.
     """
-    from udl_plugin.archs.build import build_network
     with torch.random.fork_rng(devices=[]), errors_at('network_g'):
         net = build_network(opt['network_g'])
     path = opt['path']
@@ -186,17 +173,14 @@ def check_map_fingerprint(opt: Opt, var_state_dict: Mapping[str, torch.Tensor]) 
             'network_g to a base network, which accepts maps of any network.'))])
 
 
-def metrics_of_maps(opt: Opt) -> list[Mapping[str, Any]]:
-    """The options of those `val.metrics` whose function takes `log_var`."""
-    return list(_map_metrics(opt).values())
+def metrics_of_maps(opt: Opt) -> dict[str, Mapping[str, Any]]:
+    """Names and options of those `val.metrics` whose function takes `log_var`."""
+    return {name: metric for name, metric in get_section(opt, 'val', 'metrics').items()
+            if metric['type'] in METRIC_REGISTRY
+            and 'log_var' in inspect.signature(METRIC_REGISTRY.get(metric['type'])).parameters}
 
 
 # ---- checks. Each yields errors
-
-
-def _find_network(opt: Opt, errors: ErrorCollector) -> Any:
-    from basicsr.utils.registry import ARCH_REGISTRY
-    return None if errors.has_error_at('network_g', 'type') else resolve_class(ARCH_REGISTRY, opt['network_g'])
 
 
 def _build_loss(opt: Opt, errors: ErrorCollector) -> Any:
@@ -204,28 +188,21 @@ def _build_loss(opt: Opt, errors: ErrorCollector) -> Any:
     loss_opt = get_section(opt, 'train', 'pixel_opt')
     if not loss_opt or errors.has_error_within(*PIXEL_OPT):
         return None
-    if loss_opt.get('reduction') == 'none':
-        errors.add(OptionError((*PIXEL_OPT, 'reduction'), 'none gives a map, and training requires a number; write '
-                                                          'mean.'))
-        return None
     try:
         return build_loss(loss_opt)
     except UserError as err:
-        errors.add(OptionError(PIXEL_OPT, str(err)))
+        errors.extend([OptionError(PIXEL_OPT, str(err))])
         return None
 
 
-def _check_srmodel(loss: Any) -> Iterator[OptionError]:
+def _check_loss(opt: Opt, loss: Any) -> Iterator[OptionError]:
+    """Yields an error if the model gives the loss too little, or the data set cached maps that it does not read."""
     outputs = getattr(loss, 'required_outputs', ())
-    if outputs:
+    if outputs and opt['model_type'] == 'SRModel':
         yield OptionError(('model_type',), f'SRModel does not pass {" and ".join(outputs)} to losses, which '
                                            f'train.pixel_opt: {type(loss).__name__} requires; write UDLModel.')
-
-
-def _check_maps_used(opt: Opt, loss: Any) -> Iterator[OptionError]:
-    """Yields an error if there are cached maps that the loss does not read."""
     if get_section(opt, 'datasets', 'train').get('type') == WITH_MAPS and not (
-            'log_var' in getattr(loss, 'required_outputs', ()) and loss.trains_log_var is False):
+            'log_var' in outputs and loss.trains_log_var is False):
         yield OptionError(('datasets', 'train', 'type'), f'{WITH_MAPS}: no loss weights by its maps, as '
                           f'train.pixel_opt: type: UDL does. Write type: {PAIRS}.')
 
@@ -233,7 +210,7 @@ def _check_maps_used(opt: Opt, loss: Any) -> Iterator[OptionError]:
 def _check_files(opt: Opt) -> Iterator[OptionError]:
     """Files that BasicSR would find missing after it has made its folders."""
     for key, value in get_section(opt, 'path').items():
-        if str(key).startswith('pretrain_network') and isinstance(value, str) and not osp.isfile(value):
+        if key.startswith('pretrain_network') and isinstance(value, str) and not osp.isfile(value):
             yield OptionError(('path', key), f"there is no file '{value}' (seen from {osp.abspath('.')}).")
 
 
@@ -260,33 +237,25 @@ def _check_batch(opt: Opt, dataset_opt: Opt, images: int) -> Iterator[OptionErro
         yield too_few_images(math.ceil(images * share), batch)
 
 
-def _check_devices(opt: Opt) -> Iterator[OptionError]:
-    available, num_gpu = torch.cuda.device_count(), opt.get('num_gpu')
-    if type(num_gpu) is int and num_gpu > available and not opt.get('dist'):
+def _check_gpus(opt: Opt) -> Iterator[OptionError]:
+    num_gpu, available = opt.get('num_gpu'), torch.cuda.device_count()
+    if opt.get('dist') or type(num_gpu) is not int:
+        return
+    if num_gpu > available:
         has = f'{available} of them' if available else 'none that PyTorch can use'
         yield OptionError(('num_gpu',), f'{num_gpu}: this machine has {has}; write {available}, or auto.')
-    if get_section(opt, 'datasets', 'train').get('prefetch_mode') == 'cuda' and not available:
-        yield OptionError(('datasets', 'train', 'prefetch_mode'), 'cuda: there is no GPU that PyTorch can use; write '
-                                                                  'cpu or ~.')
-
-
-def _check_processes(opt: Opt) -> Iterator[OptionError]:
-    """DataParallel, of several GPUs in one process, knows neither autocast nor torch.compile."""
-    for section in ('train', 'val'):
-        for key in ('amp', 'compile'):
-            value = get_section(opt, section).get(key)
-            if value and opt.get('num_gpu') not in (None, 'auto', 0, 1) and not opt.get('dist'):  # auto: of a study
-                yield OptionError((section, key), f'{value} on {opt["num_gpu"]} GPUs requires a process for each: '
-                                  f'torchrun --nproc_per_node={opt["num_gpu"]} -m udl_plugin.train -opt FILE.yml '
-                                  '--launcher pytorch. Or use one GPU.')
+    for section, key in itertools.product(('train', 'val'), ('amp', 'compile')):
+        value = get_section(opt, section).get(key)
+        if value and num_gpu > 1:  # DataParallel, of several GPUs in one process, knows neither
+            yield OptionError((section, key), f'{value} on {num_gpu} GPUs requires a process for each: torchrun '
+                              f'--nproc_per_node={num_gpu} -m udl_plugin.train -opt FILE.yml --launcher pytorch. Or '
+                              'use one GPU.')
 
 
 def _check_accumulation(opt: Opt) -> Iterator[OptionError]:
     train, path = get_section(opt, 'train'), ('train', 'accumulate')
-    accumulate, batch = train.get('accumulate'), get_section(opt, 'datasets', 'train').get('batch_size_per_gpu', 0)
-    if accumulate is None:
-        return
-    if type(batch) is not int or batch % accumulate:
+    accumulate, batch = train.get('accumulate') or 1, get_section(opt, 'datasets', 'train').get('batch_size_per_gpu')
+    if type(batch) is int and batch % accumulate:
         yield OptionError(path, f'{accumulate}: a batch is split into this many equal parts; write a divisor of '
                                 f'batch_size_per_gpu: {batch}.')
     if accumulate > 1 and get_section(train, 'pixel_opt').get('reduction') == 'sum':
@@ -306,23 +275,15 @@ def _check_start(opt: Opt, network: Any) -> Iterator[OptionError]:
             yield OptionError(PRETRAINED, 'is missing: there is nothing to test.')
 
 
-def _map_metrics(opt: Opt) -> dict[str, Mapping[str, Any]]:
-    from basicsr.utils.registry import METRIC_REGISTRY
-    return {name: metric for name, metric in get_section(opt, 'val', 'metrics').items()
-            if 'log_var' in inspect.signature(resolve_class(
-                METRIC_REGISTRY, metric, f'val.metrics.{name}.')).parameters}
-
-
-def _check_metrics(opt: Opt, network: Any) -> Iterator[OptionError]:
-    for name, metric in ({} if _provides(network, 'log_var') else _map_metrics(opt)).items():
-        yield OptionError(('val', 'metrics', name), f'{metric["type"]} requires log_var, which network_g: '
-                          f'{network.__name__} does not provide; {PROVIDERS["log_var"]}.')
-
-
-def _check_maps_saved(opt: Opt, network: Any) -> Iterator[OptionError]:
-    if get_section(opt, 'val').get('save_uncertainty') and not _provides(network, 'log_var'):
-        yield OptionError(('val', 'save_uncertainty'), f'network_g: {network.__name__} does not provide log_var; '
-                                                       f'{PROVIDERS["log_var"]}.')
+def _check_log_var_used(opt: Opt, network: Any) -> Iterator[OptionError]:
+    if _provides(network, 'log_var'):
+        return
+    reason = f'network_g: {network.__name__} does not provide'
+    if get_section(opt, 'val').get('save_uncertainty'):
+        yield OptionError(('val', 'save_uncertainty'), f'{reason} log_var; {PROVIDERS["log_var"]}.')
+    for name, metric in metrics_of_maps(opt).items():
+        yield OptionError(('val', 'metrics', name), f'{metric["type"]} requires log_var, which {reason}; '
+                                                    f'{PROVIDERS["log_var"]}.')
 
 
 def check_required_outputs(network: Any, loss: Any, given: Iterable[str] = (),
@@ -331,18 +292,18 @@ def check_required_outputs(network: Any, loss: Any, given: Iterable[str] = (),
 
     Args:
         network: Class of the network.
-        loss: An instance; None or a class of BasicSR's require none.
+        loss: None, and a loss of BasicSR's, require none.
         given: Outputs that are in the data.
         names: Keys of loss and network.
     """
-    path, network_name = tuple(names[0].split('.')), f'{names[1]}: {network.__name__}'
-    loss_name, outputs = type(loss).__name__, getattr(loss, 'required_outputs', ())
+    outputs = getattr(loss, 'required_outputs', ())
+    if not outputs:
+        return
+    path, loss_name, network_name = tuple(names[0].split('.')), type(loss).__name__, f'{names[1]}: {network.__name__}'
     for name in outputs:
         if name not in given and not _provides(network, name):
             yield OptionError(path, f'{loss_name} requires {name}, which {network_name} does not provide; '
                                     f'{PROVIDERS[name]}.')
-    if not outputs:
-        return
     steps = 'Step 1 is a network such as EDSRVar with ESU, step 2 one such as EDSRTwo with UDL.'
     loss_trains, network_trains = (getattr(part, 'trains_log_var', None) for part in (loss, network))
     if loss_trains is True and network_trains is False:
@@ -356,44 +317,31 @@ def _provides(network: Any, output: str) -> bool:
     return f'return_{output}' in inspect.signature(network.forward).parameters
 
 
-def _get_base(network: Any, network_opt: Opt) -> tuple[Any, Opt, str]:
+def _get_base(opt: Opt) -> tuple[Any, Opt, str]:
     """Class, options and key of the base network in one of either step."""
-    where = 'network_g.'
-    if isinstance(network_opt.get('backbone'), Mapping):
-        from basicsr.utils.registry import ARCH_REGISTRY
-        network_opt, where = base_config(dict(network_opt)), f'{where}backbone.'
-        network = resolve_class(ARCH_REGISTRY, network_opt, where)
-    return network, network_opt, where
+    base, where = base_config(opt['network_g']), 'backbone.' if 'backbone' in opt['network_g'] else ''
+    return ARCH_REGISTRY.get(base['type']), base, f'network_g.{where}'
 
 
-def _check_channels(opt: Opt, network: Any) -> Iterator[OptionError]:
+def _check_channels(opt: Opt) -> Iterator[OptionError]:
     """Images with another number of channels than the network takes."""
-    network, network_opt, where = _get_base(network, opt['network_g'])
-    parameters = inspect.signature(network).parameters
-    key = next((name for name in ('num_in_ch', 'in_chans') if name in parameters), None)
-    channels = network_opt.get(key, parameters[key].default) if key else None
-    if type(channels) is not int:
-        return
-    if channels != 3 and 'rgb_mean' in parameters:
-        yield OptionError(tuple(f'{where}{key}'.split('.')), f'{channels}: {network.__name__} subtracts the mean of '
-                                                             'three channels, and supports no other number.')
-        return
+    _, base, where = _get_base(opt)
+    channels = base.get('num_in_ch')
     for phase, dataset in get_section(opt, 'datasets').items():
-        if not isinstance(dataset, Mapping) or dataset.get('type') not in (PAIRS, WITH_MAPS):
-            continue
-        given = 1 if dataset.get('color') == 'y' else 3
-        if given != channels:
-            fix = 'color: y' if channels == 1 else 'color: ~' if channels == 3 else f'{where}{key}: {given}'
+        given = 1 if get_section(dataset).get('color') == 'y' else 3
+        if get_section(dataset).get('type') in (PAIRS, WITH_MAPS) and type(channels) is int and channels != given:
             yield OptionError(('datasets', phase, 'color'), f'{dataset.get("color") or "~"} gives images of {given} '
-                              f'channels, and {where}{key} is {channels}; write {fix}.')
+                              f'channels, and {where}num_in_ch is {channels}; write {where}num_in_ch: {given}, or '
+                              f'color: {"y" if given == 3 else "~"}.')
 
 
-def _check_scale(opt: Opt, network: Any) -> Iterator[OptionError]:
-    network, network_opt, where = _get_base(network, opt['network_g'])
-    parameters, key, scale = inspect.signature(network).parameters, scale_key(network), opt.get('scale')
-    if key not in parameters:
+def _check_scale(opt: Opt) -> Iterator[OptionError]:
+    network, base, where = _get_base(opt)
+    key, scale = scale_key(network), opt.get('scale')
+    parameter = inspect.signature(network).parameters.get(key)
+    upscale = base.get(key, parameter and parameter.default)
+    if type(upscale) is not int:
         return
-    upscale = network_opt.get(key, parameters[key].default)
     if scale is None:
         yield OptionError(('scale',), f'is missing; write scale: {upscale}, as {where}{key}: {upscale}.')
     elif scale != upscale:

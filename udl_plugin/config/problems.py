@@ -29,7 +29,7 @@ class OptionError(NamedTuple):
 
 
 class ErrorCollector:
-    """Collects errors, each once, without those that only follow from an earlier one.
+    """Collects errors, without those that only follow from an earlier one.
 
     Args:
         errors: Errors that are known already.
@@ -40,28 +40,24 @@ class ErrorCollector:
 
     def __init__(self, errors: Iterable[Any] = ()):
         self.errors: list[Any] = []
-        self._wrong: set[KeyPath] = set()  # options on which no check may rely
         self.extend(errors)
 
-    def add(self, error: Any) -> None:
-        """Adds an error, if it is the first at its path. Checks that require this option are skipped from now on."""
-        path = getattr(error, 'path', None)
-        if path is None or path not in self._wrong:
-            self.errors.append(error)
-        if path is not None:
-            self._wrong.add(path)
-
     def extend(self, errors: Iterable[Any]) -> None:
+        """Adds errors, but none of an option that is wrong already, or is in a mapping that is."""
         for error in errors:
-            self.add(error)
+            if error not in self.errors and not self.has_error_at(*getattr(error, 'path', ())):
+                self.errors.append(error)
 
     def has_error_at(self, *path: str) -> bool:
         """Whether this option, or a mapping that contains it, is wrong."""
-        return any(path[:length] in self._wrong for length in range(len(path) + 1))
+        return any(path[:len(wrong)] == wrong for wrong in self._get_paths())
 
     def has_error_within(self, *path: str) -> bool:
         """Whether this option, or one below it, is wrong."""
-        return any(wrong[:len(path)] == path for wrong in self._wrong)
+        return any(wrong[:len(path)] == path for wrong in self._get_paths())
+
+    def _get_paths(self) -> list[KeyPath]:
+        return [error.path for error in self.errors if isinstance(error, OptionError)]
 
     def check(self, function: Callable[..., Iterable[Any] | None], *args: Any,
               requires: Iterable[KeyPath] = ()) -> None:
@@ -81,11 +77,8 @@ class ErrorCollector:
             found += get_errors(err)
         except Exception:
             if not self.errors:
-                raise
-            return  # caused by an error that is reported already
-        for error in found:
-            if error not in self.errors and not self.has_error_at(*getattr(error, 'path', ('',))):
-                self.errors.append(error)
+                raise  # otherwise it is caused by an error that is reported already
+        self.extend(found)
 
 
 def get_errors(err: UserError) -> list[Any]:

@@ -29,8 +29,13 @@ def expected(what: str) -> WrapValidator:
         try:
             return handler(value)
         except ValidationError:
-            raise PydanticCustomError('value', '{message}', {'message': wrong_value(value, what)}) from None
+            raise make_error(wrong_value(value, what)) from None
     return WrapValidator(check)
+
+
+def make_error(message: str, kind: str = 'value') -> PydanticCustomError:
+    """An error for a validator to raise. `kind`: what pydantic calls its type."""
+    return PydanticCustomError(kind, '{message}', {'message': message})
 
 
 def wrong_value(value: Any, what: str) -> str:
@@ -51,15 +56,15 @@ def wrong_value(value: Any, what: str) -> str:
     return f'expected {what}, got {text}{fix}.'
 
 
-def whole_number(value: Any) -> Any:
+def _whole_number(value: Any) -> Any:
     """5e3 in YAML, a float, as the integer that it is."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def is_plain_name(name: str) -> bool:
+def _is_plain_name(name: str) -> bool:
     """Whether a string can be the name of a file or folder and does not lead out of its folder."""
-    return (name not in ('.', '..') and re.fullmatch(r'[^/\\\x00-\x1f]+', name) is not None
-            and len(name.encode(errors='replace')) <= 150 and name == name.encode(errors='replace').decode())
+    return (name not in ('.', '..') and re.fullmatch(r'[^/\\\x00-\x1f\ud800-\udfff]+', name) is not None
+            and len(name.encode()) <= 150)
 
 
 def _only_if(test: Callable[[Any], bool]) -> AfterValidator:
@@ -72,19 +77,19 @@ def _only_if(test: Callable[[Any], bool]) -> AfterValidator:
 
 _Finite = Annotated[StrictFloat, Field(allow_inf_nan=False, ge=-1e15, le=1e15)]
 _Fraction = Annotated[StrictFloat, Field(ge=0, lt=1)]
-_Iteration = Annotated[StrictInt, Field(ge=0, le=10 ** 12), BeforeValidator(whole_number)]
-_Period = Annotated[StrictInt, Field(ge=1, le=10 ** 12), BeforeValidator(whole_number)]
+_Iteration = Annotated[StrictInt, Field(ge=0, le=10 ** 12), BeforeValidator(_whole_number)]
+_Period = Annotated[StrictInt, Field(ge=1, le=10 ** 12), BeforeValidator(_whole_number)]
 
 Flag = Annotated[StrictBool, expected('true or false')]
 Text = Annotated[StrictStr, _only_if(lambda text: '\0' not in text), expected('a string')]
 Texts = Annotated[list[StrictStr], expected('a list of strings')]
-FileName = Annotated[StrictStr, _only_if(is_plain_name),
+FileName = Annotated[StrictStr, _only_if(_is_plain_name),
                      expected('a plain file name: a string of at most 150 bytes without / and \\')]
 Integer = Annotated[StrictInt, expected('an integer')]
 Count = Annotated[StrictInt, Field(ge=1), expected('an integer of at least 1')]
 CountOrNone = Annotated[StrictInt, Field(ge=0), expected('an integer of at least 0')]
 Iterations = Annotated[_Period, expected('an integer number of iterations, at least 1')]
-Warmup = Annotated[StrictInt, Field(ge=-1), BeforeValidator(whole_number),
+Warmup = Annotated[StrictInt, Field(ge=-1), BeforeValidator(_whole_number),
                    expected('an integer number of iterations, or -1 for no warm-up')]
 Milestones = Annotated[list[_Iteration], expected('a list of iterations (integers of at least 0)')]
 Periods = Annotated[list[_Period], Field(min_length=1), expected('a list of iterations (integers of at least 1)')]
@@ -104,9 +109,10 @@ Amp = Annotated[Literal['bf16', 'fp16'], expected('bf16, fp16, or ~ for float32'
 Limits = Annotated[list[_Finite], Field(min_length=2, max_length=2), _only_if(lambda pair: pair[0] < pair[1]),
                    expected('a lower and a higher number, such as [-1, 4]')]
 Color = Annotated[Literal['y'], expected('y, or ~ for all channels')]
+Backend = Annotated[Literal['disk', 'lmdb'], expected('disk or lmdb')]  # memcached runs code that its options name
 Prefetch = Annotated[Literal['cpu', 'cuda'], expected('cpu, cuda, or ~')]
 OnBadRecord = Annotated[Literal['stop', 'skip'], expected('stop or skip')]
 Better = Annotated[Literal['higher', 'lower'], expected('higher or lower')]
-Reduction = Annotated[Literal['mean', 'sum', 'none'], expected('mean, sum or none')]
+Reduction = Annotated[Literal['mean', 'sum'], expected('mean or sum')]  # none gives a map, which cannot be trained with
 Criterion = Annotated[Literal['l1', 'fro'], expected('l1 or fro')]  # BasicSR's l2 uses a class that PyTorch lacks
 Port = Annotated[StrictInt, Field(ge=1, le=65535), expected('an integer from 1 to 65535')]

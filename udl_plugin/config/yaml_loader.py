@@ -4,7 +4,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,30 +13,10 @@ from udl_plugin.config.problems import KeyPath, OptionError
 from udl_plugin.errors import UserError, did_you_mean, raise_errors
 from udl_plugin.utils.plain import to_builtins
 
-STRING = 'tag:yaml.org,2002:str'
 MERGE = 'tag:yaml.org,2002:merge'
 
 
-class Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which returns OrderedDicts as BasicSR's loader does."""
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, LookupError, AttributeError, TypeError) as err:  # of `!!int x`, or a list as a key
-            raise yaml.constructor.ConstructorError(None, None, f'{node.tag.split(":")[-1]}: {err}',
-                                                    node.start_mark) from err
-
-
-def _ordered(loader: Loader, node: yaml.MappingNode) -> OrderedDict:
-    loader.flatten_mapping(node)
-    return OrderedDict(loader.construct_pairs(node))
-
-
-Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _ordered)
-
-
-class _ValueLoader(Loader):
+class _ValueLoader(yaml.SafeLoader):
     """For the value of an override, where 1e-4 is a number and none is None."""
 
 
@@ -59,18 +38,17 @@ class Override(NamedTuple):
         Raises:
             UserError: a mapping on the way is missing; says which.
         """
-        for number, key in enumerate(self.keys):
-            above = ':'.join(self.keys[:number])
+        for number, key in enumerate(self.keys, 1):
             if not isinstance(data, dict):
-                raise UserError(f"--force_yml {self.text}: '{above}' is not a mapping of options.")
-            own = next((own for own in data if str(own) == key), None)
-            if number == len(self.keys) - 1:
-                data[key if own is None else own] = self.value
-            elif own is None:
-                raise UserError(f"--force_yml {self.text}: there is no '{':'.join(self.keys[:number + 1])}'"
-                                f'{did_you_mean(key, map(str, data))}.')
+                raise UserError(f"--force_yml {self.text}: '{':'.join(self.keys[:number - 1])}' is not a mapping of "
+                                'options.')
+            if number == len(self.keys):
+                data[key] = self.value
+            elif key not in data:
+                raise UserError(f"--force_yml {self.text}: there is no '{':'.join(self.keys[:number])}'"
+                                f'{did_you_mean(key, data)}.')
             else:
-                data = data[own]
+                data = data[key]
 
 
 def parse_override(text: str) -> Override:
@@ -99,8 +77,8 @@ class OptionFile:
 
     Attributes:
         path (str): Of the file.
-        data (OrderedDict): The content.
-        errors (list[OptionError]): Duplicate keys, of which YAML silently takes the last, and keys that are no strings.
+        data (dict): The content, as builtin types.
+        errors (list[OptionError]): Duplicate keys, of which YAML silently takes the last.
 
     Raises:
         UserError: the file cannot be read, or does not hold a mapping of options.
@@ -110,11 +88,12 @@ class OptionFile:
         self.path, self.overrides = str(path), tuple(overrides)
         try:
             with open(path, encoding='utf-8') as file, _yaml_errors(f"'{path}'"):
-                loader = Loader(file.read())
+                loader = yaml.SafeLoader(file.read())
                 self._node: Any = loader.get_single_node()
                 # before values are constructed, which puts merged keys among a mapping's own
-                self.errors = list(_check_keys(self._node, ()))
-                self.data: Any = self._node and _copy(loader.construct_document(self._node))
+                self.errors = list(_find_duplicates(self._node, ()))
+                # as copies: PyYAML returns one object for all aliases of a mapping, and BasicSR writes into mappings
+                self.data: Any = self._node and to_builtins(loader.construct_document(self._node))
         except OSError as err:
             raise UserError(f"'{path}': {err.strerror}.") from err
         if not isinstance(self.data, dict):
@@ -145,41 +124,30 @@ def read_yml(path: str | os.PathLike) -> dict[str, Any]:
     """
     option_file = OptionFile(path)
     raise_errors(f"'{path}': {error}" for error in option_file.errors)
-    return to_builtins(option_file.data)
+    return option_file.data
 
 
-def _check_keys(node: yaml.Node | None, path: KeyPath) -> Iterator[OptionError]:
+def _find_duplicates(node: yaml.Node | None, path: KeyPath) -> Iterator[OptionError]:
     lines: dict[str, int] = {}
     for child, value in node.value if isinstance(node, yaml.MappingNode) else ():
         here = (*path, str(child.value))
         if child.tag == MERGE:
             continue
-        if child.tag != STRING:
-            yield OptionError(here, f"keys must be strings; write '{here[-1]}'.")
         if here[-1] in lines:
             yield OptionError(here, f'is a duplicate key, in line {lines[here[-1]]} too; delete one.')
         lines[here[-1]] = child.start_mark.line + 1
-        yield from _check_keys(value, here)
-
-
-def _copy(value: Any) -> Any:
-    """A copy of its own for every alias, for which PyYAML has the same object: BasicSR writes into mappings."""
-    if isinstance(value, OrderedDict):
-        return OrderedDict((key, _copy(item)) for key, item in value.items())
-    return [_copy(item) for item in value] if isinstance(value, list) else value
+        yield from _find_duplicates(value, here)
 
 
 @contextlib.contextmanager
 def _yaml_errors(what: str) -> Iterator[None]:
     try:
         yield
-    except UserError:
-        raise
     except RecursionError as err:
         raise UserError(f'{what} is not valid YAML: it is nested too deeply, or within itself.') from err
     except yaml.MarkedYAMLError as err:
         line = '' if err.problem_mark is None else f'line {err.problem_mark.line + 1}: '
         advice = ' (only plain data is read)' if 'a constructor for the tag' in str(err.problem) else ''
         raise UserError(f'{what} is not valid YAML: {line}{err.problem}{advice}.') from err
-    except (yaml.YAMLError, ValueError) as err:  # the latter: not UTF-8
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as err:  # not UTF-8, or `!!int x`
         raise UserError(f'{what} is not valid YAML: {" ".join(str(err).split())}') from err

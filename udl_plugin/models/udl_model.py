@@ -70,7 +70,7 @@ class UDLModel(SRModel):
         self.amp, self.val_amp = (DTYPES[section.get('amp')] for section in (train_opt, val_opt))
         self.channels_last = train_opt.get('channels_last', False)
         self.save_uncertainty = val_opt.get('save_uncertainty', False)
-        self.map_metrics = metrics_of_maps(opt)
+        self.map_metrics = list(metrics_of_maps(opt).values())
         self.validates_maps = self.save_uncertainty or bool(self.map_metrics)
         self.lq: Tensor
         self.gt: Tensor
