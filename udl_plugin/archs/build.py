@@ -1,7 +1,6 @@
 """From a config to a network: class lookup, construction, and a probe run that reports shapes and module calls."""
 from __future__ import annotations
 
-import inspect
 import itertools
 import warnings
 from collections.abc import Mapping
@@ -21,11 +20,7 @@ PROBE_HEIGHTS = (8, 16, 56, 64, 128)
 # ---- config -> network
 
 def get_network_class(name: str, where: str = '') -> Any:
-    """Returns the class registered as `name` in BasicSR's ARCH_REGISTRY.
-
-    Args:
-        name: The `type` of a config.
-        where: Prefix of the error message, such as `backbone: `.
+    """Returns the class registered as `name` in BasicSR's ARCH_REGISTRY. `where` begins the error message.
 
     Raises:
         UserError: no such class; suggests the nearest name.
@@ -63,14 +58,6 @@ def build_backbone(backbone: Any) -> nn.Module:
     if hasattr(get_network_class(backbone['type'], 'backbone: '), 'trains_log_var'):
         raise UserError(f'backbone: type: {backbone["type"]} already has a variance head; use a base network.')
     return build_network(backbone)
-
-
-def with_defaults(network_g: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the config of a base network, completed by the defaults of its class."""
-    parameters = inspect.signature(get_network_class(network_g['type'])).parameters
-    defaults = {name: parameter.default for name, parameter in parameters.items()
-                if parameter.default is not parameter.empty}
-    return {**defaults, **network_g}
 
 
 # ---- probe

@@ -17,8 +17,6 @@ from udl_plugin.utils.atomic_io import atomic_write
 from udl_plugin.utils.plain import to_builtins
 
 StateDict = dict[str, torch.Tensor]
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int16,
-          torch.int32, torch.int64, torch.bool, torch.complex64)  # not quantized, not of 8-bit floats
 
 
 def read_state_dict(path: PathLike, param_key: str | None = 'params') -> tuple[StateDict, str | None]:
@@ -54,18 +52,13 @@ def ensure_state_dict(content: Any, path: PathLike, param_key: str | None) -> St
     """Returns `content` without DataParallel's `module.`.
 
     Raises:
-        UserError: it is not a state dict, names to dense tensors of numbers; names the file and the key.
+        UserError: it is not a state dict, names to tensors; names the file and the key.
     """
     if not isinstance(content, dict) or not content or not all(
-            isinstance(name, str) and _is_dense(value) for name, value in content.items()):
+            isinstance(name, str) and torch.is_tensor(value) for name, value in content.items()):
         where = f" under '{param_key}'" if param_key else ''
-        raise UserError(f"'{path}' holds no state dict (names to dense tensors){where}.")
-    return {name[7:] if name.startswith('module.') else name: value for name, value in content.items()}
-
-
-def _is_dense(value: Any) -> bool:
-    return torch.is_tensor(value) and value.layout is torch.strided and value.dtype in DTYPES \
-        and value.device.type == 'cpu'
+        raise UserError(f"'{path}' holds no state dict (names to tensors){where}.")
+    return {name.removeprefix('module.'): value for name, value in content.items()}
 
 
 def load_matching_state_dict(net: torch.nn.Module, path: PathLike, param_key: str | None = 'params',
