@@ -161,7 +161,7 @@ def identify_network(state_dict: StateDict, declared: Any = None,
     """
     is_trusted = network_g is not None
     network_g = network_g if is_trusted else declared
-    inferred = {name: shape for name, shape in ((name, infer(state_dict)) for name, infer in SHAPES.items()) if shape}
+    inferred = {name: shape for name, infer in SHAPES.items() if (shape := infer(state_dict))}
     stage = network_stage(state_dict)
     if network_g is None:
         if not inferred:
