@@ -1,6 +1,7 @@
 """From a config to a network: class lookup, construction, and a probe run that reports shapes and module calls."""
 from __future__ import annotations
 
+import contextlib
 import itertools
 import warnings
 from collections.abc import Mapping
@@ -148,15 +149,13 @@ def trace_modules(net: nn.Module) -> tuple[list[ModuleCall], tuple[int, ...], tu
     def after(module: nn.Module, args: tuple, output: Any) -> None:
         open_calls.pop().output = _shape_of(output)
 
-    handles = [net.register_forward_pre_hook(before_net)]
-    for name, module in net.named_modules():
-        if name:
-            handles += [module.register_forward_pre_hook(before(name)), module.register_forward_hook(after)]
-    try:
+    with contextlib.ExitStack() as hooks:
+        hooks.enter_context(net.register_forward_pre_hook(before_net))
+        for name, module in net.named_modules():
+            if name:
+                hooks.enter_context(module.register_forward_pre_hook(before(name)))
+                hooks.enter_context(module.register_forward_hook(after))
         lq, sr = probe_shapes(net)
-    finally:
-        for handle in handles:
-            handle.remove()
     return calls, lq, sr
 
 
