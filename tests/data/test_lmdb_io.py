@@ -1,4 +1,3 @@
-
 import numpy as np
 import pytest
 from conftest import random_images, read_pairs, write_images

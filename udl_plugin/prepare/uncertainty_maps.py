@@ -102,6 +102,7 @@ def prepare_uncertainty(model: str | Path, hr: str | Path, lr: str | Path, out: 
 def _encode_maps(env: lmdb.Environment, shapes: dict[str, tuple[int, int, int]], batch: int, predict: Callable,
                  compress: bool) -> Iterator[tuple[str, bytes, Shape, tuple[float, float]]]:
     """Yields key, image file, shape and limits of the map of each LR image."""
+
     def encode_map(log_var: np.ndarray) -> tuple[bytes, Shape, tuple[float, float]]:
         img, limits = quantize(log_var)
         return encode(img, compress), shape_of(img), limits
