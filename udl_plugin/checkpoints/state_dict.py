@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from udl_plugin.checkpoints.mmengine_format import from_mmengine, is_mmengine_checkpoint
 from udl_plugin.checkpoints.safe_load import PathLike, load_checkpoint
 from udl_plugin.errors import UserError
 from udl_plugin.utils.atomic_io import atomic_write
@@ -83,12 +82,12 @@ def load_matching_state_dict(net: torch.nn.Module, path: PathLike, param_key: st
 
 def match_state_dict(net: torch.nn.Module, content: Any, path: PathLike, param_key: str | None = 'params',
                      strict: bool = True, option: str = 'network_g') -> tuple[StateDict, str | None, str]:
-    """Finds the state dict for `net` in a checkpoint that `load_checkpoint` or `torch.load` read.
+    """Finds the state dict for `net` in a checkpoint that `load_checkpoint` read.
 
     Args:
         net: A `TwoStep` also accepts a step-1 checkpoint, for both branches. It must match completely, whatever
             `strict` says: weights from a partly loaded network would be meaningless.
-        content: Of BasicSR's layout or mmengine's.
+        content: Of BasicSR's layout.
         path: For messages.
         param_key: As in `read_state_dict`.
         strict: False: return what does not fit as well; the caller drops it.
@@ -100,8 +99,6 @@ def match_state_dict(net: torch.nn.Module, content: Any, path: PathLike, param_k
     Raises:
         UserError: names the file and the mismatch, and says what to change.
     """
-    if is_mmengine_checkpoint(content):
-        content = from_mmengine(content)
     state_dict, found_key = _get_state_dict(content, path, param_key)
     expand = getattr(net, 'expand', None)  # of a TwoStep
     if expand is not None:
