@@ -62,7 +62,7 @@ def lookup_class(registry: Any, name: Any, where: str = '') -> Any:
     """Returns the class or function registered as `name` in one of BasicSR's registries.
 
     Args:
-        registry: One of `basicsr.utils.registry`.
+        registry: One of `basicsr.utils.registry`; or a dict, of classes that a user cannot add to.
         name: The `type` in a yml.
         where: Prefix of the error message: the key of the name, such as `network_g.type: `.
 
@@ -72,8 +72,9 @@ def lookup_class(registry: Any, name: Any, where: str = '') -> Any:
     for registered in (str(name), f'{name}_basicsr'):  # as the registry's own `get` does
         if registered in registry:
             return registry.get(registered)
-    raise UserError(f"{where}there is no '{name}'{did_you_mean(name, registry.keys())}. If it is a class of your own, "
-                    'name its module: imports: [MODULE] in the yml, or --import MODULE.')
+    hint = '' if isinstance(registry, Mapping) else \
+        ' If it is a class of your own, name its module: imports: [MODULE] in the yml, or --import MODULE.'
+    raise UserError(f"{where}there is no '{name}'{did_you_mean(name, registry.keys())}.{hint}")
 
 
 def check_kwargs(cls: Callable, names: Iterable[str], where: str = '', given: Iterable[str] = ()) -> None:

@@ -241,8 +241,6 @@ def test_options_that_a_backbone_cannot_take():
     for changes in ({'num_feat': 'a'}, {'num_feat': -1}, {'upscale': 5}):
         with pytest.raises(UserError, match=r'type: EDSR: cannot be built with these options .*Error'):
             WithVariance({**EDSR_X2, **changes})
-    with pytest.raises(UserError, match=r"features: expected the name of a module, got \['conv_last'\]"):
-        WithVariance(EDSR_X2, features=['conv_last'])
 
 
 def test_features_that_cannot_be_found(registered):

@@ -10,7 +10,6 @@ from conftest import TINY
 
 from udl_plugin.archs import EDSRTwo, EDSRVar
 from udl_plugin.archs.build import build_network
-from udl_plugin.archs.wrapping import base_state_dict
 from udl_plugin.checkpoints.safe_load import load_checkpoint
 from udl_plugin.checkpoints.state_dict import (
     describe_mismatch,
@@ -43,7 +42,7 @@ def test_keys(tmp_path):
 
 @pytest.mark.parametrize(('content', 'key'), [
     (torch.ones(1), 'params'), (torch.ones(1), None), ([1], 'params'), ({'params': torch.ones(1)}, 'params'),
-    ({'params': {'a': 1}}, 'params'), ({'params': {'a': torch.zeros(2, 2).to_sparse()}}, 'params')])
+    ({'params': {'a': 1}}, 'params')])
 def test_file_without_state_dict(tmp_path, content, key):
     torch.save(content, tmp_path / 'x.pth')
     with pytest.raises(UserError, match=r"x\.pth' (holds no state dict|has no 'params')"):
@@ -63,9 +62,12 @@ class Payload:
 def test_bad_files(tmp_path):
     with pytest.raises(UserError, match="no file '.*nowhere"):
         read_state_dict(tmp_path / 'nowhere.pth')
-    (tmp_path / 'text.pth').write_text('hello')
-    with pytest.raises(UserError, match=r'text\.pth'):
-        read_state_dict(tmp_path / 'text.pth')
+    with pytest.raises(UserError, match=r'is a folder; name a file in it, such as models/net_g_latest\.pth'):
+        read_state_dict(tmp_path)
+    (tmp_path / 'x.onnx').write_bytes(b'\x08\x09onnx')
+    with pytest.raises(UserError, match=r"x\.onnx' .*it has another format, or holds Python objects") as caught:
+        read_state_dict(tmp_path / 'x.onnx')
+    assert 'weights_only' not in str(caught.value)  # torch's advice is the opposite of ours
     whole = save(tmp_path / 'whole.pth', params={'a': torch.ones(1000)})
     (tmp_path / 'torn.pth').write_bytes(whole.read_bytes()[:2000])
     with pytest.raises(UserError, match=r'torn\.pth'):
@@ -87,15 +89,6 @@ def test_describe_mismatch():
     assert 'unknown' in describe_mismatch(EDSR(**TINY), net.state_dict())
     assert 'another shape' in describe_mismatch(EDSR(**TINY), EDSR(**{**TINY, 'num_feat': 16}).state_dict())
     assert 'missing' in describe_mismatch(net, MSRResNet().state_dict())
-
-
-@pytest.mark.parametrize('arch', [EDSRVar, EDSRTwo])
-def test_base_network(arch):
-    net, plain = arch(**TINY), EDSR(**TINY)
-    plain.load_state_dict(base_state_dict(net.state_dict()), strict=True)
-    x = torch.rand(1, 3, 8, 8)
-    assert torch.equal(plain(x), net(x))
-    assert base_state_dict(plain.state_dict()).keys() == plain.state_dict().keys()
 
 
 def test_saved_checkpoint(tmp_path):
@@ -127,16 +120,6 @@ def test_mismatch_names_the_recorded_network(tmp_path):
     message = r'path\.pretrain_network_g: there is no file .*nowhere\.pth.* Train step 1 first, or name its checkpoint'
     with pytest.raises(UserError, match=message):
         load_matching_state_dict(EDSRTwo(**TINY), tmp_path / 'nowhere.pth')
-
-
-def test_other_files_and_folders(tmp_path):
-    (tmp_path / 'x.onnx').write_bytes(b'\x08\x09onnx')
-    with pytest.raises(UserError) as caught:
-        read_state_dict(tmp_path / 'x.onnx')
-    assert 'it has another format, or holds Python objects' in str(caught.value)
-    assert 'weights_only' not in str(caught.value)  # torch's advice is the opposite of ours
-    with pytest.raises(UserError, match=r'is a folder; name a file in it, such as models/net_g_latest\.pth'):
-        read_state_dict(tmp_path)
 
 
 def test_one_read_for_several_networks(tmp_path):

@@ -1,4 +1,5 @@
 import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -6,16 +7,7 @@ import pytest
 from conftest import random_images
 from PIL import Image, ImageOps
 
-from udl_plugin.data.image_io import (
-    check_pixel_limit,
-    decode,
-    image_size,
-    list_images,
-    pair_names,
-    read_full_image,
-    read_image,
-)
-from udl_plugin.data.lmdb_io import encode
+from udl_plugin.data.image_io import decode, image_size, list_images, pair_names, read_full_image, read_image
 from udl_plugin.errors import UserError
 
 IMG = random_images(1, 20, 30)['image_0']
@@ -55,10 +47,6 @@ def test_grey_with_alpha(tmp_path):
     img, has_alpha = read_image(tmp_path / 'a.png')
     np.testing.assert_array_equal(img, np.repeat(IMG[..., :1], 3, axis=2))
     assert has_alpha
-
-
-def test_grey_with_alpha_may_stay_grey(tmp_path):
-    Image.fromarray(IMG[..., :2].copy(), 'LA').save(tmp_path / 'a.png')
     np.testing.assert_array_equal(read_image(tmp_path / 'a.png', keep_grey=True)[0], IMG[..., 0])
 
 
@@ -165,7 +153,6 @@ def test_file_that_is_not_an_image(tmp_path, data, words):
     (['1', '2'], ['2x4', '3x4'], {'2': '2x4'}, ['1'], ['3x4']),
     (['1'], ['1', '1x4'], {'1': '1'}, [], ['1x4']),
     (['1x2', '1'], ['1x2', '1x2x4'], {'1x2': '1x2'}, ['1'], ['1x2x4']),
-    (['1', '1x2'], ['1x2', '1x2x2'], {'1': '1x2', '1x2': '1x2x2'}, [], []),
     (['box2'], ['box2'], {'box2': 'box2'}, [], []),
     (['box2'], ['box2x3'], {'box2': 'box2x3'}, [], []),
 ])
@@ -187,20 +174,13 @@ def test_full_image_keeps_alpha_and_unmultiplied_colours(tmp_path, suffix):
     assert read_image(tmp_path / f'x{suffix}')[0].shape == (6, 10, 3)
 
 
-@pytest.mark.parametrize('deep', [False, True])
 @pytest.mark.parametrize('orientation', range(1, 9))
-def test_full_image_applies_orientation(tmp_path, orientation, deep):
-    """Pillow is the reference; it reads 16 bits as 8."""
+def test_full_image_applies_orientation(tmp_path, orientation):
+    """Pillow is the reference."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(RGBA).save(tmp_path / 'x.png', exif=exif)
     expected = np.array(ImageOps.exif_transpose(Image.open(tmp_path / 'x.png')))[:, :, [2, 1, 0, 3]]
-    if deep:  # the same file in 16 bits: OpenCV writes the pixels, and the EXIF chunk is copied
-        data, body = (tmp_path / 'x.png').read_bytes(), cv2.imencode('.png', BGRA.astype(np.uint16) * 257)[1].tobytes()
-        chunk = data[data.index(b'eXIf') - 4:]
-        chunk = chunk[:12 + int.from_bytes(chunk[:4], 'big')]
-        (tmp_path / 'x.png').write_bytes(body[:33] + chunk + body[33:])
-        expected = expected.astype(np.uint16) * 257
     assert np.array_equal(read_full_image(tmp_path / 'x.png'), expected)
 
 
@@ -220,23 +200,26 @@ def test_full_image_without_alpha(tmp_path):
         assert np.array_equal(read_full_image(tmp_path / 'x.png'), img)
 
 
-def test_16_bit_alpha_is_rejected_in_other_formats(tmp_path):
-    cv2.imwrite(str(tmp_path / 'x.tif'), BGRA.astype(np.uint16) * 257)
-    with pytest.raises(UserError, match=r"x\.tif'"):
-        read_full_image(tmp_path / 'x.tif')
+def test_16_bits_with_alpha(tmp_path):
+    """In upright PNG files only."""
+    deep, exif = BGRA.astype(np.uint16) * 257, Image.Exif()
+    data = cv2.imencode('.png', deep)[1].tobytes()
+    (tmp_path / 'upright.png').write_bytes(data)
+    assert np.array_equal(read_full_image(tmp_path / 'upright.png'), deep)
+    exif[0x0112] = 6
+    chunk = b'eXIf' + exif.tobytes().removeprefix(b'Exif\0\0')
+    chunk = struct.pack('>I', len(chunk) - 4) + chunk + struct.pack('>I', zlib.crc32(chunk))
+    (tmp_path / 'turned.png').write_bytes(data[:33] + chunk + data[33:])
+    (tmp_path / 'x.tif').write_bytes(cv2.imencode('.tif', deep)[1].tobytes())
+    for name in ('turned.png', 'x.tif'):
+        with pytest.raises(UserError, match=f"{name}' cannot be read: 16 bits with an alpha channel are supported in"):
+            read_full_image(tmp_path / name)
 
 
 def test_bmp_with_os2_header():
     data = b'BM' + struct.pack('<IHHI', 26 + 8 * 24, 0, 0, 26) + struct.pack('<IHHHH', 12, 8, 8, 1, 24) + bytes(8 * 24)
     assert image_size(data) == (8, 8)
     assert decode(data).shape[:2] == (8, 8)
-
-
-@pytest.mark.parametrize('limit', ['1e9', '', 'abc', '-5'])
-def test_pixel_limit_that_is_not_a_number(limit, monkeypatch):
-    monkeypatch.setenv('UDL_MAX_PIXELS', limit)
-    with pytest.raises(ValueError, match='is not a number of pixels'):
-        check_pixel_limit(encode(np.zeros((4, 4, 3), np.uint8)))
 
 
 @pytest.mark.parametrize('suffix', ['.png', '.bmp', '.jpg', '.webp', '.tif'])

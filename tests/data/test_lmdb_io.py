@@ -1,4 +1,3 @@
-
 import numpy as np
 import pytest
 from conftest import random_images, read_pairs, write_images
@@ -112,8 +111,7 @@ def test_uncompressed_images(tmp_path):
     assert np.array_equal(pairs['grey'][0], np.repeat(images['grey'][:, :, None], 3, axis=2))
 
 
-@pytest.mark.parametrize('line', ['0001.png', '0001.png (12,12) 1', 'a\tb.png (12,12,3) 1',
-                                  'a' * 300 + '.png (12,12,3) 1'])
+@pytest.mark.parametrize('line', ['0001.png', '0001.png (12,12) 1'])
 def test_bad_line_in_meta_info(tmp_path, line):
     path = write_images(tmp_path / 'x.lmdb', random_images(1))
     with open(path / 'meta_info.txt', 'a') as file:

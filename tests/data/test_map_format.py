@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 
@@ -52,7 +50,3 @@ def test_corrupted_metadata_raises(tmp_path, data):
 def test_missing_metadata_raises(tmp_path):
     with pytest.raises(UserError, match='has no uncertainty.json: it was not written by udl-prepare uncertainty'):
         read_metadata(tmp_path)
-
-
-def test_metadata_without_images():
-    assert json.loads(make_metadata('m', 'params', 'f', {}, 2, {}))['limits'] == {}

@@ -115,13 +115,10 @@ def test_maps_that_are_not_finite_raise(tmp_path):
     check_raises(tmp_path, 'NaN or infinite values', net)
 
 
-def test_bad_paths_raise(tmp_path):
-    check_raises(tmp_path, "'.*maps' does not end in .lmdb", out='maps')
-    for path in tmp_path.glob('*.lmdb/*'):
-        path.unlink()
-    for path in tmp_path.glob('*.lmdb'):
-        path.rmdir()
-    check_raises(tmp_path, 'would be written, but holds input images', out='hr.lmdb')
+@pytest.mark.parametrize(('out', 'match'), [('maps', "'.*maps' does not end in .lmdb"),
+                                            ('hr.lmdb', 'would be written, but holds input images')])
+def test_bad_paths_raise(tmp_path, out, match):
+    check_raises(tmp_path, match, out=out)
 
 
 def test_existing_maps_are_replaced_with_force_only(tmp_path):

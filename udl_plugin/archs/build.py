@@ -1,7 +1,7 @@
 """From a config to a network: class lookup, construction, and a probe run that reports shapes and module calls."""
 from __future__ import annotations
 
-import inspect
+import contextlib
 import itertools
 import warnings
 from collections.abc import Mapping
@@ -21,11 +21,7 @@ PROBE_HEIGHTS = (8, 16, 56, 64, 128)
 # ---- config -> network
 
 def get_network_class(name: str, where: str = '') -> Any:
-    """Returns the class registered as `name` in BasicSR's ARCH_REGISTRY.
-
-    Args:
-        name: The `type` of a config.
-        where: Prefix of the error message, such as `backbone: `.
+    """Returns the class registered as `name` in BasicSR's ARCH_REGISTRY. `where` begins the error message.
 
     Raises:
         UserError: no such class; suggests the nearest name.
@@ -63,14 +59,6 @@ def build_backbone(backbone: Any) -> nn.Module:
     if hasattr(get_network_class(backbone['type'], 'backbone: '), 'trains_log_var'):
         raise UserError(f'backbone: type: {backbone["type"]} already has a variance head; use a base network.')
     return build_network(backbone)
-
-
-def with_defaults(network_g: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the config of a base network, completed by the defaults of its class."""
-    parameters = inspect.signature(get_network_class(network_g['type'])).parameters
-    defaults = {name: parameter.default for name, parameter in parameters.items()
-                if parameter.default is not parameter.empty}
-    return {**defaults, **network_g}
 
 
 # ---- probe
@@ -161,15 +149,13 @@ def trace_modules(net: nn.Module) -> tuple[list[ModuleCall], tuple[int, ...], tu
     def after(module: nn.Module, args: tuple, output: Any) -> None:
         open_calls.pop().output = _shape_of(output)
 
-    handles = [net.register_forward_pre_hook(before_net)]
-    for name, module in net.named_modules():
-        if name:
-            handles += [module.register_forward_pre_hook(before(name)), module.register_forward_hook(after)]
-    try:
+    with contextlib.ExitStack() as hooks:
+        hooks.enter_context(net.register_forward_pre_hook(before_net))
+        for name, module in net.named_modules():
+            if name:
+                hooks.enter_context(module.register_forward_pre_hook(before(name)))
+                hooks.enter_context(module.register_forward_hook(after))
         lq, sr = probe_shapes(net)
-    finally:
-        for handle in handles:
-            handle.remove()
     return calls, lq, sr
 
 

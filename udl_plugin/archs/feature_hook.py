@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import threading
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
@@ -46,9 +45,6 @@ def find_feature_layer(net: nn.Module, name: str | None = None) -> FeatureLayer:
     Raises:
         UserError: `net` cannot be run, has no such module, or no feature map enters that module.
     """
-    where = f'{type(net).__name__}: features:'
-    if name is not None and not isinstance(name, str):
-        raise UserError(f'{where} expected the name of a module, got {name!r}.')
     calls, lq, sr = trace_modules(net)
     usable = {call.name: call.input for call in calls if call.takes_map and sr[2] % call.input[2] == 0}
     chosen = _find_upsampler(calls) if name is None else name
@@ -56,7 +52,8 @@ def find_feature_layer(net: nn.Module, name: str | None = None) -> FeatureLayer:
         problem = 'cannot be found automatically; set it to the name of the module whose input they are.' \
             if name is None else f"there is no '{name}'{did_you_mean(name, usable)}, or no feature map enters it."
         candidates = ', '.join(f'{one} ({shape[1]})' for one, shape in list(usable.items())[-MAX_SHOWN:])
-        raise UserError(f'{where} {problem} The last modules to run, with the channels of their input: {candidates}.')
+        raise UserError(f'{type(net).__name__}: features: {problem} The last modules to run, with the channels of '
+                        f'their input: {candidates}.')
     _, num_feat, height, _ = usable[chosen]
     return FeatureLayer(chosen, sum(call.name == chosen for call in calls), num_feat, sr[2] // height, sr[1],
                         sr[2] // lq[2])
@@ -109,8 +106,7 @@ class FeatureCapture:
         _active.capture = self
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 traceback: TracebackType | None) -> bool:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
         _active.capture = None
         return kind is _StopForward
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from typing import Any
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 
-from udl_plugin.archs.build import build_network, get_network_class, probe_shapes, with_defaults
+from udl_plugin.archs.build import build_network, get_network_class, probe_shapes
 from udl_plugin.archs.dpdnn_arch import infer_dpdnn_config
 from udl_plugin.archs.edsr_arch import infer_edsr_config
 from udl_plugin.archs.wrapping import base_config, base_state_dict, network_stage, wrapped_config
@@ -30,13 +28,12 @@ from udl_plugin.utils.packages import import_optional
 from udl_plugin.utils.plain import to_builtins
 
 KEYS = ('params_ema', 'params', 'state_dict', 'model')  # where a state dict may be; the first one found is used
-METADATA = ('network_g', 'uncertainty_loss', 'imports')  # what our files record beside it
 # options with which a network's constructor reads another file
 READS_FILES = re.compile(r'(^|_)(paths?|files?|pretrain\w*|url|weights|ckpt|load)(_|$)')
 SHAPES = {'EDSR': infer_edsr_config, 'DPDNN': infer_dpdnn_config}  # networks whose shape is inferred from the weights
 
 
-@dataclass(repr=False)
+@dataclass
 class NetworkFile:
     """The content of a file that holds a network.
 
@@ -47,15 +44,10 @@ class NetworkFile:
         uncertainty_loss: Loss that the variance head was trained with, as far as the file records it.
     """
 
-    state_dict: StateDict
+    state_dict: StateDict = field(repr=False)
     network_g: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     uncertainty_loss: str | None = None
-
-    def __repr__(self) -> str:
-        scale = self.__dict__.get('channels_and_scale')  # known once the network has run
-        return (f'NetworkFile({self.architecture}{f" x{scale[1]}" if scale else ""}, {self.stage}, '
-                f'{sum(map(torch.numel, self.state_dict.values())):,} parameters)')
 
     @property
     def architecture(self) -> str:
@@ -116,7 +108,7 @@ def load_network_file(path: PathLike, param_key: str | None = None,
     if param_key is None:
         param_key = next((key for key in KEYS if key in keys and isinstance(content[key], dict)), None)
     elif param_key not in keys:
-        raise UserError(f"'{path}' has no '{param_key}'; it has: {', '.join(filter(_is_string, keys)) or 'no keys'}.")
+        raise UserError(f"'{path}' has no '{param_key}'; it has: {', '.join(map(str, keys)) or 'no keys'}.")
     state_dict = ensure_state_dict(content if param_key is None else content[param_key], path, param_key)
     for name, value in state_dict.items():
         if not torch.isfinite(value).all():
@@ -126,8 +118,7 @@ def load_network_file(path: PathLike, param_key: str | None = None,
         notes.append(f"'{path}': using params_ema, the moving average; --param-key params selects the other.")
     declared = metadata.get('network_g')
     if is_reference(state_dict):
-        state_dict, left_out = from_reference(state_dict, path)
-        declared, notes = REFERENCE_CONFIG, notes + left_out
+        state_dict, declared = from_reference(state_dict, path), REFERENCE_CONFIG
     try:
         file = identify_network(state_dict, declared, network_g)
         _ = file.channels_and_scale  # raises if the network cannot be built or run
@@ -146,15 +137,11 @@ def _import_hint(declared: Any, imports: Any) -> str:
     return f' It was trained with imports: {truncate_repr(imports)}; pass those that you trust with --import.'
 
 
-def _is_string(value: Any) -> bool:
-    return isinstance(value, str)
-
-
 def _load(path: PathLike) -> tuple[Any, dict[str, Any]]:
-    """The content of a file, and what it records about its network under the keys of `METADATA`."""
+    """The content of a file, and where it may record `network_g`, `uncertainty_loss` and `imports`."""
     if Path(path).suffix != '.safetensors':
         content = load_checkpoint(path)
-        return content, {key: content[key] for key in METADATA if key in content} if isinstance(content, dict) else {}
+        return content, content if isinstance(content, dict) else {}
     safe_open = import_optional('safetensors').safe_open
     try:
         with safe_open(path, 'pt') as file:
@@ -181,26 +168,31 @@ def identify_network(state_dict: StateDict, declared: Any = None,
         UserError: the network cannot be identified, the config does not fit the weights, or `declared` would make a
             constructor read another file.
     """
-    if network_g is None and declared is not None:
-        _check_declared_config(declared)
-        network_g = declared
-    inferred = {name: shape for name, shape in ((name, infer(state_dict)) for name, infer in SHAPES.items()) if shape}
+    is_trusted = network_g is not None
+    network_g = network_g if is_trusted else declared
+    inferred = {name: shape for name, infer in SHAPES.items() if (shape := infer(state_dict))}
     stage = network_stage(state_dict)
     if network_g is None:
         if not inferred:
             raise UserError('its weights are neither an EDSR nor a DPDNN, and it does not record its network. Pass the '
                             'option file that it was trained with: --opt FILE.yml.')
         name, shape = next(iter(inferred.items()))
-        assumed = {key: value for key, value in with_defaults({'type': name}).items()
-                   if key not in (*shape, 'type', 'checkpointing')}
-        values = ', '.join(f'{key}: {to_builtins(value)}' for key, value in assumed.items())
+        parameters = inspect.signature(get_network_class(name)).parameters
+        assumed = {key: to_builtins(parameter.default) for key, parameter in parameters.items()
+                   if key not in (*shape, 'checkpointing')}
         note = (f"it does not record {', '.join(assumed)}, which cannot be inferred from the weights; using {name}'s "
-                f'defaults ({values}). If it was trained with others, pass its option file: --opt FILE.yml.')
+                f"defaults ({', '.join(f'{key}: {value}' for key, value in assumed.items())}). If it was trained with "
+                'others, pass its option file: --opt FILE.yml.')
         return NetworkFile(state_dict, wrapped_config(stage, {'type': name, **shape}), [note])
-    base = base_config(network_g)
+    base = base_config(network_g) if isinstance(network_g, dict) else None
     if not isinstance(base, dict) or 'type' not in base:
-        raise UserError('network_g.type: is missing.')
-    _check_values(base)
+        raise UserError(f'network_g: {truncate_repr(network_g)} has no type.')
+    options = {key: value for key, value in base.items() if key != 'type'}
+    for key, value in options.items():
+        if not is_trusted and _reads_file(key, value):
+            raise UserError(f'network_g.{key}: {truncate_repr(value)} would read another file. If you trust it, pass '
+                            "the network's option file: --opt FILE.yml.")
+    check_kwargs(get_network_class(base['type'], 'network_g: '), options, 'network_g: ')
     shape = inferred.get(base['type'], {})
     wrong = [f'{key}: {value} (network_g: {base[key]})' for key, value in shape.items()
              if key in base and base[key] != value]
@@ -209,51 +201,11 @@ def identify_network(state_dict: StateDict, declared: Any = None,
     return NetworkFile(state_dict, wrapped_config(stage, {**base, **shape}, network_g.get('features')))
 
 
-def _check_declared_config(declared: Any) -> None:
-    base = base_config(declared) if isinstance(declared, dict) else None
-    if not isinstance(base, dict) or 'type' not in base:
-        raise UserError(f'network_g: {truncate_repr(declared)} has no type.')
-    for key, value in base.items():
-        if key != 'type' and _reads_file(key, value):
-            raise UserError(f'network_g.{key}: {truncate_repr(value)} would read another file. If you trust it, pass '
-                            "the network's option file: --opt FILE.yml.")
-
-
 def _reads_file(key: Any, value: Any) -> bool:
-    if not value:
-        return False
-    if READS_FILES.search(str(key)) or (isinstance(value, str) and re.search(r'[/\\]', value)):
-        return True
-    items = value.items() if isinstance(value, dict) else \
-        [(key, item) for item in value] if isinstance(value, (list, tuple)) else ()
-    return any(_reads_file(*item) for item in items)
-
-
-def _check_values(base: Mapping[str, Any]) -> None:
-    """Checks that options are known, of the type of the network's own defaults, and finite."""
-    cls = get_network_class(base['type'], 'network_g: ')
-    check_kwargs(cls, base.keys() - {'type'}, 'network_g: ')
-    for name, parameter in inspect.signature(cls).parameters.items():
-        default = parameter.default
-        if name not in base or default is None:
-            continue
-        value = base[name]
-        if default is parameter.empty:  # some networks, such as ECBSR, have no defaults
-            fits, expected = isinstance(value, (bool, str)) or _is_number(value), 'a number, a name, true or false'
-        elif isinstance(default, bool):
-            fits, expected = isinstance(value, bool), 'true or false'
-        elif isinstance(default, str):
-            fits, expected = isinstance(value, str), 'a name'
-        elif isinstance(default, (int, float)):
-            fits, expected = _is_number(value), 'a number'
-        elif isinstance(default, (list, tuple)):
-            fits, expected = isinstance(value, (list, tuple)) and all(map(_is_number, value)), 'a list of numbers'
-        else:
-            fits, expected = False, 'left out'
-        if not fits:
-            shown = truncate_repr(repr(value) if isinstance(value, str) else value)
-            raise UserError(f'network_g.{name}: {shown} must be {expected}.')
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether an option, or one within it, looks like the path of a file."""
+    if isinstance(value, dict):
+        return any(_reads_file(f'{key}_{inner}', item) for inner, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return any(_reads_file(key, item) for item in value)
+    is_path = isinstance(value, str) and ('/' in value or '\\' in value)
+    return bool(value) and (is_path or READS_FILES.search(str(key)) is not None)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from udl_plugin.checkpoints.mmengine_format import from_mmengine, is_mmengine_checkpoint
 from udl_plugin.checkpoints.safe_load import PathLike, load_checkpoint
 from udl_plugin.errors import UserError
 from udl_plugin.utils.atomic_io import atomic_write
@@ -18,8 +17,6 @@ from udl_plugin.utils.plain import to_builtins
 from udl_plugin.utils.user_imports import get_imported
 
 StateDict = dict[str, torch.Tensor]
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int16,
-          torch.int32, torch.int64, torch.bool, torch.complex64)  # not quantized, not of 8-bit floats
 
 
 def read_state_dict(path: PathLike, param_key: str | None = 'params') -> tuple[StateDict, str | None]:
@@ -55,18 +52,13 @@ def ensure_state_dict(content: Any, path: PathLike, param_key: str | None) -> St
     """Returns `content` without DataParallel's `module.`.
 
     Raises:
-        UserError: it is not a state dict, names to dense tensors of numbers; names the file and the key.
+        UserError: it is not a state dict, names to tensors; names the file and the key.
     """
     if not isinstance(content, dict) or not content or not all(
-            isinstance(name, str) and _is_dense(value) for name, value in content.items()):
+            isinstance(name, str) and torch.is_tensor(value) for name, value in content.items()):
         where = f" under '{param_key}'" if param_key else ''
-        raise UserError(f"'{path}' holds no state dict (names to dense tensors){where}.")
-    return {name[7:] if name.startswith('module.') else name: value for name, value in content.items()}
-
-
-def _is_dense(value: Any) -> bool:
-    return torch.is_tensor(value) and value.layout is torch.strided and value.dtype in DTYPES \
-        and value.device.type == 'cpu'
+        raise UserError(f"'{path}' holds no state dict (names to tensors){where}.")
+    return {name.removeprefix('module.'): value for name, value in content.items()}
 
 
 def load_matching_state_dict(net: torch.nn.Module, path: PathLike, param_key: str | None = 'params',
@@ -91,12 +83,12 @@ def load_matching_state_dict(net: torch.nn.Module, path: PathLike, param_key: st
 
 def match_state_dict(net: torch.nn.Module, content: Any, path: PathLike, param_key: str | None = 'params',
                      strict: bool = True, option: str = 'network_g') -> tuple[StateDict, str | None, str]:
-    """Finds the state dict for `net` in a checkpoint that `load_checkpoint` or `torch.load` read.
+    """Finds the state dict for `net` in a checkpoint that `load_checkpoint` read.
 
     Args:
         net: A `TwoStep` also accepts a step-1 checkpoint, for both branches. It must match completely, whatever
             `strict` says: weights from a partly loaded network would be meaningless.
-        content: Of BasicSR's layout or mmengine's.
+        content: Of BasicSR's layout.
         path: For messages.
         param_key: As in `read_state_dict`.
         strict: False: return what does not fit as well; the caller drops it.
@@ -108,8 +100,6 @@ def match_state_dict(net: torch.nn.Module, content: Any, path: PathLike, param_k
     Raises:
         UserError: names the file and the mismatch, and says what to change.
     """
-    if is_mmengine_checkpoint(content):
-        content = from_mmengine(content)
     state_dict, found_key = _get_state_dict(content, path, param_key)
     expand = getattr(net, 'expand', None)  # of a TwoStep
     if expand is not None:

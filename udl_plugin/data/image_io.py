@@ -6,7 +6,7 @@ import os
 import re
 import struct
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -18,9 +18,6 @@ from udl_plugin.errors import UserError
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 FORMATS = ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP')
 ORIENTATION = 0x0112  # EXIF tag
-UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # value of the tag to what turns the image upright
-    2: np.fliplr, 3: lambda img: np.rot90(img, 2), 4: np.flipud, 5: lambda img: np.swapaxes(img, 0, 1),
-    6: lambda img: np.rot90(img, -1), 7: lambda img: np.rot90(np.swapaxes(img, 0, 1), 2), 8: np.rot90}
 MAX_PIXELS = 178_956_970  # of an image; Pillow raises DecompressionBombError beyond the same number
 UNCHANGED = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH  # keeps depth and grey; drops alpha; applies EXIF's orientation
 
@@ -61,9 +58,6 @@ def pair_names(hr: Iterable[str], lr: Iterable[str]) -> tuple[dict[str, str], li
         HR name to LR name; unpaired HR names; unpaired LR names.
     """
     hr, lr, pairs, only_lr = set(hr), set(lr), {}, []
-    for suffix in {re.search(r'(x\d+)?$', name)[0] for name in lr}:  # type: ignore[index]  # always matches
-        if {name + suffix for name in hr} == lr:
-            return {name: name + suffix for name in sorted(hr)}, [], []
     for name in sorted(lr):  # 0001 before 0001x4
         short = name if name in hr else re.sub(r'x\d+$', '', name)
         if short in hr and short not in pairs:
@@ -135,11 +129,9 @@ def _read_alpha(image: Image.Image, data: bytes, deep: bool) -> np.ndarray:
     """
     if not deep:
         return cv2.cvtColor(np.array(ImageOps.exif_transpose(image).convert('RGBA')), cv2.COLOR_RGBA2BGRA)
-    if image.format != 'PNG':
-        raise ValueError('16 bits with an alpha channel are supported in PNG only; convert it.')
-    img = decode(data, cv2.IMREAD_UNCHANGED)
-    orientation = image.getexif().get(ORIENTATION)
-    return np.ascontiguousarray(UPRIGHT[orientation](img)) if orientation in UPRIGHT else img
+    if image.format != 'PNG' or image.getexif().get(ORIENTATION, 1) != 1:
+        raise ValueError('16 bits with an alpha channel are supported in upright PNG files only; convert it.')
+    return decode(data, cv2.IMREAD_UNCHANGED)
 
 
 def _open(data: bytes) -> Image.Image:
@@ -175,12 +167,10 @@ def check_pixel_limit(data: bytes) -> None:
     Raises:
         ValueError: it has more, or is not an image; or the environment variable is not a number.
     """
-    limit = os.environ.get('UDL_MAX_PIXELS', str(MAX_PIXELS))
-    if not re.fullmatch(r'\d{1,18}', limit):
-        raise ValueError(f"the environment variable UDL_MAX_PIXELS='{limit}' is not a number of pixels.")
+    limit = int(os.environ.get('UDL_MAX_PIXELS', MAX_PIXELS))
     height, width = image_size(data)
-    if height * width > int(limit):
-        raise ValueError(f'{width} x {height} pixels are more than {int(limit):,}; such a file can be made to fill the '
+    if height * width > limit:
+        raise ValueError(f'{width} x {height} pixels are more than {limit:,}; such a file can be made to fill the '
                          f'memory. If you trust it, set the environment variable UDL_MAX_PIXELS={height * width}.')
 
 

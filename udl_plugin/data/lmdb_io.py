@@ -10,14 +10,12 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 from urllib.parse import quote
 
 import cv2
 import lmdb
 import numpy as np
 
-from udl_plugin.data.image_io import decode
 from udl_plugin.errors import UserError
 from udl_plugin.utils.atomic_io import atomic_write
 
@@ -28,7 +26,6 @@ MAP_BYTES = 16 << 20  # initial size of the memory map
 MAX_KEY_BYTES = 511  # of LMDB as it is built by default
 KEY_CHARACTERS = ''.join(map(chr, range(32, 127))).replace('%', '')
 META_LINE = re.compile(r'(?P<key>[^.]*)\..* \((?P<shape>\d+,\d+,\d+)\) \d+\s*')  # 0001_s001.png (480,480,3) 1
-MAX_LINE = 300  # characters; file systems allow names of 255
 
 
 def encode(img: np.ndarray, compress: bool = True) -> bytes:
@@ -132,39 +129,6 @@ class LmdbWriter:
             atomic_write(self.path / 'meta_info.txt', ''.join(self.lines.values()).encode())
 
 
-class LmdbVerifier:
-    """Has the interface of LmdbWriter, but compares with an existing LMDB, which must hold exactly the same images."""
-
-    def __init__(self, path: str | Path):
-        self.path, self.env, self.count = path, open_lmdb(path), 0
-
-    def put(self, name: str, data: bytes, shape: tuple[int, ...]) -> None:
-        """Compares an image.
-
-        Raises:
-            UserError: the LMDB has no image of this name, or another one.
-        """
-        with self.env.begin() as txn:
-            found = txn.get(lmdb_key(name).encode())
-        # another version of OpenCV may compress the same pixels to other bytes
-        if found is None or (found != data and not np.array_equal(decode(found), decode(data))):
-            self._raise_differs(f"'{name}' {'differs' if found else 'is missing'}")
-        self.count += 1
-
-    def _raise_differs(self, difference: str) -> NoReturn:
-        raise UserError(f"'{self.path}' exists already and holds other images: {difference}. Choose another folder, or "
-                        'pass all scales and --force (in Python: force=True) to write everything again.')
-
-    def __enter__(self) -> LmdbVerifier:
-        return self
-
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        with contextlib.closing(self.env):
-            entries = self.env.stat()['entries']
-            if error is None and self.count != entries:
-                self._raise_differs(f'it has {entries} instead of {self.count}')
-
-
 class FolderWriter:
     """Writes PNG files into a folder, with the interface of LmdbWriter."""
 
@@ -240,7 +204,7 @@ def read_meta_info(path: str | Path) -> dict[str, tuple[int, int, int]]:
     shapes = {}
     for number, line in enumerate(file.read_text(encoding='utf-8', errors='replace').splitlines(), 1):
         match = META_LINE.fullmatch(line)
-        if not match or len(line) > MAX_LINE or not match['key'].isprintable():
+        if not match:
             raise UserError(f"'{file}', line {number}: {line[:80]!r} is not of the form '0001.png (480,480,3) 1'.")
         height, width, channels = map(int, match['shape'].split(','))
         shapes[match['key']] = height, width, channels

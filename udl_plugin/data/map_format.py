@@ -66,8 +66,6 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     """
     file = Path(path, METADATA)
     try:
-        if file.exists() and not file.is_file():
-            raise ValueError('not a file')
         content = json.loads(file.read_bytes())
         limits = {key: tuple(map(float, pair)) for key, pair in content['limits'].items()}
         strings = {key: str(content[key]) for key in ('model', 'param_key', 'fingerprint')}

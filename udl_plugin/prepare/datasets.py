@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Union
 import numpy as np
 
 from udl_plugin.data.image_io import list_images, pair_names, read_image
-from udl_plugin.data.lmdb_io import LmdbVerifier, encode, is_lmdb, lmdb_key, open_writer, shape_of
+from udl_plugin.data.lmdb_io import encode, open_writer, shape_of
 from udl_plugin.errors import UserError
 from udl_plugin.prepare.verify import Progress, check_images, check_pair, no_progress
 from udl_plugin.utils.atomic_io import atomic_folders
@@ -76,8 +76,7 @@ def prepare_train(hr: Folders, scales: Iterable[int], out: str | Path, lr: Folde
     """Crops HR and LR images to sub-images and writes them as LMDBs for BasicSR's PairedImageDataset.
 
     Writes `NAME_train_HR_sub.lmdb`, and for scale 4 `NAME_train_LR_bicubic_X4_sub.lmdb`, into `out`. HR is cropped to a
-    multiple of all scales; LR is made from all of it, then cropped at the same positions. To add a scale later, call
-    it again: an existing HR LMDB is compared and kept.
+    multiple of all scales; LR is made from all of it, then cropped at the same positions.
 
     Args:
         hr: One or several folders of HR images.
@@ -94,7 +93,7 @@ def prepare_train(hr: Folders, scales: Iterable[int], out: str | Path, lr: Folde
 
     Raises:
         UserError: as in `prepare_benchmark`; or images do not pair up, crop or step is not a multiple of the scales,
-            an existing HR LMDB differs, or existing LR LMDBs of other scales would no longer fit.
+            or there are LR LMDBs of other scales, which would not fit the new HR images.
     """
     hr, scales, out = _as_list(hr), _check_scales(scales), Path(out)
     for what, length in (('crop', crop), ('step', step)):
@@ -102,16 +101,14 @@ def prepare_train(hr: Folders, scales: Iterable[int], out: str | Path, lr: Folde
             raise UserError(f'{what} {length} must be a multiple of all scales, so of {math.lcm(*scales)}.')
     name = _check_name(out.resolve().name if name is None else name)
     targets = [f'{name}_train_HR_sub.lmdb', *(f'{name}_train_LR_bicubic_X{scale}_sub.lmdb' for scale in scales)]
-    keeps_hr = (out / targets[0]).exists() and not options.get('force')
     existing = out.glob(f'{glob.escape(name)}_train_LR_bicubic_X*_sub.lmdb')
     others = sorted(path for path in existing if path.name not in targets)
-    if others and not keeps_hr:
-        raise UserError(f'{_list_some(others)}: would not match the new HR images. Name these scales too, or remove '
-                        'the LMDBs that you do not need.')
+    if others:
+        raise UserError(f'{_list_some(others)}: would not match the new HR images. Name all scales and pass --force '
+                        '(in Python: force=True), or remove the LMDBs that you do not need.')
     make = functools.partial(_make_sub_images, targets, scales, crop, step)
     pairs = [(targets[0], target, scale) for target, scale in zip(targets[1:], scales)]
-    return _prepare(make, _find_sources(hr, scales, _as_list(lr)), out, pairs, kept=targets[:keeps_hr],
-                    compress=compress, **options)
+    return _prepare(make, _find_sources(hr, scales, _as_list(lr)), out, pairs, compress=compress, **options)
 
 
 def prepare_benchmark(hr: str | Path, scales: Iterable[int], out: str | Path, name: str, as_lmdb: bool = False,
@@ -191,9 +188,8 @@ def _list_some(items: list, limit: int = 10) -> str:
 
 
 def _prepare(make: Callable, sources: list[Source], parent: Path, pairs: list[tuple[str, str, int]], *,
-             kept: Sequence[str] = (), compress: bool = True, keep_grey: bool = False, border: str = 'clamp',
-             skip_bad: bool = False, force: bool = False, workers: int = 0,
-             progress: Progress = no_progress) -> PrepareResult:
+             compress: bool = True, keep_grey: bool = False, border: str = 'clamp', skip_bad: bool = False,
+             force: bool = False, workers: int = 0, progress: Progress = no_progress) -> PrepareResult:
     """Makes and writes the images of all sources, verifies the folders and moves them to their final names.
 
     Args:
@@ -201,7 +197,6 @@ def _prepare(make: Callable, sources: list[Source], parent: Path, pairs: list[tu
             source is smaller than a crop.
         parent: Where the folders go.
         pairs: Name of the HR folder, name of the LR folder, and scale.
-        kept: Folders that exist already; they are compared instead of written.
     """
     if border not in BORDERS:
         raise UserError(f'border {border} must be one of {", ".join(BORDERS)}.')
@@ -210,18 +205,13 @@ def _prepare(make: Callable, sources: list[Source], parent: Path, pairs: list[tu
     for target in targets:
         if any((parent / target).resolve() in (folder, *folder.parents) for folder in inputs):
             raise UserError(f"'{parent / target}' would be written, but holds input images; choose another folder.")
-    if is_lmdb(targets[0]):
-        for source in sources:
-            lmdb_key(f'{source.name}_s000')  # raises for too long a name now, not when half is done
     alpha: list[Path] = []
     small: list[Path] = []
     skipped: list[str] = []
-    new = [target for target in targets if target not in kept]
-    with atomic_folders(parent, new, force) as unfinished:
+    with atomic_folders(parent, targets, force) as unfinished:
         with contextlib.ExitStack() as stack:
             writers: dict[str, Any] = {
-                target: stack.enter_context(LmdbVerifier(parent / target) if target in kept else
-                                            open_writer(unfinished / target)) for target in targets}
+                target: stack.enter_context(open_writer(unfinished / target)) for target in targets}
             results = stack.enter_context(parallel_map(
                 functools.partial(_make_records, make, keep_grey, border, compress), sources, workers))
             for result, source in zip(progress(results, len(sources), 'preparing'), sources):
@@ -234,7 +224,7 @@ def _prepare(make: Callable, sources: list[Source], parent: Path, pairs: list[tu
                 skipped += [result.problem] * bool(result.problem)
         if len(skipped) == len(sources):
             raise UserError(f'no image is left: all {len(skipped)} cannot be used. The first: {skipped[0]}')
-        counts = _verify(unfinished, new, pairs, workers, progress)
+        counts = _verify(unfinished, targets, pairs, workers, progress)
     return PrepareResult({parent / target: count for target, count in counts.items()}, len(sources) - len(skipped),
                          alpha, small, skipped)
 
@@ -245,8 +235,7 @@ def _verify(unfinished: Path, targets: list[str], pairs: list[tuple[str, str, in
     checked = {target: check_images(unfinished / target, workers, progress) for target in targets}
     problems = [f'{target}: {problem}' for target in targets for problem in checked[target].problems]
     for hr, lr, scale in pairs:
-        if hr in checked:
-            problems += check_pair(checked[hr].shapes, checked[lr].shapes, scale, same_names=True)[1]
+        problems += check_pair(checked[hr].shapes, checked[lr].shapes, scale, same_names=True)[1]
     if problems:
         raise UserError(f'the written data does not read back: {_list_some(problems)}. Disk or memory may be faulty; '
                         'nothing was kept.')

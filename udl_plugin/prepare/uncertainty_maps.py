@@ -1,9 +1,9 @@
 """Caches the uncertainty maps of a step-1 network for a training set, so that step 2 need not run the network."""
 from __future__ import annotations
 
-import collections
 import functools
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,8 +25,6 @@ from udl_plugin.prepare.verify import Progress, Shape, check_images, check_pair,
 from udl_plugin.utils.atomic_io import atomic_folders, atomic_write
 from udl_plugin.utils.parallel import available_cores
 from udl_plugin.utils.plain import to_builtins
-
-AHEAD = 2  # batches that are encoded and written while the network runs
 
 
 class MapStats(NamedTuple):
@@ -80,20 +78,20 @@ def prepare_uncertainty(model: str | Path, hr: str | Path, lr: str | Path, out: 
     if problems:
         raise UserError(f"'{hr}' and '{lr}' do not fit this network: {problems[0]}.")
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    predict = _MapPredictor(getattr(net, 'var_net', net).to(device), device, channels, scale,
-                            get_required_multiple(base_config(network.network_g)))
+    net = getattr(net, 'var_net', net).to(device)
+    predict = functools.partial(_predict_maps, net, device=device, channels=channels, scale=scale,
+                                multiple=get_required_multiple(base_config(network.network_g)))
     batch = batch or (16 if device.type == 'cuda' else 1)
     with atomic_folders(out.parent, [out.name], force) as unfinished:
         limits, pixels = {}, 0
-        with LmdbWriter(unfinished / out.name) as maps, open_lmdb(lr) as env, \
-                ThreadPoolExecutor(available_cores()) as pool:
-            encoded = _encoded_maps(env, shapes, batch, predict, pool, compress)
+        with LmdbWriter(unfinished / out.name) as maps, open_lmdb(lr) as env:
+            encoded = _encode_maps(env, shapes, batch, predict, compress)
             for key, data, shape, limits_of_map in progress(encoded, len(shapes), 'maps'):
                 maps.put(key, data, shape, key=key)
                 limits[key] = limits_of_map
                 pixels += shape[0] * shape[1]
         atomic_write(unfinished / out.name / METADATA, make_metadata(
-            model, param_key, fingerprint(predict.net.state_dict()), to_builtins(network.network_g), scale, limits))
+            model, param_key, fingerprint(net.state_dict()), to_builtins(network.network_g), scale, limits))
         problems = check_images(unfinished / out.name, workers, progress).problems
         if problems:
             raise UserError(f'the written data does not read back: {problems[0]}. Disk or memory may be faulty; '
@@ -101,65 +99,52 @@ def prepare_uncertainty(model: str | Path, hr: str | Path, lr: str | Path, out: 
     return MapStats(len(limits), pixels, sum(path.stat().st_size for path in out.iterdir()))
 
 
-class _MapPredictor:
-    """Runs the network on encoded LR images of equal size; returns their maps, float32 `(N, C, H, W)`."""
+def _encode_maps(env: lmdb.Environment, shapes: dict[str, tuple[int, int, int]], batch: int, predict: Callable,
+                 compress: bool) -> Iterator[tuple[str, bytes, Shape, tuple[float, float]]]:
+    """Yields key, image file, shape and limits of the map of each LR image."""
 
-    def __init__(self, net: Any, device: torch.device, channels: int, scale: int, multiple: int):
-        self.net, self.device, self.channels, self.scale, self.multiple = net, device, channels, scale, multiple
+    def encode_map(log_var: np.ndarray) -> tuple[bytes, Shape, tuple[float, float]]:
+        img, limits = quantize(log_var)
+        return encode(img, compress), shape_of(img), limits
 
-    @torch.no_grad()
-    def __call__(self, keys: list[str], files: list[bytes]) -> np.ndarray:
-        from basicsr.utils import bgr2ycbcr, img2tensor  # here, because our import hook has to be installed before
-        images = []
-        for key, data in zip(keys, files):
-            try:
-                images.append(decode(data, cv2.IMREAD_COLOR).astype(np.float32) / 255)
-            except ValueError as err:
-                raise UserError(f"LR image '{key}' cannot be decoded: {err}") from err
-        if self.channels == 1:
-            images = [bgr2ycbcr(img, y_only=True)[..., None] for img in images]
-        lq = torch.stack(img2tensor(images)).to(self.device)
-        height, width = lq.shape[2:]
-        try:
-            log_var = self.net.log_var(pad_to_multiple(lq, self.multiple))
-            log_var = log_var[:, :, :self.scale * height, :self.scale * width].float().cpu().numpy()
-        except RuntimeError as err:
-            raise UserError(f'the network cannot run on a batch of {len(images)} images of {width} x {height} pixels '
-                            f'({" ".join(str(err).split())}). If memory is short, use a smaller --batch or smaller '
-                            'sub-images.') from err
-        if not np.isfinite(log_var).all():
-            raise UserError('the network returns maps with NaN or infinite values.')
-        return log_var
-
-
-def _encoded_maps(env: lmdb.Environment, shapes: dict[str, tuple[int, int, int]], batch: int, predict: _MapPredictor,
-                  pool: ThreadPoolExecutor, compress: bool) -> Iterator[tuple]:
-    """Yields key, image file, shape and limits of each map; `pool` encodes them while the network runs."""
-    pending: collections.deque[Iterator] = collections.deque()
-    for keys in _batches(shapes, batch):
-        with env.begin() as txn:
-            files: list[Any] = [txn.get(key.encode()) for key in keys]
-        if None in files:
-            raise UserError(f"LR image '{keys[files.index(None)]}' is listed in meta_info.txt, but not in data.mdb.")
-        pending.append(zip(keys, pool.map(functools.partial(_encode_map, compress), predict(keys, files))))
-        if len(pending) > AHEAD:
-            yield from ((key, *encoded) for key, encoded in pending.popleft())
-    for results in pending:
-        yield from ((key, *encoded) for key, encoded in results)
-
-
-def _encode_map(compress: bool, log_var: np.ndarray) -> tuple[bytes, Shape, tuple[float, float]]:
-    img, limits = quantize(log_var)
-    return encode(img, compress), shape_of(img), limits
+    with ThreadPoolExecutor(available_cores()) as pool:
+        for keys in _batches(shapes, batch):
+            with env.begin() as txn:
+                files = [txn.get(key.encode()) or b'' for key in keys]
+            for key, encoded in zip(keys, pool.map(encode_map, predict(keys, files))):
+                yield key, *encoded
 
 
 def _batches(shapes: dict[str, tuple[int, int, int]], size: int) -> Iterator[list[str]]:
     """Keys of consecutive images of equal shape, at most `size` at a time."""
-    keys: list[str] = []
-    for key, shape in shapes.items():
-        if keys and (len(keys) == size or shapes[keys[0]] != shape):
-            yield keys
-            keys = []
-        keys.append(key)
-    if keys:
-        yield keys
+    for _, group in itertools.groupby(shapes, shapes.get):
+        keys = list(group)
+        for start in range(0, len(keys), size):
+            yield keys[start:start + size]
+
+
+@torch.no_grad()
+def _predict_maps(net: Any, keys: list[str], files: list[bytes], device: torch.device, channels: int, scale: int,
+                  multiple: int) -> np.ndarray:
+    """Runs the network on encoded LR images of equal size; returns their maps, float32 `(N, C, H, W)`."""
+    from basicsr.utils import bgr2ycbcr, img2tensor  # here, because our import hook has to be installed before
+    images = []
+    for key, data in zip(keys, files):
+        try:
+            images.append(decode(data, cv2.IMREAD_COLOR).astype(np.float32) / 255)
+        except ValueError as err:
+            raise UserError(f"LR image '{key}' is missing or cannot be decoded: {err}") from err
+    if channels == 1:
+        images = [bgr2ycbcr(img, y_only=True)[..., None] for img in images]
+    lq = torch.stack(img2tensor(images)).to(device)
+    height, width = lq.shape[2:]
+    try:
+        log_var = net.log_var(pad_to_multiple(lq, multiple))
+        log_var = log_var[:, :, :scale * height, :scale * width].float().cpu().numpy()
+    except RuntimeError as err:
+        raise UserError(f'the network cannot run on a batch of {len(images)} images of {width} x {height} pixels '
+                        f'({" ".join(str(err).split())}). If memory is short, use a smaller --batch or smaller '
+                        'sub-images.') from err
+    if not np.isfinite(log_var).all():
+        raise UserError('the network returns maps with NaN or infinite values.')
+    return log_var

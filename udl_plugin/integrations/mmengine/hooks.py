@@ -61,9 +61,10 @@ class NetworkCheckpointHook(Hook):
             keep_foreign_best(runner, checkpoint)
             apply_config_schedule(runner, checkpoint)
             return
-        is_test = not isinstance(runner._train_loop, BaseLoop)
-        key = self.param_key or ('params_ema' if is_test and is_mmengine_checkpoint(checkpoint) else 'params')
-        state_dict, found_key, _ = match_state_dict(net, checkpoint, runner._load_from, key, option='generator')
+        is_test, is_mmengine = not isinstance(runner._train_loop, BaseLoop), is_mmengine_checkpoint(checkpoint)
+        key = self.param_key or ('params_ema' if is_test and is_mmengine else 'params')
+        content = from_mmengine(checkpoint) if is_mmengine else checkpoint
+        state_dict, found_key, _ = match_state_dict(net, content, runner._load_from, key, option='generator')
         runner.logger.info(f'NetworkCheckpointHook: {found_key} of {runner._load_from}')
         checkpoint.pop('ema_state_dict', None)
         checkpoint['state_dict'] = {f'generator.{name}': value for name, value in state_dict.items()}
