@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from udl_plugin.archs.build import build_network, get_network_class, probe_shapes
-from udl_plugin.archs.padding import get_required_multiple
+from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
 from udl_plugin.archs.two_step import TwoStep
 from udl_plugin.archs.with_variance import WithVariance
 from udl_plugin.archs.wrapping import base_config
@@ -57,6 +57,11 @@ class Entry(NamedTuple):
     net: nn.Module
     channels: int
     has_map: bool
+
+    def run(self, lq: Tensor) -> Tensor:
+        """The SR image of `(1, C, H, W)`, which is padded to the multiple that the network requires."""
+        padded = pad_to_multiple(lq[:, :self.channels], get_required_multiple(self.opt['network_g']))
+        return self.net.to(lq.device)(padded)
 
 
 class MapQuality(NamedTuple):
@@ -299,17 +304,10 @@ def _measure_cost(results: Sequence[CompareResult], scale: int) -> None:
         if entry is None:
             functions[BICUBIC] = lambda lq: F.interpolate(lq, scale_factor=scale, mode='bicubic', antialias=True)
             continue
-        network_g = base_config(entry.opt['network_g'])
-        functions[result.label] = _pad_input(entry, get_required_multiple(network_g))
+        network_g = entry.opt['network_g']
+        functions[result.label] = entry.run
         result.cost['params'] = cost.parameters(entry.net)
         result.cost['madds'] = cost.multiply_adds(entry.net, network_g, entry.channels, scale)
         result.cost['memory'] = cost.peak_memory(network_g, (1, entry.channels, *lq.shape[2:]))
     for result, seconds in zip(results, cost.time_in_turn(functions, lq).values()):
         result.cost['time'] = seconds
-
-
-def _pad_input(entry: Entry, multiple: int) -> Callable[[Tensor], Tensor]:
-    def run(lq: Tensor) -> Tensor:
-        lq = F.pad(lq[:, :entry.channels], (0, -lq.shape[3] % multiple, 0, -lq.shape[2] % multiple), mode='replicate')
-        return entry.net.to(lq.device)(lq)
-    return run

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from udl_plugin.studies.config import METRICS, Study
 from udl_plugin.studies.evaluate import list_scores, mean_score
 from udl_plugin.studies.report import Report, encode_figure, markdown_table, new_figure, to_csv
@@ -178,10 +180,9 @@ def draw_curves(study: Study, finished: Finished) -> bytes:
                       if (curve := _join_curves(study, finished, variant, network, scale, seed))]
             points = sorted(set.intersection(*map(set, curves))) if curves else []
             if points:
-                values = [[curve[point] for curve in curves] for point in points]
-                line, = plot.plot(points, [statistics.fmean(those) for those in values], label=variant)
-                plot.fill_between(points, [min(those) for those in values], [max(those) for those in values],
-                                  color=line.get_color(), alpha=0.15, linewidth=0)
+                values = np.array([[curve[point] for point in points] for curve in curves])
+                line, = plot.plot(points, values.mean(0), label=variant)
+                plot.fill_between(points, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
         plot.set_xlabel('iterations')
         plot.set_ylabel(f'PSNR-Y on {study.config["val"]["benchmark"]} (dB)')
         plot.set_title(f'{network}, x{scale}')
