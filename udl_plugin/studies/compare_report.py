@@ -109,13 +109,12 @@ def draw_sparsification(results: Sequence[CompareResult], benchmark: str) -> byt
     return encode_figure(figure)
 
 
-def find_boxes(results: Sequence[CompareResult], size: int, count: int = 2) -> list[Box]:
-    """Where the first map is highest; without a map, where bicubic has the largest error.
+def find_boxes(results: Sequence[CompareResult], size: int) -> list[Box]:
+    """Two boxes where the first map is highest; without a map, where bicubic has the largest error.
 
     Args:
         results: Bicubic first.
-        size: Width and height of a box.
-        count: Of boxes. They do not overlap.
+        size: Width and height of a box. Boxes do not overlap; if there is no room for a second one, there is one.
     """
     sample = next((result.sample for result in results if result.sample.log_var is not None), results[0].sample)
     if sample.log_var is not None:
@@ -127,7 +126,7 @@ def find_boxes(results: Sequence[CompareResult], size: int, count: int = 2) -> l
     local = cv2.boxFilter(score.astype(np.float64), -1, (size, size), anchor=(0, 0), borderType=cv2.BORDER_REFLECT)
     local = local[:height - size + 1, :width - size + 1]
     boxes: list[Box] = []
-    while len(boxes) < count and np.isfinite(local).any():
+    while len(boxes) < 2 and np.isfinite(local).any():
         y, x = np.unravel_index(local.argmax(), local.shape)
         boxes.append((int(x), int(y), size, size))
         local[max(0, y - size + 1):y + size, max(0, x - size + 1):x + size] = -np.inf

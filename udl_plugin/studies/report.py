@@ -105,10 +105,10 @@ def to_csv(rows: Iterable[Iterable[Any]]) -> str:
 
 # ---- plots
 
-def new_figure(columns: int, height: float = 4.2, width: float = 6.4) -> tuple[Figure, list[Axes]]:
+def new_figure(columns: int, height: float = 4.2) -> tuple[Figure, list[Axes]]:
     """A figure of plots side by side, and their axes."""
     rcParams['text.parse_math'] = False  # labels come from users
-    figure = Figure(figsize=(width * columns, height), layout='constrained')
+    figure = Figure(figsize=(6.4 * columns, height), layout='constrained')
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
