@@ -93,11 +93,7 @@ def check_kwargs(cls: Callable, names: Iterable[str], where: str = '') -> None:
 
 
 def explain_unknown_kwarg(cls: Callable, name: str, given: Iterable[str] = ()) -> str:
-    """Why `cls` does not accept a keyword argument of this name; empty if it does. See `check_kwargs`.
-
-    Args:
-        given: Arguments that BasicSR passes itself, which are not options.
-    """
+    """Why `cls` does not accept this keyword argument; empty if it does. `given`: those that BasicSR passes itself."""
     parameters: Mapping[str, inspect.Parameter] = inspect.signature(cls).parameters
     named = [known for known, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
     accepts_any = len(named) < len(parameters)
