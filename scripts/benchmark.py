@@ -15,9 +15,9 @@ import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -286,34 +286,22 @@ def test(network: str, size: Size, args: argparse.Namespace) -> str:
                  'step 2, float32': ours(), 'step 2, val: amp: bf16': ours({'amp': 'bf16'}),
                  'step 2 with maps, float32': ours({'save_uncertainty': True})}
     times = seconds_in_turn(functions, args.rounds, repeats=10 if DEVICE.type == 'cuda' else 1)
-    reference = next(iter(times.values()))
-    rows = [['test', 'seconds an image', 'ratio', 'middle half']]
-    rows += [[name, f'{statistics.median(values):.4f}', *compute_ratio(values, reference)]
-             for name, values in times.items()]
+    rows = build_rows_per_image('test', times)
     return (f'{network} x{SCALE}, one LR image of {TEST_SIZE[1]} x {TEST_SIZE[0]}. {machine()}, {args.rounds} rounds'
             f'{describe_tf32()}.\n\n{markdown_table(rows)}')
 
 
-class RandomImages(torch.utils.data.Dataset):
+class RandomImages(list):
     """A validation set."""
 
-    def __init__(self, number: int = 2):
-        self.opt = {'name': 'random'}
-        generator = torch.Generator().manual_seed(0)
-        self.items = [{'lq': torch.rand(3, *TEST_SIZE, generator=generator), 'lq_path': f'{index}.png',
-                       'gt': torch.rand(3, *(SCALE * side for side in TEST_SIZE), generator=generator)}
-                      for index in range(number)]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.items[index]
+    opt: ClassVar[Config] = {'name': 'random'}
 
 
 def validation(network: str, size: Size, args: argparse.Namespace) -> str:
     """Seconds per image of a validation with PSNR and SSIM."""
-    images = RandomImages()
+    images = RandomImages(
+        {'lq': torch.rand(3, *TEST_SIZE), 'lq_path': f'{number}.png',
+         'gt': torch.rand(3, *(SCALE * side for side in TEST_SIZE))} for number in range(2))
     loader = torch.utils.data.DataLoader(images)
 
     def build(val: Config | None = None, test: Callable[[Tensor], Tensor] | None = None) -> Callable[[], None]:
@@ -324,12 +312,9 @@ def validation(network: str, size: Size, args: argparse.Namespace) -> str:
 
     functions = {'network as the authors run it, float32': build(test=build_reference_test(network)),
                  'step 2, float32': build(), 'step 2, val: amp: bf16': build({'amp': 'bf16'})}
-    with quiet_log():
-        times = seconds_in_turn(functions, max(3, args.rounds // 3))
-    reference = next(iter(times.values()))
-    rows = [['validation', 'seconds an image', 'ratio', 'middle half']]
-    rows += [[name, f'{statistics.median(values) / len(images):.3f}', *compute_ratio(values, reference)]
-             for name, values in times.items()]
+    logging.getLogger('basicsr').setLevel(logging.WARNING)  # hides the log of each validation
+    times = seconds_in_turn(functions, max(3, args.rounds // 3))
+    rows = build_rows_per_image('validation', times, len(images))
     return (f'{network} x{SCALE}, LR images of {TEST_SIZE[1]} x {TEST_SIZE[0]}, with PSNR and SSIM, which are computed '
             f'on the CPU. {machine()}{describe_tf32()}.\n\n{markdown_table(rows)}')
 
@@ -392,6 +377,14 @@ def time_loading(network: str, method: str, size: Size, roots: Mapping[str, Path
 PARTS = {part.__name__: part for part in (steps, memory, test, validation, loading)}
 
 
+def build_rows_per_image(title: str, times: Mapping[str, Sequence[float]], images: int = 1) -> list[list[str]]:
+    """A table of seconds for each image; ratios are to the first row."""
+    reference = next(iter(times.values()))
+    rows = [[title, 'seconds an image', 'ratio', 'middle half']]
+    return rows + [[name, f'{statistics.median(values) / images:.4f}', *compute_ratio(values, reference)]
+                   for name, values in times.items()]
+
+
 def compute_ratio(values: Sequence[float], reference: Sequence[float]) -> tuple[str, str]:
     """Median over the rounds, and first and third quartile."""
     ratios = [value / base for value, base in zip(values, reference)]
@@ -411,18 +404,6 @@ def get_share_of_peak(step: Callable, seconds: float, name: str) -> str:
 
 def describe_tf32() -> str:
     return f', TF32 {"on" if torch.backends.cudnn.allow_tf32 else "off"}' if DEVICE.type == 'cuda' else ''
-
-
-@contextlib.contextmanager
-def quiet_log() -> Iterator[None]:
-    """Hides BasicSR's log of each validation."""
-    logger = logging.getLogger('basicsr')
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 if __name__ == '__main__':

@@ -77,26 +77,25 @@ def lookup_class(registry: Any, name: Any, where: str = '') -> Any:
     raise UserError(f"{where}there is no '{name}'{did_you_mean(name, registry.keys())}.{hint}")
 
 
-def check_kwargs(cls: Callable, names: Iterable[str], where: str = '', given: Iterable[str] = ()) -> None:
+def check_kwargs(cls: Callable, names: Iterable[str], where: str = '') -> None:
     """Checks that `cls` accepts these keyword arguments. BasicSR passes the options of a yml that way.
 
     Args:
         cls: With `**kwargs` in its signature, it accepts every name that is not close to one of its own.
         names: Names of the options.
         where: Prefix of the error message: the key of the options, such as `network_g: `.
-        given: Arguments that BasicSR passes itself, which are not options.
 
     Raises:
         UserError: an unknown name; suggests the nearest option.
     """
     for name in names:
-        reason = explain_unknown_kwarg(cls, name, given)
+        reason = explain_unknown_kwarg(cls, name)
         if reason:
             raise UserError(f"{where}'{name}' {reason}")
 
 
 def explain_unknown_kwarg(cls: Callable, name: str, given: Iterable[str] = ()) -> str:
-    """Why `cls` does not accept a keyword argument of this name; empty if it does. See `check_kwargs`."""
+    """Why `cls` does not accept this keyword argument; empty if it does. `given`: those that BasicSR passes itself."""
     parameters: Mapping[str, inspect.Parameter] = inspect.signature(cls).parameters
     named = [known for known, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
     accepts_any = len(named) < len(parameters)

@@ -14,7 +14,6 @@ This module imports nothing but the standard library until `register` runs.
 from __future__ import annotations
 
 import importlib
-import inspect
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -66,43 +65,29 @@ def register() -> None:
     must stay cheap to import, the dataset's module calls it in its last line, and is skipped until then.
 
     Raises:
-        RuntimeError: another class already has one of our names; the message names it. Nothing is registered then.
+        RuntimeError: another class already has one of our names.
     """
     install_import_hook()
     registries = importlib.import_module('basicsr.utils.registry')  # the first time, the hook calls `register` in here
-    classes = []
     for registry_name, modules in REGISTERED.items():
+        registry = getattr(registries, registry_name)
         for name, module_name in modules.items():
             module = importlib.import_module(module_name)
-            if hasattr(module, name) or not _is_being_imported(module):
-                classes.append((getattr(registries, registry_name), name, getattr(module, name)))
-    for registry, name, cls in classes:
-        if name in registry and not _is_same(registry.get(name), cls):
-            raise RuntimeError(_describe_conflict(registry, name))
-    for registry, name, cls in classes:
-        if name not in registry:
-            registry.register(cls)
+            is_being_imported = getattr(module.__spec__, '_initializing', False)  # the flag that importlib itself uses
+            if hasattr(module, name) or not is_being_imported:
+                _register(registry, getattr(module, name))
     importlib.import_module('udl_plugin.utils.vector_math').warm_up()  # here, as no network of ours computes before
 
 
-def _is_being_imported(module: ModuleType) -> bool:
-    return getattr(module.__spec__, '_initializing', False)  # the flag that importlib itself uses
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    """Whether two classes are the same, perhaps from before and after a reload of their module."""
-    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
-
-
-def _describe_conflict(registry: Any, name: str) -> str:
-    other = registry.get(name)
-    try:
-        file = f' ({inspect.getsourcefile(other)})'
-    except TypeError:
-        file = ''
-    return (f"udl_plugin cannot register '{name}': the name is taken in BasicSR's {registry._name} registry by "
-            f'{other.__module__}.{other.__qualname__}{file}. '
-            'Rename that class, or set UDL_PLUGIN_AUTOLOAD=0 to run BasicSR without udl_plugin.')
+def _register(registry: Any, cls: Any) -> None:
+    if cls.__name__ not in registry:
+        registry.register(cls)
+        return
+    other = registry.get(cls.__name__)
+    if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):  # equal after a reload
+        raise RuntimeError(f"udl_plugin cannot register '{cls.__name__}': BasicSR's registry has {other.__module__}."
+                           f'{other.__qualname__} of that name. Rename that class, or set UDL_PLUGIN_AUTOLOAD=0 to run '
+                           'BasicSR without udl_plugin.')
 
 
 # ---- import hook

@@ -4,11 +4,10 @@ import html.parser
 import numpy as np
 
 from udl_plugin.inference.visualize import encode_png
-from udl_plugin.studies.report import Heading, Picture, Table, Text, markdown_table, to_csv, to_html
+from udl_plugin.studies.report import Report, markdown_table, to_csv
 
 PNG = encode_png(np.zeros((2, 3), np.uint8))
-PARTS = [Text('a < b & "c"'), Heading('One <h>'), Table([['', 'PSNR'], ['L1 <x>', '1 | 2']]),
-         Picture('curve.png', PNG, 'over <time>')]
+TABLE = [['', 'PSNR'], ['L1 <x>', '1 | 2']]
 
 
 class Reader(html.parser.HTMLParser):
@@ -28,8 +27,14 @@ class Reader(html.parser.HTMLParser):
         self.text.append(data)
 
 
-def test_html_is_complete_and_self_contained():
-    page = to_html('Title <t>', PARTS)
+def test_html_is_complete_and_self_contained(tmp_path):
+    report = Report('Title <t>')
+    report.add_text('a < b & "c"')
+    report.add_heading('One <h>')
+    report.add_table(TABLE)
+    report.add_picture('curve.png', PNG, 'over <time>')
+    page = report.write(tmp_path, 'report.html').read_text()
+    assert (tmp_path / 'curve.png').read_bytes() == PNG
     reader = Reader()
     reader.feed(page)
     assert not reader.open
@@ -44,7 +49,7 @@ def test_html_is_complete_and_self_contained():
 
 
 def test_markdown():
-    assert markdown_table(PARTS[2].rows) == '|  | PSNR |\n|---|---|\n| L1 <x> | 1 \\| 2 |'
+    assert markdown_table(TABLE) == '|  | PSNR |\n|---|---|\n| L1 <x> | 1 \\| 2 |'
 
 
 def test_csv_quotes():

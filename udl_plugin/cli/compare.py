@@ -56,12 +56,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int:
-    report = Path(args.out, 'report.html')
-    if report.exists() and not args.force:
-        raise UserError(f"'{report}' already exists; choose another --out or pass --force.")
+    existing = Path(args.out, 'report.html')
+    if existing.exists() and not args.force:
+        raise UserError(f"'{existing}' already exists; choose another --out or pass --force.")
     from udl_plugin.inference.cost import machine  # these imports take seconds
     from udl_plugin.studies import compare, compare_report
-    from udl_plugin.studies.report import markdown_table, to_html, write_files
     logging.getLogger('basicsr').setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix='udl_compare_') as folder:
         entries, datasets, scale = compare.read_entries(args.inputs, folder)
@@ -79,19 +78,14 @@ def run(args: argparse.Namespace) -> int:
             if not (0 <= x < x + width <= sample.width and 0 <= y < y + height <= sample.height):
                 raise UserError(f'--box {x} {y} {width} {height}: is not inside {sample.name}, which is '
                                 f'{sample.width} x {sample.height} pixels.')
-        results = compare.compare(
-            entries, benchmarks, scale, sample, args.uncertainty, losses,
-            lambda pairs, count: args.progress(pairs, count, 'Testing', 'networks'))
+        shown = args.progress(entries, len(entries), 'Testing', 'networks')
+        results = compare.compare(shown, benchmarks, scale, sample, args.uncertainty, losses)
     boxes = boxes or compare_report.find_boxes(results, args.box_size)
-    parts, files = compare_report.build_report(results, scale, boxes, args.sort, machine())
-    table = markdown_table(compare_report.build_table(results, args.sort))
-    tables = [table] + [f'Maps, {benchmark}:\n\n' + markdown_table(compare_report.build_map_table(results, benchmark))
-                        for benchmark in results[0].scores if any(benchmark in result.maps for result in results)]
-    files.update({'table.md': '\n\n'.join(tables) + '\n', 'report.html': to_html(f'Networks at x{scale}', parts)})
-    write_files(args.out, files)
+    report = compare_report.build_report(results, scale, boxes, args.sort, machine())
+    path = report.write(args.out, 'report.html')
     if not args.quiet:
-        print('', files['table.md'], sep='\n')
-        print(f'Report: {report.resolve()}')
+        print('', report.files['table.md'], sep='\n')
+        print(f'Report: {path}')
     return 0
 
 

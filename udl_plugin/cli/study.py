@@ -17,8 +17,8 @@ Trains the variants, networks, scales and seeds of a study through BasicSR, and 
 The second command runs four trainings at once, each on its own GPU if there are GPUs. Finished trainings are skipped,
 and interrupted ones resume from their last checkpoint: just run the same command again. Everything is written to one
 folder, here results/losses: losses.html, the report; losses.md and losses.csv, its table; losses_images.csv, the scores
-of every image; losses_differences.png and losses_curves.png; options/, experiments/ and tb_logger/ of the trainings.
-Studies with the same --out share trainings. Of each training, only the last network is kept.
+of every image; losses_differences.png and losses_curves.png; options/, experiments/, logs/ and tb_logger/ of the
+trainings. Studies with the same --out share trainings. Of each training, only the last network is kept.
 """
 
 
@@ -40,7 +40,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     from udl_plugin.studies.config import read_study  # these imports take seconds
-    from udl_plugin.studies.report import to_html, write_files
     from udl_plugin.studies.runner import check_same_options, run_study
     from udl_plugin.studies.tables import build_report
     study = read_study(args.study, args.out and Path(args.out))
@@ -49,12 +48,11 @@ def run(args: argparse.Namespace) -> int:
         check_same_options(study)
     else:
         failed = run_study(study, args.jobs, lambda line: None if args.quiet else print(line, flush=True))
-    parts, files = build_report(study)
-    files[f'{study.name}.html'] = to_html(f'Study: {study.name}', parts)
-    write_files(study.folder, files)
+    report = build_report(study)
+    path = report.write(study.folder, f'{study.name}.html')
     if not args.quiet:
-        print('', files[f'{study.name}.md'], sep='\n')
-        print(f'Report: {(study.folder / study.name).resolve()}.html')
+        print('', report.files[f'{study.name}.md'], sep='\n')
+        print(f'Report: {path}')
     if failed:
         show(f'udl-study: {len(failed)} of {len(study.runs)} trainings failed; run the same command again to retry',
              [f'{name} {reason}' for name, reason in failed.items()], file=sys.stderr)

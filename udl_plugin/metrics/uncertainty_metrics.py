@@ -5,10 +5,8 @@ sample is one channel of one pixel. Errors are absolute, in 8-bit levels.
 """
 from __future__ import annotations
 
-from typing import Any, Callable
-
 import numpy as np
-from scipy.stats import pearsonr, spearmanr
+from scipy.stats import pearsonr, rankdata
 
 from udl_plugin.errors import UserError
 
@@ -48,11 +46,7 @@ def sparsification_area(curve: np.ndarray, oracle: np.ndarray) -> float:
 
 
 def ause(uncertainty: np.ndarray, error: np.ndarray, steps: int = STEPS) -> float:
-    """Area under the sparsification error: between the curves of the uncertainty and of the error itself.
-
-    Returns:
-        0 if the uncertainty has the order of the error; larger is worse.
-    """
+    """Area under the sparsification error: 0 if the uncertainty has the order of the error; larger is worse."""
     return sparsification_area(sparsification(uncertainty, error, steps), sparsification(error, error, steps))
 
 
@@ -60,18 +54,13 @@ def ause(uncertainty: np.ndarray, error: np.ndarray, steps: int = STEPS) -> floa
 
 def spearman(uncertainty: np.ndarray, error: np.ndarray) -> float:
     """Spearman's rank correlation, in [-1, 1]; 0 if either array is constant."""
-    return _correlation(spearmanr, uncertainty, error)
+    return pearson(rankdata(uncertainty), rankdata(error))
 
 
 def pearson(uncertainty: np.ndarray, error: np.ndarray) -> float:
     """Pearson's linear correlation, in [-1, 1]; 0 if either array is constant."""
-    return _correlation(pearsonr, uncertainty, error)
-
-
-def _correlation(function: Callable[..., Any], uncertainty: np.ndarray, error: np.ndarray) -> float:
-    if np.ptp(uncertainty) == 0 or np.ptp(error) == 0:
-        return 0.0
-    return float(function(uncertainty, error).statistic)
+    is_constant = np.ptp(uncertainty) == 0 or np.ptp(error) == 0
+    return 0.0 if is_constant else float(pearsonr(uncertainty, error).statistic)
 
 
 # ---- calibration
@@ -102,8 +91,7 @@ def reliability(log_var: np.ndarray, error: np.ndarray, loss: str = 'ESU',
     """Predicted and observed mean absolute error in bins of similar prediction.
 
     Args:
-        log_var: `(N,)`: log of the error's scale in 8-bit levels.
-        error: `(N,)`.
+        log_var, error: `(N,)`.
         loss: See `expected_error`.
         bins: Number of bins with equally many samples, ordered by prediction; fewer if there are fewer samples.
 
@@ -126,10 +114,7 @@ def calibration(log_var: np.ndarray, error: np.ndarray, loss: str = 'ESU', bins:
     """Expected normalised calibration error: the mean over bins of `|observed - predicted| / predicted` error.
 
     Levi et al., 'Evaluating and Calibrating Uncertainty Prediction in Regression Tasks', Sensors 2022, with the mean
-    absolute error instead of the root mean square.
-
-    Returns:
-        0 is perfect; 1 is off by as much as the prediction itself.
+    absolute error instead of the root mean square. 0 is perfect; 1 is off by as much as the prediction itself.
     """
     return normalised_error(*reliability(log_var, error, loss, bins))
 
@@ -137,15 +122,9 @@ def calibration(log_var: np.ndarray, error: np.ndarray, loss: str = 'ESU', bins:
 # ---- sparsity
 
 def gini(values: np.ndarray) -> float:
-    """Gini index as a measure of sparsity.
+    """Gini index of `(N,)` values of 0 or more: 0 if all are equal, near 1 if few hold the entire sum.
 
     Hurley and Rickard, 'Comparing Measures of Sparsity', IEEE Trans. Inf. Theory 2009.
-
-    Args:
-        values: `(N,)`, 0 or more.
-
-    Returns:
-        0 if all values are equal, near 1 if few hold the entire sum.
     """
     ordered = np.sort(values).astype(np.float64)
     total, count = ordered.sum(), len(ordered)
@@ -155,15 +134,9 @@ def gini(values: np.ndarray) -> float:
 
 
 def hoyer(values: np.ndarray) -> float:
-    """Hoyer's sparsity.
+    """Hoyer's sparsity of `(N,)` values of 0 or more: 0 if all are equal, 1 if one holds the entire sum.
 
     Hoyer, 'Non-negative Matrix Factorization with Sparseness Constraints', JMLR 2004.
-
-    Args:
-        values: `(N,)`, 0 or more.
-
-    Returns:
-        0 if all values are equal, 1 if one holds the entire sum.
     """
     values = values.astype(np.float64)
     norm, root = np.sqrt(np.sum(values**2)), np.sqrt(len(values))

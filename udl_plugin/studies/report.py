@@ -5,9 +5,9 @@ import base64
 import csv
 import html
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Union
+from typing import Any
 
 from matplotlib import rcParams
 from matplotlib.axes import Axes
@@ -27,80 +27,88 @@ th:first-child, td:first-child { text-align: left; }
 figure { margin: 1.5rem 0; } figcaption { color: #555; font-size: 0.9rem; }
 img { max-width: 100%; height: auto; }
 """
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<h1>{title}</h1>
+{body}
+</body>
+</html>
+"""
+Table = Sequence[Sequence[str]]  # rows of cells; the first row is the header
 
 
-class Heading(NamedTuple):
-    text: str
+class Report:
+    """A report: one HTML file that includes its pictures, and the files beside it.
+
+    Attributes:
+        files: Name to content of the files beside it.
+    """
+
+    def __init__(self, title: str):
+        self.title = html.escape(title)
+        self.files: dict[str, str | bytes] = {}
+        self._blocks: list[str] = []
+
+    def add_heading(self, text: str) -> None:
+        self._blocks.append(f'<h2>{html.escape(text)}</h2>')
+
+    def add_text(self, text: str) -> None:
+        self._blocks.append(f'<p>{html.escape(text)}</p>')
+
+    def add_table(self, rows: Table) -> None:
+        head, *body = ([html.escape(cell) for cell in row] for row in rows)
+        lines = '\n'.join('<tr><td>' + '</td><td>'.join(row) + '</td></tr>' for row in body)
+        self._blocks.append(f'<div class="wide"><table>\n<thead><tr><th>{"</th><th>".join(head)}</th></tr></thead>\n'
+                            f'<tbody>{lines}</tbody>\n</table></div>')
+
+    def add_picture(self, name: str, png: bytes, caption: str) -> None:
+        """Adds a PNG file to the page and to `files`."""
+        self.files[name] = png
+        data, caption = base64.b64encode(png).decode(), html.escape(caption)
+        self._blocks.append(f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+                            f'<figcaption>{caption}</figcaption></figure>')
+
+    def to_html(self) -> str:
+        """The page."""
+        return PAGE.format(title=self.title, style=STYLE, body='\n'.join(self._blocks))
+
+    def write(self, folder: str | Path, name: str) -> Path:
+        """Writes the page and `files` to a folder, each atomically. Returns the path of the page.
+
+        Args:
+            name: Of the page.
+        """
+        for path, content in {**self.files, name: self.to_html()}.items():
+            atomic_write(Path(folder, path), content if isinstance(content, bytes) else content.encode())
+        return Path(folder, name).resolve()
 
 
-class Text(NamedTuple):
-    text: str
-
-
-class Table(NamedTuple):
-    """Rows of strings; the first row is the header."""
-    rows: Sequence[Sequence[str]]
-
-
-class Picture(NamedTuple):
-    """A PNG file: its name, its bytes, and a caption."""
-    name: str
-    png: bytes
-    caption: str
-
-
-Part = Union[Heading, Text, Table, Picture]
-Files = dict[str, Union[str, bytes]]  # name to content
-
-
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Formats rows of strings; the first row is the header."""
+def markdown_table(rows: Table) -> str:
+    """Formats a table as Markdown."""
     lines = ['| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |' for row in rows]
     return '\n'.join([lines[0], '|' + '---|' * len(rows[0]), *lines[1:]])
 
 
-def to_html(title: str, parts: Iterable[Part]) -> str:
-    """A report as one HTML file that includes its pictures."""
-    blocks = [f'<h1>{html.escape(title)}</h1>']
-    for part in parts:
-        if isinstance(part, Heading):
-            blocks.append(f'<h2>{html.escape(part.text)}</h2>')
-        elif isinstance(part, Text):
-            blocks.append(f'<p>{html.escape(part.text)}</p>')
-        elif isinstance(part, Table):
-            head, *rows = ([html.escape(cell) for cell in row] for row in part.rows)
-            body = '\n'.join('<tr><td>' + '</td><td>'.join(row) + '</td></tr>' for row in rows)
-            blocks.append(f'<div class="wide"><table>\n<thead><tr><th>{"</th><th>".join(head)}</th></tr></thead>\n'
-                          f'<tbody>{body}</tbody>\n</table></div>')
-        else:
-            caption = html.escape(part.caption)
-            blocks.append(f'<figure><img alt="{caption}" src="data:image/png;base64,'
-                          f'{base64.b64encode(part.png).decode()}"><figcaption>{caption}</figcaption></figure>')
-    body = '\n'.join(blocks)
-    return ('<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f'<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n')
-
-
 def to_csv(rows: Iterable[Iterable[Any]]) -> str:
-    """Formats rows of values; the first row is the header."""
+    """Formats rows of values as CSV; the first row is the header."""
     text = io.StringIO()
     csv.writer(text, lineterminator='\n').writerows(rows)
     return text.getvalue()
 
 
-def write_files(folder: str | Path, files: Mapping[str, str | bytes]) -> None:
-    """Writes files to a folder, each atomically."""
-    for name, content in files.items():
-        atomic_write(Path(folder, name), content if isinstance(content, bytes) else content.encode())
-
-
 # ---- plots
 
-def new_figure(columns: int, height: float = 4.2, width: float = 6.4) -> tuple[Figure, list[Axes]]:
+def new_figure(columns: int, height: float = 4.2) -> tuple[Figure, list[Axes]]:
     """A figure of plots side by side, and their axes."""
     rcParams['text.parse_math'] = False  # labels come from users
-    figure = Figure(figsize=(width * columns, height), layout='constrained')
+    figure = Figure(figsize=(6.4 * columns, height), layout='constrained')
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 

@@ -1,28 +1,20 @@
 """Results of a study: means over seeds, differences from the baseline with their intervals, tables and plots."""
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from udl_plugin.studies.config import Study
-from udl_plugin.studies.report import (
-    Files,
-    Heading,
-    Part,
-    Picture,
-    Table,
-    Text,
-    encode_figure,
-    markdown_table,
-    new_figure,
-    to_csv,
-)
+import numpy as np
+
+from udl_plugin.studies.config import METRICS, Study
+from udl_plugin.studies.evaluate import list_scores, mean_score
+from udl_plugin.studies.report import Report, encode_figure, markdown_table, new_figure, to_csv
 from udl_plugin.studies.significance import Difference, compare_pairs, format_mean
 
-METRICS = ('psnr', 'ssim')
 Finished = Mapping[str, Mapping[str, Any]]  # name of a run to what the worker wrote
 
 
@@ -33,10 +25,9 @@ class Row:
     Attributes:
         iterations: Of all its steps.
         seeds: Those that are finished.
-        psnr, ssim: Means over the images, one for each seed.
+        scores: Metric to its means over the images, one for each seed.
         difference: Of the PSNR from that of the baseline after equally many iterations. Seeds are paired; with one
-            seed, images. None for the baseline itself, and while that is not trained.
-        pairs: The number of seeds that the difference is computed from: finished for variant and baseline.
+            seed, images. None for the baseline itself, and while that is not finished for the same seeds.
     """
 
     network: str
@@ -45,32 +36,21 @@ class Row:
     iterations: int
     benchmark: str
     seeds: Sequence[int]
-    psnr: Sequence[float]
-    ssim: Sequence[float]
+    scores: Mapping[str, Sequence[float]]
     difference: Difference | None
-    pairs: int
 
 
 def read_scores(study: Study) -> dict[str, dict[str, Any]]:
     """What the worker wrote for each finished run, by name."""
-    finished = {}
-    for run in study.runs:
-        path = study.folder / 'scores' / f'{run.name}.json'
-        if path.exists():
-            finished[run.name] = json.loads(path.read_text())
-            for images in finished[run.name]['scores'].values():
-                for image, scores in images.items():
-                    if isinstance(scores, list):  # written by an earlier version
-                        images[image] = dict(zip(METRICS, scores))
-    return finished
+    paths = {run.name: study.folder / 'scores' / f'{run.name}.json' for run in study.runs}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
 def build_rows(study: Study, finished: Finished) -> list[Row]:
     """A row for each network, scale, variant and benchmark for which at least one seed is finished."""
-    rows = (_build_row(study, finished, network, scale, variant, benchmark)
-            for network in study.config['networks'] for scale in study.config['scales']
-            for variant in study.variants for benchmark in study.config['benchmarks'])
-    return [row for row in rows if row.seeds]
+    return [row for network, scale, variant, benchmark in itertools.product(
+                study.config['networks'], study.config['scales'], study.variants, study.config['benchmarks'])
+            if (row := _build_row(study, finished, network, scale, variant, benchmark)).seeds]
 
 
 def _build_row(study: Study, finished: Finished, network: str, scale: int, variant: str, benchmark: str) -> Row:
@@ -78,74 +58,52 @@ def _build_row(study: Study, finished: Finished, network: str, scale: int, varia
     images, reference = ({seed: finished[name]['scores'][benchmark] for seed in study.config['seeds']
                           if (name := study.get_run_name(of, network, scale, seed, steps)) in finished}
                          for of in (variant, study.baseline))  # seed to image to metrics
-    means = {metric: {seed: _mean(images[seed], metric) for seed in images} for metric in METRICS}
-    pairs, difference = [seed for seed in images if seed in reference], None
-    if pairs and study.variants[variant] != study.variants[study.baseline][:steps]:
-        if len(pairs) > 1:
-            difference = compare_pairs([means['psnr'][seed] for seed in pairs],
-                                       [_mean(reference[seed], 'psnr') for seed in pairs])
+    seeds, difference = list(images), None
+    is_baseline = study.variants[variant] == study.variants[study.baseline][:steps]
+    if seeds and set(seeds) <= reference.keys() and not is_baseline:
+        if len(seeds) > 1:
+            pairs = [[mean_score(of[seed], 'psnr') for seed in seeds] for of in (images, reference)]
         else:
-            ours, theirs = images[pairs[0]], reference[pairs[0]]
-            difference = compare_pairs([ours[name]['psnr'] for name in ours], [theirs[name]['psnr'] for name in ours])
-    return Row(network, scale, variant, study.count_iterations(steps), benchmark, list(images),
-               list(means['psnr'].values()), list(means['ssim'].values()), difference, len(pairs))
-
-
-def _mean(images: Mapping[str, Mapping[str, float]], metric: str) -> float:
-    return statistics.fmean(scores[metric] for scores in images.values())
+            pairs = [[of[seeds[0]][image]['psnr'] for image in images[seeds[0]]] for of in (images, reference)]
+        difference = compare_pairs(*pairs)
+    scores = {metric: [mean_score(images[seed], metric) for seed in seeds] for metric in METRICS}
+    return Row(network, scale, variant, study.count_iterations(steps), benchmark, seeds, scores, difference)
 
 
 def build_table(rows: Sequence[Row]) -> list[list[str]]:
     """Cells of the table of one network and scale, with the benchmarks side by side."""
-    benchmarks = list(dict.fromkeys(row.benchmark for row in rows))
+    cells: dict[str, list[str]] = {}  # by variant
     header = ['', 'iterations', 'seeds']
-    for benchmark in benchmarks:
-        header += [f'{benchmark} PSNR-Y (dB)', 'SSIM-Y', 'difference (dB)']
-    cells = [header]
-    for variant in dict.fromkeys(row.variant for row in rows):
-        of_variant = {row.benchmark: row for row in rows if row.variant == variant}
-        first = next(iter(of_variant.values()))
-        line = [variant, str(first.iterations), str(len(first.seeds))]
-        for benchmark in benchmarks:
-            row = of_variant[benchmark]
-            line += [format_mean(row.psnr, 3), format_mean(row.ssim, 4), _format_difference(row)]
-        cells.append(line)
-    return cells
-
-
-def _format_difference(row: Row) -> str:
-    """Says which seeds it is computed from, if these are not all that the row has."""
-    if row.difference is None or row.pairs == len(row.seeds):
-        return '-' if row.difference is None else str(row.difference)
-    return f'{row.difference} ({row.pairs} seed{"s" * (row.pairs > 1)}{", over images" * (row.pairs == 1)})'
-
-
-def group_rows(rows: Sequence[Row]) -> dict[tuple[str, int], list[Row]]:
-    """The rows of each network and scale."""
-    groups: dict[tuple[str, int], list[Row]] = {}
+    for benchmark in dict.fromkeys(row.benchmark for row in rows):
+        titles = [title for title, _ in METRICS.values()]
+        header += [f'{benchmark} {titles[0]}', *titles[1:], 'difference (dB)']
     for row in rows:
-        groups.setdefault((row.network, row.scale), []).append(row)
-    return groups
+        line = cells.setdefault(row.variant, [row.variant, str(row.iterations), str(len(row.seeds))])
+        line += [format_mean(row.scores[metric], digits) for metric, (_, digits) in METRICS.items()]
+        line.append('-' if row.difference is None else str(row.difference))
+    return [header, *cells.values()]
 
 
 def images_csv(study: Study, finished: Finished) -> str:
     """Every image of every finished run."""
-    lines: list[tuple] = [
-        ('run', 'network', 'scale', 'losses', 'seed', 'iterations', 'benchmark', 'image', 'psnr', 'ssim')]
+    lines: list[tuple[Any, ...]] = [
+        ('run', 'network', 'scale', 'losses', 'seed', 'iterations', 'benchmark', 'image', *METRICS)]
     for run in study.runs:
-        for benchmark, images in finished.get(run.name, {'scores': {}})['scores'].items():
-            lines += [(run.name, run.network, run.scale, ' then '.join(run.losses), run.seed, run.iterations, benchmark,
-                       image, f'{one["psnr"]:.4f}', f'{one["ssim"]:.6f}') for image, one in sorted(images.items())]
+        if run.name in finished:
+            of_run = run.name, run.network, run.scale, ' then '.join(run.losses), run.seed, run.iterations
+            lines += [(*of_run, *line) for line in list_scores(finished[run.name]['scores'])]
     return to_csv(lines)
 
 
 def table_csv(rows: Sequence[Row]) -> str:
-    lines: list[tuple] = [('network', 'scale', 'variant', 'iterations', 'benchmark', 'seeds', 'psnr', 'psnr_std',
-                           'ssim', 'ssim_std', 'difference', 'low', 'high')]
+    """The rows with all digits."""
+    lines: list[tuple[Any, ...]] = [
+        ('network', 'scale', 'variant', 'iterations', 'benchmark', 'seeds',
+         *(column for metric in METRICS for column in (metric, f'{metric}_std')), 'difference', 'low', 'high')]
     for row in rows:
         values: list[float | None] = []
-        for metric in (row.psnr, row.ssim):
-            values += [statistics.fmean(metric), statistics.stdev(metric) if len(metric) > 1 else None]
+        for means in row.scores.values():
+            values += [statistics.fmean(means), statistics.stdev(means) if len(means) > 1 else None]
         mean, interval = row.difference or (None, None)
         values += [mean, *(interval or (None, None))]
         lines.append((row.network, row.scale, row.variant, row.iterations, row.benchmark, len(row.seeds),
@@ -153,43 +111,42 @@ def table_csv(rows: Sequence[Row]) -> str:
     return to_csv(lines)
 
 
-def build_report(study: Study) -> tuple[list[Part], Files]:
-    """The parts of the study's report (see udl_plugin/studies/report.py), and its files."""
+def build_report(study: Study) -> Report:
+    """Tables and plots of the runs that are finished. The Markdown of the tables is in the file `NAME.md`."""
     finished = read_scores(study)
-    groups = group_rows(build_rows(study, finished))
-    several = len(study.config['seeds']) > 1
-    parts: list[Part] = [Text(
-        f'{len(finished)} of {len(study.runs)} trainings are finished. PSNR-Y and SSIM-Y are means over the images'
-        + (', then mean ± standard deviation over the seeds' if several else '')
-        + f'. Differences are in PSNR-Y from {study.baseline} after equally many iterations, with their 95 % '
-        f'confidence interval from paired t-tests over the {"seeds" if several else "images (one seed)"}.')]
-    if finished:
-        parts.append(Text(_describe_training(finished)))
+    rows = build_rows(study, finished)
+    groups = {key: list(group) for key, group in itertools.groupby(rows, lambda row: (row.network, row.scale))}
+    report = Report(f'Study: {study.name}')
+    report.add_text(_describe(study, finished))
     tables = {f'{network}, x{scale}': build_table(group) for (network, scale), group in groups.items()}
     for title, table in tables.items():
-        parts += [Heading(title), Table(table)]
-    files: Files = {
-        f'{study.name}.md': '\n\n'.join(f'{title}:\n\n{markdown_table(table)}'
-                                        for title, table in tables.items()) + '\n',
-        f'{study.name}.csv': table_csv([row for group in groups.values() for row in group]),
-        f'{study.name}_images.csv': images_csv(study, finished)}
+        report.add_heading(title)
+        report.add_table(table)
     if groups:
-        pictures = [Picture(f'{study.name}_differences.png', draw_differences(study, groups),
-                            f'PSNR-Y against {study.baseline}, in dB, with 95 % intervals'),
-                    Picture(f'{study.name}_curves.png', draw_curves(study, finished), 'PSNR over iterations on '
-                            f'{study.config["val"]["benchmark"]}; bands span the seeds')]
-        parts += [Heading('Plots'), *pictures]
-        files.update({picture.name: picture.png for picture in pictures})
-    return parts, files
+        report.add_heading('Plots')
+        report.add_picture(f'{study.name}_differences.png', draw_differences(study, groups),
+                           f'PSNR-Y against {study.baseline}, in dB, with 95 % intervals')
+        report.add_picture(f'{study.name}_curves.png', draw_curves(study, finished), 'PSNR over iterations on '
+                           f'{study.config["val"]["benchmark"]}; bands span the seeds')
+    text = '\n\n'.join(f'{title}:\n\n{markdown_table(table)}' for title, table in tables.items())
+    report.files.update({f'{study.name}.md': f'{text}\n', f'{study.name}.csv': table_csv(rows),
+                         f'{study.name}_images.csv': images_csv(study, finished)})
+    return report
 
 
-def _describe_training(finished: Finished) -> str:
-    machines = sorted({one['machine'] for one in finished.values()})
-    hours = sum(one['seconds'] for one in finished.values()) / 3600
-    resumed = sum(one['resumed'] > 0 for one in finished.values())
-    text = f'Trained on: {"; ".join(machines)}. All trainings together took {hours:.2f} hours.'
-    return text if not resumed else (f'{text} Interrupted and resumed trainings: {resumed}. Resuming is exact: they '
-                                     'saw the same crops as without the interruption.')
+def _describe(study: Study, finished: Finished) -> str:
+    several = len(study.config['seeds']) > 1
+    sentences = [
+        f'{len(finished)} of {len(study.runs)} trainings are finished.',
+        'PSNR-Y and SSIM-Y are means over the images'
+        + (', then mean ± standard deviation over the seeds.' if several else '.'),
+        f'Differences are in PSNR-Y from {study.baseline} after equally many iterations, with their 95 % confidence '
+        f'interval from paired t-tests over the {"seeds" if several else "images (one seed)"}.']
+    if finished:
+        hours = sum(one['seconds'] for one in finished.values()) / 3600
+        sentences += [f'Trained on: {"; ".join(sorted({one["machine"] for one in finished.values()}))}.',
+                      f'All trainings together took {hours:.2f} hours.']
+    return ' '.join(sentences)
 
 
 def draw_differences(study: Study, groups: Mapping[tuple[str, int], Sequence[Row]]) -> bytes:
@@ -201,10 +158,9 @@ def draw_differences(study: Study, groups: Mapping[tuple[str, int], Sequence[Row
         for number, benchmark in enumerate(benchmarks):
             found = {row.variant: row.difference for row in group if row.benchmark == benchmark and row.difference}
             heights = [variants.index(variant) + 0.8 * ((number + 0.5) / len(benchmarks) - 0.5) for variant in found]
-            plot.barh(heights, [one.mean for one in found.values()], 0.7 / len(benchmarks), label=benchmark)
-            for height, one in zip(heights, found.values()):
-                if one.interval is not None:
-                    plot.plot(one.interval, [height, height], color='black', linewidth=1)
+            half_intervals = [one.interval[1] - one.mean if one.interval else 0 for one in found.values()]
+            plot.barh(heights, [one.mean for one in found.values()], 0.7 / len(benchmarks), label=benchmark,
+                      xerr=half_intervals)
         plot.axvline(0, color='black', linewidth=0.8)
         plot.set_yticks(range(len(variants)), variants)
         plot.invert_yaxis()
@@ -216,7 +172,7 @@ def draw_differences(study: Study, groups: Mapping[tuple[str, int], Sequence[Row
 
 def draw_curves(study: Study, finished: Finished) -> bytes:
     """PSNR in training over the iterations of all steps: mean and range of the seeds."""
-    groups = [(network, scale) for network in study.config['networks'] for scale in study.config['scales']]
+    groups = list(itertools.product(study.config['networks'], study.config['scales']))
     figure, plots = new_figure(len(groups), height=5)
     for plot, (network, scale) in zip(plots, groups):
         for variant in study.variants:
@@ -224,10 +180,9 @@ def draw_curves(study: Study, finished: Finished) -> bytes:
                       if (curve := _join_curves(study, finished, variant, network, scale, seed))]
             points = sorted(set.intersection(*map(set, curves))) if curves else []
             if points:
-                values = [[curve[point] for curve in curves] for point in points]
-                line, = plot.plot(points, [statistics.fmean(those) for those in values], label=variant)
-                plot.fill_between(points, [min(those) for those in values], [max(those) for those in values],
-                                  color=line.get_color(), alpha=0.15, linewidth=0)
+                values = np.array([[curve[point] for point in points] for curve in curves])
+                line, = plot.plot(points, values.mean(0), label=variant)
+                plot.fill_between(points, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
         plot.set_xlabel('iterations')
         plot.set_ylabel(f'PSNR-Y on {study.config["val"]["benchmark"]} (dB)')
         plot.set_title(f'{network}, x{scale}')

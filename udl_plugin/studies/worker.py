@@ -1,8 +1,8 @@
 """One run of a study, in its own process: `python -m udl_plugin.studies.worker NAME`, in the study's folder.
 
-Writes the uncertainty maps that options/NAME.maps.json asks for, if that exists; trains options/NAME.yml, or resumes
-it; scores the network on the benchmarks in options/NAME.benchmarks.json; writes scores/NAME.json. Exits when its
-standard input closes, that is, together with the process that started it.
+Writes the uncertainty maps that options/NAME.yml names, if any; trains it, or resumes it; scores the network on the
+benchmarks in options/NAME.benchmarks.json; writes scores/NAME.json. Exits when its standard input closes, that is,
+together with the process that started it.
 """
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from udl_plugin.errors import UserError
 from udl_plugin.inference.cost import machine
+from udl_plugin.studies.config import Config
+from udl_plugin.studies.evaluate import Scores, build_test_opt, evaluate
 from udl_plugin.training import run
 from udl_plugin.utils.atomic_io import atomic_write
 
@@ -27,19 +27,20 @@ def main() -> int:
     # a copy of the file descriptor: data-loader processes close sys.stdin, and would wait for its lock
     threading.Thread(target=_exit_with_parent, args=(os.dup(0),), daemon=True).start()
     name = sys.argv[1]
-    yml, experiment = Path('options', f'{name}.yml'), Path('experiments', name)
+    yml, experiment, curves = Path('options', f'{name}.yml'), Path('experiments', name), Path('tb_logger', name)
+    opt = yaml.safe_load(yml.read_text())
     if not (experiment / 'models' / 'net_g_latest.pth').exists():  # written last
         if not list(experiment.glob('training_states/*.state')):
-            for folder in (experiment, Path('tb_logger', name)):  # BasicSR would rename it and start a new one
+            for folder in (experiment, curves):  # BasicSR would rename it and start a new one
                 shutil.rmtree(folder, ignore_errors=True)
-        status = write_maps(name) or train(yml)
+        write_maps(opt)
+        status = run.main(True, ['-opt', str(yml), '--auto_resume'])
         if status:
             return status
-    opt = yaml.safe_load(yml.read_text())
     scores = score(opt, json.loads(Path('options', f'{name}.benchmarks.json').read_text()))
-    atomic_write(Path('scores', f'{name}.json'), json.dumps({
-        **read_history(experiment), 'machine': machine(), 'scores': scores,
-        'curve': read_curve(Path('tb_logger', name), opt['datasets']['val']['name'], opt['train']['total_iter'])},
+    curve = read_curve(curves, opt['datasets']['val']['name'], opt['train']['total_iter'])
+    atomic_write(Path('scores', f'{name}.json'), json.dumps(
+        {'seconds': read_seconds(experiment), 'machine': machine(), 'scores': scores, 'curve': curve},
         indent=1).encode())
     shutil.rmtree(experiment / 'training_states')  # large, and only needed to resume
     for path in experiment.glob('models/net_g_[0-9]*.pth'):
@@ -48,46 +49,30 @@ def main() -> int:
     return 0
 
 
-def train(yml: Path) -> int:
-    """Trains as `udl-train` does. Returns the exit status."""
-    return run.main(True, ['-opt', str(yml), '--auto_resume'])
+def write_maps(opt: Config) -> None:
+    """Writes the maps that a run's dataset reads, if it reads any."""
+    train_set, path = opt['datasets']['train'], opt['path']
+    out = train_set.get('dataroot_uncertainty')
+    if out is not None and not Path(out).exists():
+        from udl_plugin.prepare.uncertainty_maps import prepare_uncertainty
+        prepare_uncertainty(path['pretrain_network_g'], train_set['dataroot_gt'], train_set['dataroot_lq'], out,
+                            param_key=path.get('param_key_g', 'params'), force=True)  # one may have been killed here
 
 
-def write_maps(name: str) -> int:
-    """Writes the maps that a run's dataset reads, if any. Returns the exit status."""
-    path = Path('options', f'{name}.maps.json')
-    if not path.exists():
-        return 0
-    from udl_plugin.prepare.uncertainty_maps import prepare_uncertainty
-    maps = json.loads(path.read_text())
-    if not Path(maps['out']).exists():
-        try:
-            prepare_uncertainty(**maps, force=True)  # replaces maps of a process that was killed
-        except UserError as err:
-            print(err, file=sys.stderr)
-            return 2
-    return 0
-
-
-def score(opt: dict[str, Any], benchmarks: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Benchmark to image to metric."""
-    from udl_plugin.studies.evaluate import ImageResult, build_test_opt, compute_scores, evaluate
-    scores: dict[str, dict[str, dict[str, float]]] = {benchmark['name']: {} for benchmark in benchmarks}
-
-    def on_image(set_name: str, image: ImageResult) -> None:
-        scores[set_name][image.name] = compute_scores(image.sr, image.gt, opt['scale'])
-
+def score(opt: Config, benchmarks: list[Config]) -> Scores:
+    """The scores of a finished run."""
     path = {'pretrain_network_g': f'experiments/{opt["name"]}/models/net_g_latest.pth',
             'param_key_g': 'params_ema' if opt['train'].get('ema_decay') else 'params'}
-    evaluate(build_test_opt(opt['name'], opt['network_g'], path, opt['scale'], benchmarks), on_image)
+    scores: Scores = {benchmark['name']: {} for benchmark in benchmarks}
+    for image in evaluate(build_test_opt(opt['name'], opt['network_g'], path, opt['scale']), benchmarks):
+        scores[image.benchmark][image.name] = image.compute_scores(opt['scale'])
     return scores
 
 
-def read_history(experiment: Path) -> dict[str, float]:
-    """Seconds of training in all processes together, and how often it was resumed, from the log files."""
-    logs = list(experiment.glob('train_*.log'))
-    starts = [time.mktime(time.strptime(log.stem[-15:], '%Y%m%d_%H%M%S')) for log in logs]
-    return {'seconds': sum(log.stat().st_mtime - start for log, start in zip(logs, starts)), 'resumed': len(logs) - 1}
+def read_seconds(experiment: Path) -> float:
+    """Seconds of training in all processes together, from the log files."""
+    return sum(log.stat().st_mtime - time.mktime(time.strptime(log.stem[-15:], '%Y%m%d_%H%M%S'))
+               for log in experiment.glob('train_*.log'))
 
 
 def read_curve(folder: Path, benchmark: str, total_iter: int) -> dict[int, float]:
