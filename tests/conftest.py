@@ -22,7 +22,7 @@ OPTIONS = ROOT / 'options'
 TINY = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2, 'upscale': 2}
 
 THREADS = 1 if 'PYTEST_XDIST_WORKER' in os.environ else 2  # two tests at a time: a core each
-os.environ.setdefault('OMP_NUM_THREADS', str(THREADS))  # of the processes that tests start
+os.environ['OMP_NUM_THREADS'] = str(THREADS)  # of the processes that tests start
 torch.set_num_threads(THREADS)
 logging.raiseExceptions = False  # BasicSR's handler keeps the stderr of the test that first made it
 

@@ -158,7 +158,7 @@ def test_one_study_at_a_time_in_a_folder(folder):
     ({'networks': {'tiny': {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feats': 8}}},
      "^tiny, x2, L1Loss: network_g.num_feats: is not an option"),
     ({'networks': {'grey': {'type': 'DPDNN', 'num_in_ch': 1, 'num_out_ch': 1, 'num_feat': 4, 'num_step': 1}}},
-     'grey, x2, L1Loss: datasets.train.color: ~ gives images of 3 channels, .* write color: y'),
+     'grey, x2, L1Loss: datasets.train.color: ~ gives images of 3 channels, .* or color: y'),
     ({'steps': [{**STEP, 'ema_deacy': 0.9}] * 2}, "train.ema_deacy: is not an option"),
     ({'steps': [{**STEP, 'optim_g': {'type': 'Adam', 'lr': '4e-4'}}] * 2},
      "train.optim_g.lr: expected a number above 0, got the string '4e-4'"),

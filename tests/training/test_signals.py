@@ -69,7 +69,8 @@ time.sleep(30)
 
 @pytest.mark.skipif(not hasattr(signal, 'sigwaitinfo'), reason='this system does not tell who sent a signal')
 def test_worker_obeys_its_parent_only():
-    with subprocess.Popen([sys.executable, '-c', WORKER], stdout=subprocess.PIPE, text=True) as worker:
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}  # one thread, as in a forked worker: others take SIGTERM too
+    with subprocess.Popen([sys.executable, '-c', WORKER], stdout=subprocess.PIPE, text=True, env=environment) as worker:
         assert worker.stdout.readline() == 'ready\n'
         worker.send_signal(signal.SIGINT)
         worker.send_signal(signal.SIGHUP)
