@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 
 from udl_plugin.archs.dpdnn_arch import dpdnn_receptive_radius
 from udl_plugin.archs.edsr_arch import edsr_receptive_radius
+from udl_plugin.archs.outputs import get_sr_image
 from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
 from udl_plugin.checkpoints.network_file import NetworkFile, load_network_file
 from udl_plugin.data.image_io import read_full_image
@@ -291,7 +292,8 @@ class Upscaler:
         height, width = lq.shape[1:]
         try:
             padded = pad_to_multiple(torch.from_numpy(lq.copy())[None].to(self.device), self.multiple)
-            out = torch.cat(self.net(padded, return_log_var=True), 1) if self.uncertainty else self.net(padded)
+            out = torch.cat(self.net(padded, return_log_var=True), 1) if self.uncertainty else \
+                get_sr_image(self.net(padded))
         except RuntimeError as err:
             if isinstance(err, torch.cuda.OutOfMemoryError) or 'alloc' in str(err):
                 raise UserError('memory does not suffice for an image of this size; use tiles: --tile 256, or tile=256 '
