@@ -106,8 +106,9 @@ def takes_options_of(backbone: type[nn.Module], features: str | None = None) -> 
         cls.__init__ = __init__  # type: ignore[misc]
         cls.__signature__ = signature.replace(  # type: ignore[attr-defined]
             parameters=[*signature.parameters.values(), own])
-        if hasattr(backbone, 'required_multiple'):
-            cls.required_multiple = backbone.required_multiple  # type: ignore[attr-defined]
+        for name in ('required_multiple', 'receptive_radius'):
+            if hasattr(backbone, name):
+                setattr(cls, name, getattr(backbone, name))
         return cls
 
     return decorate
