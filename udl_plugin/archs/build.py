@@ -38,6 +38,11 @@ def build_network(network_g: Mapping[str, Any]) -> nn.Module:
         UserError: no such type, or the class does not accept these options.
     """
     cls = get_network_class(network_g['type'])
+    if network_g['type'] == 'EDSR':  # the class also accepts these, and fails when it is run
+        for key in ('num_in_ch', 'num_out_ch'):
+            if type(network_g.get(key)) is int and network_g[key] != 3:
+                raise UserError(f"{key}: {network_g[key]}: BasicSR's EDSR subtracts the mean colour of RGB images and "
+                                'requires 3. For images of one channel, use DPDNN.')
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', 'torch.meshgrid')  # from BasicSR's SwinIR
