@@ -315,7 +315,7 @@ def test_any_registered_network(tmp_path, stage):
 def test_options_of_any_kind(tmp_path, monkeypatch):
     """Nested lists, lists of strings, None, required ones, and numbers under keys that look like those of files."""
     class ManyOptions(UsersNetwork):
-        def __init__(self, blocks, drop_path_rate=0., kinds=(), window=8, path_dims=None, init: int = None, **_):
+        def __init__(self, blocks, drop_path_rate=0., kinds=(), window=8, path_dims=None, init: int = None, **_):  # noqa: RUF013
             assert (blocks, kinds, window, path_dims, init) == ([[1, 2], [3]], ['a', 'b'], [8, 8], [4, 0.5], None)
             super().__init__()
 
