@@ -3,6 +3,7 @@ python scripts/benchmark.py [--help].
 
 Everything is measured in turn, in rounds. A ratio is the median over the rounds; the interquartile range is beside it.
 Runs on the GPU if there is one, otherwise on the CPU. Prints tables and writes them to DIR/steps_NETWORK.md and so on.
+A network of your own, with the defaults of its options: --import mynet.py --networks MyNet.
 """
 from __future__ import annotations
 
@@ -29,12 +30,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from udl_plugin.archs.build import build_network
+from udl_plugin.archs.build import build_network, get_network_class
 from udl_plugin.archs.feature_hook import find_feature_layer
+from udl_plugin.archs.outputs import get_sr_image
 from udl_plugin.archs.wrapping import wrapped_config
 from udl_plugin.checkpoints.state_dict import save_checkpoint
-from udl_plugin.cli.common import positive_int
+from udl_plugin.cli.common import add_import_option, positive_int
+from udl_plugin.config.class_options import scale_key
 from udl_plugin.data.lmdb_io import encode
+from udl_plugin.errors import UserError
 from udl_plugin.inference.cost import machine, peak_memory_of, seconds_in_turn
 from udl_plugin.prepare.datasets import prepare_train
 from udl_plugin.prepare.demo_data import training_photos
@@ -42,6 +46,7 @@ from udl_plugin.prepare.uncertainty_maps import prepare_uncertainty
 from udl_plugin.studies.config import build_metrics
 from udl_plugin.studies.report import markdown_table
 from udl_plugin.utils.atomic_io import atomic_write
+from udl_plugin.utils.user_imports import import_user_modules
 
 SCALE = 4
 RGB = {'num_in_ch': 3, 'num_out_ch': 3, 'upscale': SCALE}
@@ -50,7 +55,7 @@ NETWORKS = {
     'DPDNN': {'type': 'DPDNN', **RGB, 'num_feat': 64, 'num_step': 6},
     'tiny': {'type': 'EDSR', **RGB, 'num_feat': 8, 'num_block': 2},  # for the benchmark's own test
 }
-LAST = {'EDSR': 'upsample', 'DPDNN': 'denoiser.conv_last'}  # the layer whose input the variance head takes too
+LAST = {'EDSR': 'upsample', 'DPDNN': 'denoiser.conv_last'}  # the layer whose input the variance head takes; else found
 SPEED = {
     'float32': {},
     'channels_last': {'channels_last': True},
@@ -76,6 +81,13 @@ DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
+    try:
+        import_user_modules(args.imports, '--import')
+        for network in args.networks:
+            build_network(wrapped_config('step 1', get_base(network)))
+    except UserError as err:
+        print(f'benchmark.py: {err}', file=sys.stderr)
+        return 2
     on_gpu = DEVICE.type == 'cuda'
     for network, tf32, batch in itertools.product(args.networks, (False, True) if on_gpu else (False,),
                                                   args.batch or ((16, 64) if on_gpu else (4,))):
@@ -98,7 +110,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog='benchmark.py', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add('--networks', nargs='+', choices=NETWORKS, default=['EDSR-S', 'DPDNN'], help='(default: EDSR-S DPDNN)')
+    add('--networks', nargs='+', default=['EDSR-S', 'DPDNN'], metavar='NETWORK',
+        help=f'{", ".join(NETWORKS)}, or the name of a registered class (default: EDSR-S DPDNN)')
+    add_import_option(parser)
     add('--parts', nargs='+', choices=PARTS, default=list(PARTS), help='(default: all)')
     add('--rounds', type=positive_int, default=9, metavar='N', help='(default: %(default)s)')
     add('--batch', type=positive_int, nargs='+', metavar='N',
@@ -107,6 +121,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--compile', action='store_true', help='measure compile: true too')
     add('--out', default='results/benchmark', metavar='DIR', help='output folder (default: %(default)s)')
     return parser.parse_args(argv)
+
+
+def get_base(network: str) -> Config:
+    """The config of a base network: one of NETWORKS, or a registered class with the defaults of its options."""
+    return NETWORKS.get(network) or {'type': network, scale_key(get_network_class(network)): SCALE}
 
 
 def build_batch(size: Size) -> dict[str, Tensor]:
@@ -125,9 +144,9 @@ class ReferenceNetwork(nn.Module):
 
     def __init__(self, network: str):
         super().__init__()
-        base = NETWORKS[network]
-        self.base, layer = build_network(base), find_feature_layer(build_network(base), LAST[base['type']])
-        self.base.get_submodule(LAST[base['type']]).register_forward_pre_hook(self._capture)
+        base = get_base(network)
+        self.base, layer = build_network(base), find_feature_layer(build_network(base), LAST.get(base['type']))
+        self.base.get_submodule(layer.module).register_forward_pre_hook(self._capture)
         self.upscale = layer.upscale
         self.head = nn.Sequential(
             nn.Conv2d(layer.num_feat, layer.num_feat, 3, 1, 1), nn.ELU(),
@@ -139,7 +158,7 @@ class ReferenceNetwork(nn.Module):
         self.feat = args[0]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        sr, feat = self.base(x), self.feat
+        sr, feat = get_sr_image(self.base(x)), self.feat
         self.feat = None
         return sr, self.head(F.interpolate(feat, scale_factor=self.upscale) if self.upscale > 1 else feat)
 
@@ -184,7 +203,7 @@ def build_reference_test(network: str) -> Callable[[Tensor], Tensor]:
 def build_udl_model(network: str, stage: str, loss: str, speed: Config, is_train: bool = True,
                     changes: Config | None = None, val: Config | None = None) -> Any:
     """The UDLModel of a training or test yml."""
-    base = {**NETWORKS[network], **(changes or {})}
+    base = {**get_base(network), **(changes or {})}
     opt: Config = {
         'name': 'benchmark', 'model_type': 'UDLModel', 'scale': SCALE, 'num_gpu': int(DEVICE.type == 'cuda'),
         'dist': False, 'rank': 0, 'world_size': 1, 'is_train': is_train, 'datasets': {},
@@ -328,7 +347,7 @@ def loading(network: str, size: Size, args: argparse.Namespace) -> str:
         for name, photo in training_photos().items():  # padded by mirroring
             pad = [(0, max(960 - length, 0)) for length in photo.shape[:2]]
             atomic_write(hr / f'{name}.png', encode(np.pad(photo, [*pad, (0, 0)], 'symmetric')[:960, :960]))
-        step1 = wrapped_config('step 1', NETWORKS[network])
+        step1 = wrapped_config('step 1', get_base(network))
         save_checkpoint(folder / 'step1.pth', {'params': build_network(step1).state_dict()}, step1)
         for crop, compress in ((480, True), (240, True), (240, False)):
             out = folder / f'{crop}{compress}'

@@ -51,6 +51,28 @@ def test_reference_step_runs_both_networks_completely(benchmark, monkeypatch):
     assert changed == [True, False]
 
 
+def test_own_network(benchmark, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'benchmark_net.py').write_text("""
+from basicsr.archs.edsr_arch import EDSR
+from basicsr.utils.registry import ARCH_REGISTRY
+
+@ARCH_REGISTRY.register()
+class BenchmarkNet(EDSR):
+    def __init__(self, scale=2):
+        super().__init__(3, 3, num_feat=4, num_block=1, upscale=scale)
+
+    def forward(self, x):
+        return {'sr': super().forward(x)}
+""")
+    monkeypatch.chdir(tmp_path)
+    options = ['--networks', 'BenchmarkNet', '--parts', 'test', '--rounds', '3']
+    assert benchmark.main(options) == 2
+    assert "benchmark.py: type: there is no 'BenchmarkNet'" in capsys.readouterr().err
+    monkeypatch.setattr(benchmark, 'TEST_SIZE', (16, 16))
+    assert benchmark.main([*options, '--import', 'benchmark_net.py']) == 0
+    assert '| as the authors run it, float32 |' in (tmp_path / 'results/benchmark/test_BenchmarkNet.md').read_text()
+
+
 def test_rows(benchmark):
     """All methods at all speeds; they train."""
     rows = benchmark.list_steps('tiny')

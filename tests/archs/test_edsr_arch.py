@@ -9,6 +9,7 @@ from torch import nn
 from udl_plugin.archs import EDSRTwo, EDSRVar, VarianceHead
 from udl_plugin.archs.build import build_network
 from udl_plugin.archs.edsr_arch import infer_edsr_config
+from udl_plugin.config.cross_checks import check_network
 from udl_plugin.errors import UserError
 
 TINY = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2}
@@ -38,6 +39,18 @@ def test_forward_of_step_2(options):
     assert torch.equal(sr, net.sr_net(x))
     assert torch.equal(log_var, net.var_net(x, return_log_var=True)[1])
     assert not log_var.requires_grad
+
+
+@pytest.mark.parametrize('changes', [{'num_in_ch': 1, 'num_out_ch': 1}, {'num_out_ch': 1}])
+def test_one_channel(changes):
+    """BasicSR's class is built with it, and fails when it is run, or returns three channels."""
+    for network_g in ({'type': 'EDSR', **TINY, **changes}, {'type': 'EDSRVar', **TINY, **changes},
+                      {'type': 'EDSRTwo', **TINY, **changes}):
+        with pytest.raises(UserError, match=r"num_\w+_ch: 1: BasicSR's EDSR .* requires 3. For images of one channel, "
+                                            'use DPDNN'):
+            build_network(network_g)
+    with pytest.raises(UserError, match='network_g: num_in_ch: 1: '):
+        check_network({'network_g': {'type': 'EDSR', **TINY, 'num_in_ch': 1}, 'model_type': 'UDLModel', 'path': {}})
 
 
 def test_double_precision():

@@ -15,6 +15,7 @@ from udl_plugin.archs.wrapping import base_config, wrapped_config
 from udl_plugin.checkpoints.export import export_network
 from udl_plugin.checkpoints.network_file import NetworkFile, load_network_file
 from udl_plugin.checkpoints.state_dict import save_checkpoint
+from udl_plugin.config.class_options import check_class_options
 from udl_plugin.errors import UserError
 from udl_plugin.utils import user_imports
 
@@ -309,6 +310,25 @@ def test_any_registered_network(tmp_path, stage):
     file = load_network_file(path)
     assert (file.stage, file.network_g) == (stage, config)
     assert all(torch.equal(value, file.state_dict[name]) for name, value in net.state_dict().items())
+
+
+def test_options_of_any_kind(tmp_path, monkeypatch):
+    """Nested lists, lists of strings, None, required ones, and numbers under keys that look like those of files."""
+    class ManyOptions(UsersNetwork):
+        def __init__(self, blocks, drop_path_rate=0., kinds=(), window=8, path_dims=None, init: int = None, **_):  # noqa: RUF013
+            assert (blocks, kinds, window, path_dims, init) == ([[1, 2], [3]], ['a', 'b'], [8, 8], [4, 0.5], None)
+            super().__init__()
+
+    monkeypatch.setitem(ARCH_REGISTRY._obj_map, 'ManyOptions', ManyOptions)
+    config = {'type': 'ManyOptions', 'blocks': [[1, 2], [3]], 'drop_path_rate': 0.1, 'kinds': ['a', 'b'],
+              'window': [8, 8], 'path_dims': [4, 0.5], 'init': None, 'num_paths': 1, 'pretrain_size': 224}
+    assert list(check_class_options(ARCH_REGISTRY, config)) == []
+    net, path = save_new(tmp_path, config)
+    assert load_network_file(path).network_g == config
+    for refused in (True, 1, 'x', ['x'], {'a': 'x'}):
+        save_checkpoint(path, {'params': net.state_dict()}, {**config, 'pretrained': refused})
+        with pytest.raises(UserError, match=r'network_g.pretrained: .* would read another file'):
+            load_network_file(path)
 
 
 def test_names_of_an_earlier_version(tmp_path):

@@ -12,10 +12,12 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
+from udl_plugin.archs.outputs import get_sr_image
 from udl_plugin.errors import UserError, lookup_class
 
 # heights of the probe image, tried in turn: some networks need more than a few pixels, SwinIR multiples of its window
 PROBE_HEIGHTS = (8, 16, 56, 64, 128)
+PROBE_ASPECT = 3  # its width over its height: tells maps from tokens (N, H, W, C) and padded maps
 
 
 # ---- config -> network
@@ -36,6 +38,11 @@ def build_network(network_g: Mapping[str, Any]) -> nn.Module:
         UserError: no such type, or the class does not accept these options.
     """
     cls = get_network_class(network_g['type'])
+    if network_g['type'] == 'EDSR':  # the class also accepts these, and fails when it is run
+        for key in ('num_in_ch', 'num_out_ch'):
+            if type(network_g.get(key)) is int and network_g[key] != 3:
+                raise UserError(f"{key}: {network_g[key]}: BasicSR's EDSR subtracts the mean colour of RGB images and "
+                                'requires 3. For images of one channel, use DPDNN.')
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', 'torch.meshgrid')  # from BasicSR's SwinIR
@@ -64,8 +71,12 @@ def build_backbone(backbone: Any) -> nn.Module:
 # ---- probe
 
 @torch.no_grad()
-def probe_shapes(net: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Runs a network on a small black image, twice as wide as high, of a channel count and size that it accepts.
+def probe_shapes(net: nn.Module, min_height: int = 0) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Runs a network on a small black image, wider than high, of a channel count and size that it accepts.
+
+    Args:
+        net: A network; see `get_sr_image`.
+        min_height: Of the image.
 
     Returns:
         The shapes of input and output, `(1, C, H, W)` each.
@@ -77,19 +88,21 @@ def probe_shapes(net: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
     device = next(itertools.chain(net.parameters(), net.buffers()), torch.zeros(0)).device
     net.eval()
     try:
-        for channels, height in itertools.product((3, 1), PROBE_HEIGHTS):
-            lq = torch.zeros(1, channels, height, 2 * height, device=device)
+        heights = [height for height in PROBE_HEIGHTS if height >= min_height]
+        for channels, height in itertools.product((3, 1), heights):
+            lq = torch.zeros(1, channels, height, PROBE_ASPECT * height, device=device)
             try:
-                output = _shape_of(net(lq))
+                output = tuple(get_sr_image(net(lq)).shape)
+                if not _is_map(output) or output[2] % height:
+                    raise UserError(f'the network returns a result of shape {output} for an image of shape '
+                                    f'{tuple(lq.shape)}, not an image enlarged by an integer factor.')
+                return tuple(lq.shape), output
             except Exception as err:  # an unknown network: any error may come from an unsuitable size
                 first_error = first_error or err
-                continue
-            if not _is_map(output) or output[2] % height:
-                raise UserError(f'{type(net).__name__} returns a result of shape {output} for an image of shape '
-                                f'{tuple(lq.shape)}, not an image enlarged by an integer factor.')
-            return tuple(lq.shape), output
     finally:
         net.train(was_training)
+    if isinstance(first_error, UserError):
+        raise UserError(f'{type(net).__name__}: {first_error}') from first_error
     raise UserError(f'{type(net).__name__} cannot be run on a small image of 3 channels or 1 '
                     f'({type(first_error).__name__}: {first_error}).') from first_error
 
@@ -102,7 +115,7 @@ class ModuleCall:
         name: As in `net.named_modules()`.
         module: The submodule.
         input, output: Shapes of its first argument and its result; `()` where these are not tensors.
-        is_leaf: It called no other submodule.
+        is_leaf: It called no other submodule, parametrizations such as weight norm aside.
     """
 
     name: str
@@ -122,7 +135,8 @@ class ModuleCall:
         return _is_map(self.output)
 
 
-def trace_modules(net: nn.Module) -> tuple[list[ModuleCall], tuple[int, ...], tuple[int, ...]]:
+def trace_modules(net: nn.Module,
+                  min_height: int = 0) -> tuple[list[ModuleCall], tuple[int, ...], tuple[int, ...]]:
     """Runs `net` as `probe_shapes` does and records the calls of its submodules.
 
     Returns:
@@ -140,7 +154,7 @@ def trace_modules(net: nn.Module) -> tuple[list[ModuleCall], tuple[int, ...], tu
 
     def before(name: str) -> Any:
         def hook(module: nn.Module, args: tuple) -> None:
-            if open_calls:
+            if open_calls and 'parametrizations' not in name:
                 open_calls[-1].is_leaf = False
             open_calls.append(ModuleCall(name, module, _shape_of(args[0] if args else None)))
             calls.append(open_calls[-1])
@@ -155,7 +169,7 @@ def trace_modules(net: nn.Module) -> tuple[list[ModuleCall], tuple[int, ...], tu
             if name:
                 hooks.enter_context(module.register_forward_pre_hook(before(name)))
                 hooks.enter_context(module.register_forward_hook(after))
-        lq, sr = probe_shapes(net)
+        lq, sr = probe_shapes(net, min_height)
     return calls, lq, sr
 
 
@@ -165,4 +179,4 @@ def _shape_of(value: Any) -> tuple[int, ...]:
 
 def _is_map(shape: tuple[int, ...]) -> bool:
     """Whether it has the aspect ratio of the probe image; attention has other tensors of four dimensions."""
-    return len(shape) == 4 and shape[3] == 2 * shape[2] > 0
+    return len(shape) == 4 and shape[3] == PROBE_ASPECT * shape[2] > 0

@@ -1,13 +1,14 @@
 """Finds the layer whose input the variance head takes, and captures that input in a forward pass."""
 from __future__ import annotations
 
+import math
 import threading
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from udl_plugin.archs.build import ModuleCall, trace_modules
+from udl_plugin.archs.build import PROBE_HEIGHTS, ModuleCall, trace_modules
 from udl_plugin.errors import UserError, did_you_mean
 
 MAX_SHOWN = 12  # candidates in an error
@@ -45,9 +46,12 @@ def find_feature_layer(net: nn.Module, name: str | None = None) -> FeatureLayer:
     Raises:
         UserError: `net` cannot be run, has no such module, or no feature map enters that module.
     """
-    calls, lq, sr = trace_modules(net)
-    usable = {call.name: call.input for call in calls if call.takes_map and sr[2] % call.input[2] == 0}
-    chosen = _find_upsampler(calls) if name is None else name
+    for height in PROBE_HEIGHTS:
+        calls, lq, sr = trace_modules(net, height)
+        usable = {call.name: call.input for call in calls if call.takes_map and sr[2] % call.input[2] == 0}
+        if usable:  # otherwise the network may pad an image of this size
+            break
+    chosen = _find_upsampler(calls, lq[1]) if name is None else name
     if chosen is None or chosen not in usable:
         problem = 'cannot be found automatically; set it to the name of the module whose input they are.' \
             if name is None else f"there is no '{name}'{did_you_mean(name, usable)}, or no feature map enters it."
@@ -59,24 +63,56 @@ def find_feature_layer(net: nn.Module, name: str | None = None) -> FeatureLayer:
                         sr[2] // lq[2])
 
 
-def _find_upsampler(calls: list[ModuleCall]) -> str | None:
-    """Returns the name of the first module that enlarges, or None.
+def _find_upsampler(calls: list[ModuleCall], channels: int) -> str | None:
+    """Returns the name of the first module that enlarges features, or None.
 
-    Of a convolution and a pixel shuffle it is the convolution; where nothing enlarges, the last convolution.
+    Of a convolution and a pixel shuffle it is the convolution; where no module enlarges, the last convolution.
+
+    Args:
+        channels: Of the image. Layers whose input has no more work on the image itself, such as those of a global skip,
+            unless there are no others.
     """
-    layers = [call for call in calls if call.is_leaf and call.takes_map and call.returns_map]
-    while layers and next(layers[0].module.parameters(), None) is None:  # it may enlarge the image itself
+    leaves = [call for call in calls if call.is_leaf]
+    weighted = [call for call in leaves if _has_weights(call)]
+    if not any(call.takes_map and call.input[1] > channels for call in weighted):
+        channels = 0
+    layers = [call for call in leaves if call.takes_map and call.returns_map
+              and max(call.input[1], call.output[1]) > channels]
+    while layers and not _has_weights(layers[0]):  # it may scale the image before the network
         layers = layers[1:]
     height = layers[0].input[2] if layers else 0
     for number, layer in enumerate(layers):
-        if layer.input[2] > height:  # enlarged by a function, not by a module
-            return layer.name
-        if layer.output[2] > height:
-            before = layers[number - 1]
-            is_shuffled = isinstance(layer.module, nn.PixelShuffle) and before.output == layer.input
-            return before.name if is_shuffled else layer.name
-    convolutions = [layer.name for layer in layers if isinstance(layer.module, nn.Conv2d)]
-    return convolutions[-1] if convolutions else None
+        if max(layer.input[2], layer.output[2]) > height:
+            first = _find_shuffled(layers[:number], layer) or layer
+            if first.input[1] > channels:
+                return first.name
+    # upsampled by a function: its input comes from the last layer, but not where that one returns tokens
+    last = [call for call in weighted if not call.takes_map or call.input[1] > channels][-1:]
+    return last[0].name if last and last[0] in layers else None
+
+
+def _find_shuffled(before: list[ModuleCall], layer: ModuleCall) -> ModuleCall | None:
+    """Returns the convolution whose output is shuffled by `layer`, or by a function between it and `layer`, or None.
+
+    Activations and norms may follow it.
+    """
+    if not before:
+        return None
+    size = math.prod(before[-1].output)
+    is_module = not _has_weights(layer) and layer.output[1] < layer.input[1] and size == math.prod(layer.input)
+    is_function = layer.input[2] > before[-1].output[2] and size == math.prod(layer.input)
+    if is_module or is_function:
+        for call in reversed(before):
+            if math.prod(call.output) != size:
+                return None
+            if _has_weights(call):
+                return call
+    return None
+
+
+def _has_weights(call: ModuleCall) -> bool:
+    """Whether it is a convolution or the like. Activations and norms have at most one parameter for each channel."""
+    return any(parameter.ndim > 1 for parameter in call.module.parameters())
 
 
 # ---- capture the features

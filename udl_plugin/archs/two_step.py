@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from udl_plugin.archs.build import build_backbone
+from udl_plugin.archs.outputs import get_sr_image
 from udl_plugin.archs.with_variance import WithVariance
 from udl_plugin.errors import reject_unknown_kwargs
 
@@ -56,10 +57,10 @@ class TwoStep(nn.Module):
             requested) and the SR image of `var_net` (if requested); the latter two of the same shape, without gradient.
         """
         if not (return_log_var or return_frozen_sr):
-            return self.sr_net(x)
+            return get_sr_image(self.sr_net(x))
         with torch.no_grad():  # before `sr_net`: the memory that it takes is free again by then
             frozen = self._run_frozen(x, return_log_var, return_frozen_sr)
-        return (self.sr_net(x), *frozen)
+        return (get_sr_image(self.sr_net(x)), *frozen)
 
     def _run_frozen(self, x: Tensor, return_log_var: bool, return_frozen_sr: bool) -> tuple[Tensor, ...]:
         if not return_frozen_sr:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from udl_plugin.archs.build import build_backbone
 from udl_plugin.archs.feature_hook import FeatureCapture, capture_hook, find_feature_layer
+from udl_plugin.archs.outputs import get_sr_image
 from udl_plugin.archs.variance_head import VarianceHead
 from udl_plugin.archs.wrapping import HEAD
 from udl_plugin.errors import check_kwargs, reject_unknown_kwargs
@@ -23,11 +24,12 @@ class WithVariance(nn.Module):
     `strict_load_g: false`, and the base network's class loads a checkpoint of this one the same way.
 
     Args:
-        backbone: Config of the base network: `{type: RCAN, num_in_ch: 3, ...}`.
+        backbone: Config of the base network: `{type: RCAN, num_in_ch: 3, ...}`. It returns the SR image, or what
+            `get_sr_image` finds it in.
         features: Name of the module of the backbone whose input the head takes, such as `upsample`; if it is called
             more than once, the input of its last call. None finds it by running the backbone on a small image: the
-            first layer that enlarges (of a convolution and a pixel shuffle, the convolution), or the last
-            convolution if none does.
+            first layer that enlarges features (of a convolution and a pixel shuffle, the convolution), or the last
+            convolution if none does. Layers that take the image itself, such as a global skip, do not count.
 
     Raises:
         UserError: an unknown option or type, a backbone that cannot run, features that cannot be found.
@@ -54,9 +56,9 @@ class WithVariance(nn.Module):
             same shape: the log of the error's scale in 8-bit levels, above -1.
         """
         if not return_log_var:
-            return self.backbone(x)
+            return get_sr_image(self.backbone(x))
         with FeatureCapture() as capture:
-            sr = self.backbone(x)
+            sr = get_sr_image(self.backbone(x))
         return sr, self._run_head(capture.features, x)
 
     def log_var(self, x: Tensor) -> Tensor:
@@ -104,8 +106,9 @@ def takes_options_of(backbone: type[nn.Module], features: str | None = None) -> 
         cls.__init__ = __init__  # type: ignore[misc]
         cls.__signature__ = signature.replace(  # type: ignore[attr-defined]
             parameters=[*signature.parameters.values(), own])
-        if hasattr(backbone, 'required_multiple'):
-            cls.required_multiple = backbone.required_multiple  # type: ignore[attr-defined]
+        for name in ('required_multiple', 'receptive_radius'):
+            if hasattr(backbone, name):
+                setattr(cls, name, getattr(backbone, name))
         return cls
 
     return decorate

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from udl_plugin.archs.outputs import get_sr_image
 from udl_plugin.checkpoints.network_file import NetworkFile
 from udl_plugin.checkpoints.safe_load import PathLike
 from udl_plugin.checkpoints.state_dict import save_checkpoint
@@ -69,6 +70,7 @@ def _write_onnx(path: PathLike, file: NetworkFile) -> list[str]:
         import_optional(name)
     runtime = import_optional('onnxruntime')
     net, (channels, _) = file.build(), file.channels_and_scale
+    net.register_forward_hook(lambda _module, _args, output: get_sr_image(output))
     try:
         content = _to_onnx(net, channels, {'network_g': json.dumps(to_builtins(file.network_g)), 'range': VALUE_RANGE})
         session, worst = runtime.InferenceSession(content, providers=['CPUExecutionProvider']), 0.0

@@ -202,10 +202,12 @@ def identify_network(state_dict: StateDict, declared: Any = None,
 
 
 def _reads_file(key: Any, value: Any) -> bool:
-    """Whether an option, or one within it, looks like the path of a file."""
+    """Whether an option, or one within it, looks like the path of a file. Numbers never do, `pretrained: true` does."""
     if isinstance(value, dict):
         return any(_reads_file(f'{key}_{inner}', item) for inner, item in value.items())
     if isinstance(value, (list, tuple)):
         return any(_reads_file(key, item) for item in value)
+    if type(value) in (int, float):  # such as drop_path_rate; but 1 may be meant as true
+        return value == 1 and 'pretrain' in str(key)
     is_path = isinstance(value, str) and ('/' in value or '\\' in value)
     return bool(value) and (is_path or READS_FILES.search(str(key)) is not None)

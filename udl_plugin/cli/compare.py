@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from udl_plugin.cli.common import make_parser, path_arg, positive_int, run_command
+from udl_plugin.cli.common import make_parser, path_arg, positive_int, read_network_g, run_command
 from udl_plugin.errors import UserError
 
 ABOUT = """\
@@ -18,9 +18,10 @@ Tests networks and bicubic on benchmarks through BasicSR's test code, and writes
   udl-compare options/test_udl.yml swinir.yml --uncertainty
 
 Each INPUT is a checkpoint (.pth, .pt, .safetensors) or a test yml, which may have any network of BasicSR; LABEL=FILE
-sets its name in the tables. --sets are folders that `udl-prepare benchmark` wrote; by default, the datasets of the ymls
-are used. Files in --out: report.html, everything in one file; table.md; scores.csv, the scores of every image;
-crops.png; with --uncertainty also maps.csv, the map quality of every image, and sparsification_SET.png.
+sets its name in the tables. A checkpoint that does not record its network needs --opt FILE.yml, the yml that trained
+it. --sets are folders that `udl-prepare benchmark` wrote; by default, the datasets of the ymls are used. Files in
+--out: report.html, everything in one file; table.md; scores.csv, the scores of every image; crops.png; with
+--uncertainty also maps.csv, the map quality of every image, and sparsification_SET.png.
 """
 
 SORTS = ('given', 'psnr', 'ssim', 'params', 'madds', 'time', 'memory')
@@ -38,6 +39,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--sets', nargs='+', type=path_arg, default=[], metavar='DIR',
         help='benchmarks: folders with GTmod2 and LRbicx2 for x2')
     add('--out', type=path_arg, default='results/compare', metavar='DIR', help='output folder (default: %(default)s)')
+    add('--opt', action='append', type=path_arg, default=[], metavar='FILE.yml',
+        help='the yml that trained the networks, for options that the checkpoints do not record; LABEL=FILE.yml: for '
+        'the checkpoint with this label only (repeatable)')
     add('--sort', choices=SORTS, default='given', help='sort the table, the best first (default: as given)')
     add('--image', metavar='NAME', help='image to crop (default: the first of the first benchmark)')
     add('--box', nargs=4, type=int, action='append', metavar=('X', 'Y', 'WIDTH', 'HEIGHT'),
@@ -63,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
     from udl_plugin.studies import compare, compare_report
     logging.getLogger('basicsr').setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix='udl_compare_') as folder:
-        entries, datasets, scale = compare.read_entries(args.inputs, folder)
+        networks = {label: read_network_g(path) for label, path in map(compare.split_label, args.opt)}
+        entries, datasets, scale = compare.read_entries(args.inputs, folder, networks)
         losses = {**dict.fromkeys(args.eu, 'EU'), **dict.fromkeys(args.gaussian, 'GaussianNLL')}
         for label in losses:
             if label not in [entry.label for entry in entries]:

@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 import torch
 from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
-from basicsr.utils.registry import LOSS_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
 from pydantic import TypeAdapter, ValidationError
 
 from udl_plugin.config import value_types as t
@@ -93,7 +93,7 @@ def check_class_options(registry: Any, options: Mapping[str, Any], path: KeyPath
             else:
                 yield OptionError((*path, name), t.wrong_value(value, 'a mapping of options'))
         else:
-            adapter = (adapters or {}).get(name) or _get_adapter(parameters.get(name))
+            adapter = (adapters or {}).get(name) or _get_adapter(parameters.get(name), value, registry is ARCH_REGISTRY)
             try:
                 if adapter:
                     adapter.validate_python(value)
@@ -106,11 +106,15 @@ def check_class_options(registry: Any, options: Mapping[str, Any], path: KeyPath
             yield OptionError((*path, name), f'is missing; {advice}.')
 
 
-def _get_adapter(parameter: inspect.Parameter | None) -> TypeAdapter[Any] | None:
-    """The type of a parameter, by its annotation or else its default; None where neither tells."""
-    if parameter is None:
+def _get_adapter(parameter: inspect.Parameter | None, value: Any, is_network: bool) -> TypeAdapter[Any] | None:
+    """The type of a parameter, by its annotation or else its default; None where neither tells.
+
+    The default of a network's option says little about a list: where it is 8, [8, 8] may work, too.
+    """
+    if parameter is None or (value is None and parameter.default is None):
         return None
     default = parameter.default
     if isinstance(default, (list, tuple)) and not (default and all(type(one) in (int, float) for one in default)):
         return None
-    return OF_ANNOTATIONS.get(parameter.annotation) or OF_DEFAULTS.get(type(default))
+    of_default = None if is_network and isinstance(value, list) else OF_DEFAULTS.get(type(default))
+    return OF_ANNOTATIONS.get(parameter.annotation) or of_default

@@ -17,6 +17,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY, METRIC_REGISTRY
 
 from udl_plugin.archs.build import build_network
+from udl_plugin.archs.padding import get_required_multiple
 from udl_plugin.archs.wrapping import base_config, sub_state_dict
 from udl_plugin.checkpoints.state_dict import fingerprint, load_matching_state_dict
 from udl_plugin.config.class_options import build_loss, scale_key
@@ -118,11 +119,13 @@ def check_network(opt: Opt) -> None:
     The state of the random number generators does not change.
 
     Raises:
-        UserErrors: the network cannot be built, the checkpoint cannot be read or does not match, or the cached maps are
-            of another network.
+        UserErrors: the network cannot be built, no size of images fits it, the checkpoint cannot be read or does not
+            match, or the cached maps are of another network.
     """
     with torch.random.fork_rng(devices=[]), errors_at('network_g'):
         net = build_network(opt['network_g'])
+        if opt['model_type'] == 'UDLModel':
+            get_required_multiple(opt['network_g'])  # now, not at the first validation
     path = opt['path']
     if path.get('pretrain_network_g') is not None and opt['model_type'] == 'UDLModel':
         with errors_at(*PRETRAINED):

@@ -15,7 +15,8 @@ from PIL import Image, ImageOps
 
 from udl_plugin.archs.dpdnn_arch import dpdnn_receptive_radius
 from udl_plugin.archs.edsr_arch import edsr_receptive_radius
-from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
+from udl_plugin.archs.outputs import get_sr_image
+from udl_plugin.archs.padding import get_declared, get_required_multiple, pad_to_multiple
 from udl_plugin.checkpoints.network_file import NetworkFile, load_network_file
 from udl_plugin.data.image_io import read_full_image
 from udl_plugin.errors import UserError
@@ -124,7 +125,8 @@ class Upscaler:
         channels, scale: Of the network's images.
         notes: What a user should know, such as what was assumed about the file, or that tiles change the result.
         overlap: Of tiles, on each side, in LR pixels; None without tiles.
-        receptive_radius: Of the network, in LR pixels; None if unknown.
+        receptive_radius: Of the network, in LR pixels. A class declares its own as the attribute `receptive_radius`,
+            an integer or a function of the options; None if unknown.
 
     Raises:
         UserError: `tile` is too small, an unknown loss, or uncertainty from a file without a variance head.
@@ -145,7 +147,8 @@ class Upscaler:
         self.channels, self.scale = file.channels_and_scale
         self.multiple = get_required_multiple(base.network_g)
         radius = RECEPTIVE_RADII.get(base.network_g['type'])
-        self.receptive_radius = radius(base.network_g) if radius else None
+        self.receptive_radius = radius(base.network_g) if radius else \
+            get_declared(base.network_g, 'receptive_radius', 0)
         self.tile, self.overlap = tile, None if tile is None else self._find_overlap(tile)
 
     def _find_loss(self, given: str | None, recorded: str | None) -> str:
@@ -291,7 +294,8 @@ class Upscaler:
         height, width = lq.shape[1:]
         try:
             padded = pad_to_multiple(torch.from_numpy(lq.copy())[None].to(self.device), self.multiple)
-            out = torch.cat(self.net(padded, return_log_var=True), 1) if self.uncertainty else self.net(padded)
+            out = torch.cat(self.net(padded, return_log_var=True), 1) if self.uncertainty else \
+                get_sr_image(self.net(padded))
         except RuntimeError as err:
             if isinstance(err, torch.cuda.OutOfMemoryError) or 'alloc' in str(err):
                 raise UserError('memory does not suffice for an image of this size; use tiles: --tile 256, or tile=256 '

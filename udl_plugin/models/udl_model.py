@@ -14,7 +14,7 @@ from basicsr.utils.dist_util import master_only
 from torch import Tensor, nn
 
 from udl_plugin.archs.mixed_precision import keep_image_convs_in_fp32
-from udl_plugin.archs.outputs import EXTRA_OUTPUTS, forward_with_outputs, required_outputs_of
+from udl_plugin.archs.outputs import EXTRA_OUTPUTS, forward_with_outputs, get_sr_image, required_outputs_of
 from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
 from udl_plugin.archs.two_step import TwoStep
 from udl_plugin.checkpoints.safe_load import load_checkpoint
@@ -193,6 +193,7 @@ class UDLModel(SRModel):
                     self.net_g.train()
             else:
                 super().test()
+                self.output = get_sr_image(self.output)
         if self.val_amp is torch.float16 and not self.output.isfinite().all():
             raise FloatingPointError(f'{", ".join(self.paths)}: val.amp: fp16: the network returns values beyond '
                                      '65504, the limit of fp16; write bf16.')

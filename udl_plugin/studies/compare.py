@@ -37,6 +37,7 @@ from udl_plugin.studies.evaluate import (
     evaluate_bicubic,
     mean_score,
 )
+from udl_plugin.utils.user_imports import get_imports, import_user_modules
 
 BICUBIC = 'bicubic'
 
@@ -135,28 +136,39 @@ def rate_map(sr: np.ndarray, gt: np.ndarray, log_var: np.ndarray | None, border:
 
 # ---- what is compared
 
-def read_entries(inputs: Iterable[str], folder: str | Path) -> tuple[list[Entry], dict[str, Config], int]:
+def split_label(text: str) -> tuple[str, str]:
+    """Returns label and path of LABEL=FILE; of FILE, an empty label."""
+    label, _, path = text.partition('=') if '=' in text and not Path(text).exists() else ('', '', text)
+    return label, path
+
+
+def read_entries(inputs: Iterable[str], folder: str | Path,
+                 networks: Mapping[str, Config | None] | None = None) -> tuple[list[Entry], dict[str, Config], int]:
     """Reads test ymls and checkpoints.
 
     Args:
         inputs: One or more of FILE or LABEL=FILE.
         folder: Where copies of checkpoints in BasicSR's layout are written.
+        networks: Label to config of the network, for checkpoints that do not record it; under an empty label, that of
+            all other checkpoints.
 
     Returns:
         The entries; the options of the datasets in the ymls, by name, of which the first counts; the scale.
 
     Raises:
-        UserError: names the input.
+        UserError: names the input; or `networks` has a label that no input has.
     """
+    networks = networks or {}
     entries: dict[str, Entry] = {}
     datasets: dict[str, Config] = {}
     for number, text in enumerate(inputs):
-        label, _, path = text.partition('=') if '=' in text and not Path(text).exists() else ('', '', text)
+        label, path = split_label(text)
         try:
             if Path(path).suffix in ('.yml', '.yaml'):
                 opt = _read_test_yml(path)
             else:
-                opt = _copy_checkpoint(path, Path(folder, f'{number}.pth'))
+                network_g = networks.get(label or _get_name(path), networks.get(''))
+                opt = _copy_checkpoint(path, Path(folder, f'{number}.pth'), network_g)
             entry = _build_entry(label or opt['name'], opt)
         except UserError as err:
             raise UserErrors(message if path in message else f"'{path}': {message}"
@@ -166,6 +178,9 @@ def read_entries(inputs: Iterable[str], folder: str | Path) -> tuple[list[Entry]
         if entry.label in (BICUBIC, *entries):
             raise UserError(f"the label '{entry.label}' is used twice; choose other labels with LABEL=FILE.")
         entries[entry.label] = entry
+    for label in networks:
+        if label not in ('', *entries):
+            raise UserError(f"--opt {label}=...: there is no network '{label}'; the labels are: {', '.join(entries)}.")
     scales = {label: entry.opt['scale'] for label, entry in entries.items()}
     if len(set(scales.values())) > 1:
         found = ', '.join(f'{label} has scale {scale}' for label, scale in scales.items())
@@ -179,6 +194,7 @@ def _read_test_yml(path: str) -> Config:
     if 'train' in opt:
         raise UserError(f"'{path}' is not the yml of a test, such as options/test_udl.yml; for a training, give its "
                         'checkpoint.')
+    import_user_modules(get_imports(opt))
     raise_errors(validate_file(opt, is_train=False))
     if not opt['path'].get('pretrain_network_g'):
         raise UserError('path.pretrain_network_g: is missing; there is no network to test.')
@@ -189,15 +205,20 @@ def _read_test_yml(path: str) -> Config:
     return {**complete, 'datasets': opt['datasets']}
 
 
-def _copy_checkpoint(path: str, copy: Path) -> Config:
+def _copy_checkpoint(path: str, copy: Path, network_g: Config | None) -> Config:
     """Options of a test of a checkpoint, whose weights are copied to a file in BasicSR's layout."""
-    network_file = load_network_file(path)
+    network_file = load_network_file(path, network_g=network_g)
     save_checkpoint(copy, {'params': network_file.state_dict}, network_file.network_g)
+    return build_test_opt(_get_name(path), network_file.network_g, {'pretrain_network_g': str(copy)},
+                          network_file.channels_and_scale[1])
+
+
+def _get_name(path: str) -> str:
+    """The name of a checkpoint in the tables, unless a label is given."""
     file = Path(path).resolve()
     if file.parent.name == 'models' and file.parts[-4:-3] == ('experiments',):  # BasicSR's experiments/NAME/models
         file = file.parent.parent
-    return build_test_opt(file.stem, network_file.network_g, {'pretrain_network_g': str(copy)},
-                          network_file.channels_and_scale[1])
+    return file.stem
 
 
 def _build_entry(label: str, opt: Config) -> Entry:

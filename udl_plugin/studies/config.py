@@ -3,7 +3,7 @@ import copy
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Optional, Union
 
@@ -14,9 +14,10 @@ from udl_plugin.archs.wrapping import wrapped_config
 from udl_plugin.config.class_options import build_loss, scale_key
 from udl_plugin.config.problems import OptionError
 from udl_plugin.config.schema import WITH_MAPS, Section
-from udl_plugin.config.value_types import Count, CountOrNone, FileName, Flag, Iterations, Text, expected
+from udl_plugin.config.value_types import Count, CountOrNone, FileName, Flag, Iterations, Text, Texts, expected
 from udl_plugin.config.yaml_loader import read_yml
 from udl_plugin.errors import UserError, UserErrors, did_you_mean, raise_errors
+from udl_plugin.utils.user_imports import get_imports, import_user_modules
 
 Config = dict[str, Any]
 METRICS = {'psnr': ('PSNR-Y (dB)', 3), 'ssim': ('SSIM-Y', 4)}  # name to title and digits
@@ -97,6 +98,7 @@ class StudyOptions(Section):
     benchmarks: Annotated[dict[Text, Text], Field(min_length=1)]
     val: ValOptions
     logger: Optional[LogOptions] = None
+    imports: Optional[Texts] = None
     num_gpu: Annotated[Literal['auto', 0, 1],
                        expected('auto, 0 or 1 (each training uses at most one GPU; --jobs N runs N at once)')] = 'auto'
 
@@ -258,6 +260,9 @@ class Study:
                 'val': {'val_freq': self.config['val']['val_freq'], 'save_img': False, 'metrics': build_metrics(scale)},
                 'logger': {**LogOptions(**(self.config.get('logger') or {})).model_dump(), 'use_tb_logger': True},
             }
+            if self.config.get('imports'):
+                opt['imports'] = [self._make_relative(name) if name.endswith('.py') else name
+                                  for name in self.config['imports']]
             if parent and parent.opt['train'].get('ema_decay'):
                 opt['path']['param_key_g'] = 'params_ema'
             opt['datasets']['val'] = self.get_benchmark(self.config['val']['benchmark'], scale)
@@ -281,17 +286,24 @@ class Study:
         return path if os.path.isabs(path) else os.path.relpath(path, os.path.realpath(self.folder))
 
 
-def read_study(path: Union[str, Path], folder: Union[str, Path, None] = None) -> Study:
+def read_study(path: Union[str, Path], folder: Union[str, Path, None] = None, imports: Sequence[str] = ()) -> Study:
     """Reads a study's option file. Keys that it lacks come from the file beside it that `base` names.
+
+    Imports what its `imports` name, too.
 
     Args:
         folder: Where it will run; `results/NAME` by default.
+        imports: Added to its `imports`.
 
     Raises:
-        UserError: names the file and the keys.
+        UserError: names the file and the keys, or an import fails.
     """
     config = _read(Path(path))
     try:
+        names = list(dict.fromkeys([*get_imports(config), *imports]))
+        import_user_modules(names)
+        if names:
+            config['imports'] = names
         return Study(config, folder or Path('results', str(config.get('name'))))
     except UserError as err:
         raise UserErrors(f"'{path}': {message}" for message in err.messages) from err

@@ -144,6 +144,8 @@ class _Worker:
     def __init__(self, study: Study, run: Run, slot: int, jobs: int, lock: int | None):
         self.run, self.log = run, study.folder / 'logs' / f'{run.name}.txt'
         environment = dict(os.environ)
+        if run.opt.get('imports'):  # modules are searched in the current folder
+            environment['PYTHONPATH'] = os.pathsep.join(filter(None, [os.getcwd(), environment.get('PYTHONPATH')]))
         environment.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // jobs)))
         visible = environment.get('CUDA_VISIBLE_DEVICES')
         gpus = list(map(str, range(torch.cuda.device_count()))) if visible is None else visible.split(',')

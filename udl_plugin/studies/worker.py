@@ -21,6 +21,7 @@ from udl_plugin.studies.config import Config
 from udl_plugin.studies.evaluate import Scores, build_test_opt, evaluate
 from udl_plugin.training import run
 from udl_plugin.utils.atomic_io import atomic_write
+from udl_plugin.utils.user_imports import get_imports, import_user_modules
 
 
 def main() -> int:
@@ -29,6 +30,7 @@ def main() -> int:
     name = sys.argv[1]
     yml, experiment, curves = Path('options', f'{name}.yml'), Path('experiments', name), Path('tb_logger', name)
     opt = yaml.safe_load(yml.read_text())
+    import_user_modules(get_imports(opt))
     if not (experiment / 'models' / 'net_g_latest.pth').exists():  # written last
         if not list(experiment.glob('training_states/*.state')):
             for folder in (experiment, curves):  # BasicSR would rename it and start a new one

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from udl_plugin.archs.build import build_network
 from udl_plugin.archs.mixed_precision import keep_image_convs_in_fp32
-from udl_plugin.archs.outputs import EXTRA_OUTPUTS, forward_with_outputs, required_outputs_of
+from udl_plugin.archs.outputs import EXTRA_OUTPUTS, forward_with_outputs, get_sr_image, required_outputs_of
 from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
 from udl_plugin.config.class_options import build_loss
 from udl_plugin.config.cross_checks import check_required_outputs
@@ -63,7 +63,7 @@ class UDLRestorer(BaseModel):
         """
         samples = data_samples or {}
         if mode == 'tensor':
-            return self.generator(inputs)
+            return get_sr_image(self.generator(inputs))
         if mode == 'loss':
             available = {name: samples[name] for name in EXTRA_OUTPUTS if name in samples}
             sr, outputs = forward_with_outputs(self.generator, inputs, self.required_outputs, available)
