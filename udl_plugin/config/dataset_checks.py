@@ -6,8 +6,10 @@ from os import path as osp
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import UnidentifiedImageError
+
 from udl_plugin.config.problems import KeyPath, OptionError, errors_at
-from udl_plugin.data.image_io import check_pixel_limit, image_size
+from udl_plugin.data.image_io import NOT_AN_IMAGE, SUFFIXES, check_pixel_limit, image_size
 from udl_plugin.data.lmdb_io import read_meta_info
 from udl_plugin.data.map_format import read_metadata
 from udl_plugin.errors import UserErrors, raise_errors
@@ -154,13 +156,59 @@ def _read_folders(dataset_opt: Mapping[str, Any], path: KeyPath) -> Pairs:
         if dataset_opt.get('meta_info_file') is not None:
             pairs = paired_paths_from_meta_info_file(roots, ['lq', 'gt'], dataset_opt['meta_info_file'], template)
         else:
+            _check_names(dataset_opt, template, path)
             pairs = paired_paths_from_folder(roots, ['lq', 'gt'], template)
+    except UserErrors:
+        raise
     except (AssertionError, OSError, ValueError, LookupError, AttributeError) as err:
         raise _error(path, f"{err} LQ is '{roots[0]}', GT is '{roots[1]}', filename_tmpl '{template}'.") from err
     if not pairs:
         raise _error((*path, 'dataroot_gt'), f"'{roots[1]}' contains no image.")
+    pairs.sort(key=lambda pair: pair['gt_path'])  # a folder's are in no order
     return Pairs(len(pairs), [(pair['gt_path'], _read_size(pair['gt_path'], path), _read_size(pair['lq_path'], path))
                               for pair in pairs[::-(-len(pairs) // MAX_FILES)]])
+
+
+def _check_names(dataset_opt: Mapping[str, Any], template: str, path: KeyPath) -> None:
+    """Checks what two folders contain: BasicSR reads each file as an image, and pairs names with the same suffix.
+
+    Raises:
+        UserErrors: names the file.
+    """
+    gt_root, lq_root = Path(dataset_opt['dataroot_gt']), Path(dataset_opt['dataroot_lq'])
+    gt, lq = _list_files(gt_root, (*path, 'dataroot_gt')), _list_files(lq_root, (*path, 'dataroot_lq'))
+    partners = {name: f'{template.format(Path(name).stem)}{Path(name).suffix}' for name in gt}
+    only_gt = [name for name in gt if partners[name] not in lq]
+    only_lq = sorted(set(lq) - set(partners.values()))
+    hint = f"GT is '{gt_root}', LQ is '{lq_root}', filename_tmpl '{template}'."
+    if only_gt:
+        wanted = Path(partners[only_gt[0]])
+        message = f"'{only_gt[0]}' of GT has no LQ image '{wanted}'{_count_others(only_gt)}."
+        stem = f"{Path(only_gt[0]).stem}x{dataset_opt['scale']}"
+        others = [name for name in only_lq if Path(name).stem in (wanted.stem, stem)]
+        if others and Path(others[0]).suffix != wanted.suffix:
+            message += f" There is '{others[0]}', but both need the same suffix: convert one of them."
+        elif others:
+            message += f" There is '{others[0]}': write filename_tmpl: '{{}}x{dataset_opt['scale']}'."
+        raise _error(path, f'{message} {hint}')
+    if only_lq:
+        raise _error(path, f"'{only_lq[0]}' of LQ has no GT image{_count_others(only_lq)}. {hint}")
+
+
+def _list_files(root: Path, path: KeyPath) -> list[str]:
+    """The names of the files that BasicSR reads as the images in a folder; raises if one is not an image."""
+    files = [file for file in sorted(root.iterdir()) if not file.name.startswith('.') and not file.is_dir()]
+    for file in files:
+        if not file.exists():
+            raise _error(path, f"'{file}' is a broken link, to '{file.readlink()}'. (A relative target begins at the "
+                               'folder of the link.)')
+        if file.suffix.lower() not in SUFFIXES:
+            _read_size(str(file), path)
+    return [file.name for file in files]
+
+
+def _count_others(names: list[str]) -> str:
+    return f', nor have {len(names) - 1} more' if len(names) > 1 else ''
 
 
 def _read_size(file: str, path: KeyPath) -> Size:
@@ -168,6 +216,8 @@ def _read_size(file: str, path: KeyPath) -> Size:
         data = Path(file).read_bytes()
         check_pixel_limit(data)
         return image_size(data)
-    except (OSError, ValueError) as err:
-        reason = getattr(err, 'strerror', None) or (str(err) if isinstance(err, ValueError) else 'it is not an image')
+    except UnidentifiedImageError as err:
+        raise _error(path, f"'{file}' cannot be read: {NOT_AN_IMAGE}.") from err
+    except Exception as err:  # decoders raise exceptions of any type
+        reason = getattr(err, 'strerror', None) or ' '.join(str(err).split()).rstrip('.')
         raise _error(path, f"'{file}' cannot be read: {reason}.") from err
