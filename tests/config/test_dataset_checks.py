@@ -1,6 +1,9 @@
 """Images and maps of paired data sets, checked before a training."""
 import os
 
+import cv2
+import lmdb
+import numpy as np
 import pytest
 from conftest import random_images, write_images
 from PIL import Image
@@ -158,6 +161,48 @@ def test_rotation_in_exif(tmp_path):
         assert check_pairs({**opt, 'phase': phase}, PATH).sizes[0][1:] == ((20, 16), (10, 8))
     Image.new('RGB', (10, 8)).save(tmp_path / 'lq/a.png')
     refused(opt, None, 'GT is 16 x 20 and LQ 10 x 8')
+
+
+@kinds
+def test_validation_images_are_decoded(tmp_path, kind):
+    """Of a training set not: on_bad_record: skip may be meant to skip them."""
+    sizes = dict.fromkeys('abc', (64, 64))
+    opt = options(tmp_path, kind, sizes, dict.fromkeys('abc', (32, 32)), 'val')
+    for name in 'bc':
+        if kind == 'lmdb':
+            with lmdb.open(opt['dataroot_lq'], lock=False) as env, env.begin(write=True) as txn:
+                txn.put(name.encode(), txn.get(name.encode())[:-50])
+        else:
+            file = tmp_path / f'lq/{name}.png'
+            file.write_bytes(file.read_bytes()[:-50])
+    refused(opt, None, "b' cannot" if kind == 'lmdb' else "lq/b.png' cannot", 'be read', 'corrupted',
+            'Restore the image, or remove it from GT and LQ', 'So it is with 1 more')
+    check_pairs({**opt, 'phase': 'train'}, PATH)
+
+
+def test_validation_jpeg_that_opencv_would_complete(tmp_path):
+    opt = options(tmp_path, 'disk', {}, {}, 'val')
+    for side, size in (('gt', 64), ('lq', 32)):
+        cv2.imwrite(str(tmp_path / side / 'a.jpg'), random_images(1, size)['image_0'])
+    assert check_pairs(opt, PATH).deep == ''
+    file = tmp_path / 'gt/a.jpg'
+    file.write_bytes(file.read_bytes()[:-500])
+    refused(opt, None, "gt/a.jpg' cannot be read: ", 'truncated', 'Restore the image')
+
+
+@kinds
+@pytest.mark.parametrize('phase', ['train', 'val', 'test'])
+def test_16_bits_are_noted(tmp_path, kind, phase):
+    opt = options(tmp_path, kind, {'a': (16, 16)}, {'a': (8, 8)}, phase)
+    assert check_pairs(opt, PATH).deep == ''
+    deep = cv2.imencode('.png', np.zeros((8, 8, 3), np.uint16))[1].tobytes()
+    if kind == 'lmdb':
+        with lmdb.open(opt['dataroot_lq'], lock=False) as env, env.begin(write=True) as txn:
+            txn.put(b'a', deep)
+    else:
+        (tmp_path / 'lq/a.png').write_bytes(deep)
+    name = f"'{opt['dataroot_lq']}': 'a'" if kind == 'lmdb' else f"'{tmp_path}/lq/a.png'"
+    assert check_pairs(opt, PATH).deep == name
 
 
 def test_incomplete_lmdb(tmp_path):
