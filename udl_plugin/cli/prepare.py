@@ -36,6 +36,8 @@ Writes a benchmark for validation: HR cropped to a multiple of the scale, and LR
 writes to datasets/Set5/:
 
   GTmod2/*.png   LRbicx2/*.png   and the same for 3 and 4
+
+In a folder as SelfExSR publishes it, with img_001_SRF_4_HR.png, ..._LR.png and results of methods, only HR is taken.
 """
 UNCERTAINTY = """\
 Runs a step-1 network over a training set and caches its uncertainty maps, so that step 2 need not run the network.
@@ -130,6 +132,8 @@ def _add_command(commands: Any, name: str, run: Callable, summary: str, text: st
 def _add_common_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add('--scales', nargs='+', type=positive_int, required=True, metavar='N', help='such as 2 3 4')
+    add('--hr-pattern', metavar='GLOB', help="take only HR files whose name matches, such as '*_HR.png' (default: all; "
+        'or *_HR where there are *_LR beside them)')
     add('--keep-grey', action='store_true', help='keep the single channel of grey images, instead of three equal ones')
     add('--border', choices=BORDERS, default='clamp', help='how to continue images beyond their border when resizing: '
         'repeat the last pixel, as in the usual benchmarks, or mirror the image (%(default)s)')
@@ -151,6 +155,8 @@ def run_images(args: argparse.Namespace) -> int:
         print(f'From {result.images} HR images:')
         for path, count in result.folders.items():
             print(f'  {path}: {count} images, {_disk_size(path)}')
+        if result.left_out:
+            show(f'Images beside those of HR, not taken: {len(result.left_out)}', result.left_out[:MAX_LISTED])
         if result.alpha:
             show(f'Images whose alpha channel was dropped: {len(result.alpha)}', result.alpha[:MAX_LISTED])
         if result.small:
