@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from udl_plugin.cli.common import add_import_option, path_arg, positive_int, read_network_g, run_command, show
+from udl_plugin.data.image_io import pair_names
 from udl_plugin.data.lmdb_io import is_lmdb
 from udl_plugin.prepare.datasets import prepare_benchmark, prepare_train
-from udl_plugin.prepare.verify import Shape, check_images, check_pair
+from udl_plugin.prepare.verify import Shape, check_images, check_pair, compare_content
 from udl_plugin.utils.imresize import BORDERS
 from udl_plugin.utils.parallel import available_cores
 
@@ -52,7 +53,8 @@ Then set in the option file of step 2, under datasets: train:
   dataroot_uncertainty: datasets/DIV2K/DIV2K_train_uncertainty_X4_sub.lmdb
 """
 CHECK = """\
-Decodes every image of an LMDB or a folder. With two of them, HR and LR, also compares names and sizes.
+Decodes every image of an LMDB or a folder. With two of them, HR and LR, also compares names, sizes and content: which
+resizer made LR of HR, how far it is from MATLAB's, and which pairs are shifted or swapped (100 pairs at most).
 
   udl-prepare check datasets/DIV2K/DIV2K_train_HR_sub.lmdb datasets/DIV2K/DIV2K_train_LR_bicubic_X4_sub.lmdb
 
@@ -196,6 +198,12 @@ def run_check(args: argparse.Namespace) -> int:
         scale, differences = check_pair(hr, lr, args.scale, same_names=all(map(is_lmdb, paths)))
         problems += differences
         lines += [f'All images can be decoded; names and sizes match at scale {scale}.'] * (not problems)
+        if scale > 1:
+            pairs = {name: other for name, other in pair_names(hr, lr)[0].items()  # HR may be larger by some pixels
+                     if tuple(length // scale for length in hr[name][:2]) == tuple(lr[other][:2])}
+            found, differences = compare_content(args.path, args.lr, pairs, scale, args.workers, args.progress)
+            problems += differences
+            lines += found
     elif not problems:
         lines.append('All images can be decoded.')
     if not args.quiet:
