@@ -2,6 +2,7 @@
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,6 +70,10 @@ def test_benchmark_and_check(tmp_path, hr, capsys):
     assert main(['check', str(tmp_path / 'S' / 'GTmod3'), str(tmp_path / 'S' / 'LRbicx3')]) == 0
     out = capsys.readouterr().out
     assert f'{tmp_path}/S/GTmod3: 6 images, 48 x 48 pixels' in out and 'names and sizes match at scale 3.' in out
+    assert "LR equals MATLAB's bicubic of HR, in the middle of 6 pairs." in out
+    shutil.copy(tmp_path / 'S/LRbicx3/image_1.png', tmp_path / 'S/LRbicx3/image_2.png')
+    assert main(['check', str(tmp_path / 'S' / 'GTmod3'), str(tmp_path / 'S' / 'LRbicx3')]) == 1
+    assert "image_2: LR shows another image than HR, that of 'image_1'" in capsys.readouterr().err
 
 
 def test_check_lists_bad_records(tmp_path, hr, capsys):

@@ -256,6 +256,29 @@ def test_channels_that_disagree(tmp_path, network_g, color, key, message):
         assert_refused(f'datasets.val.{key}', message, **changes)
 
 
+@pytest.mark.parametrize('metric', ['calculate_psnr', 'calculate_map_ause'])
+def test_metric_without_ground_truth(tmp_path, metric):
+    data = {'name': 'x', 'type': 'SingleImageDataset', 'dataroot_lq': str(tmp_path), 'io_backend': {'type': 'disk'}}
+    assert_accepted(datasets={'val': data})
+    assert_accepted(datasets={'val': data}, val={'metrics': {'niqe': {'type': 'calculate_niqe', 'crop_border': 2}}})
+    assert_refused('datasets.val.type', 'SingleImageDataset has no ground truth, which val.metrics.m requires; delete '
+                   'val.metrics, or write type: PairedImageDataset', datasets={'val': data},
+                   val={'metrics': {'m': {'type': metric, 'crop_border': 2, 'better': 'lower'}}})
+
+
+@pytest.mark.parametrize(('options', 'color', 'expected'), [
+    ({}, None, ['val.metrics.m: on RGB. Papers report it on Y: test_y_channel: true.']),
+    ({'test_y_channel': False}, None, ['val.metrics.m: on RGB. Papers report it on Y: test_y_channel: true.']),
+    ({'test_y_channel': True}, None, []), ({}, 'y', [])])
+def test_metric_on_rgb_is_noted(tmp_path, options, color, expected):
+    notes = []
+    dataset = write_pairs(tmp_path, 1, phase='val', color=color)
+    val = {'metrics': {'m': {'type': 'calculate_psnr', 'crop_border': 2, **options}}}
+    found = validate_options(minimal(datasets={'val': dataset}, val=val, network_g=GRAY if color else {
+        **TWO, 'type': 'EDSR'}), notes=notes)
+    assert (found, notes) == ([], expected)
+
+
 @pytest.mark.parametrize('suffix', ['.lmdb', ''])
 def test_batch_that_is_never_full(tmp_path, suffix):
     dataset = write_pairs(tmp_path, 3, suffix, phase='train', gt_size=8)

@@ -1,6 +1,12 @@
 """Images and maps of paired data sets, checked before a training."""
+import os
+
+import cv2
+import lmdb
+import numpy as np
 import pytest
 from conftest import random_images, write_images
+from PIL import Image
 
 from udl_plugin.config.dataset_checks import check_maps, check_pairs
 from udl_plugin.data.map_format import METADATA, make_metadata
@@ -71,7 +77,7 @@ def test_bad_patch_size(tmp_path, kind):
 def test_names_that_differ(tmp_path):
     opt = options(tmp_path, 'disk', {'a': (16, 16)}, {'ax2': (8, 8)})
     check_pairs({**opt, 'filename_tmpl': '{}x2'}, PATH)
-    refused(opt, None, 'a.png is not in lq_paths')
+    refused(opt, None, "'a.png' of GT has no LQ image 'a.png'. There is 'ax2.png': write filename_tmpl: '{}x2'. GT is")
     (tmp_path / 'lq' / 'bx2.png').touch()  # not in the list: not looked at
     (tmp_path / 'list.txt').write_text('a.png (16,16,3)\n')
     check_pairs({**opt, 'filename_tmpl': '{}x2', 'meta_info_file': str(tmp_path / 'list.txt')}, PATH)
@@ -104,8 +110,99 @@ def test_empty(tmp_path, kind):
 
 @kinds
 def test_unpaired(tmp_path, kind):
-    parts = ("1 only in GT ['b']", "1 only in LQ ['c']") if kind == 'lmdb' else ('b.png is not in lq', tmp_path)
+    parts = ("1 only in GT ['b']", "1 only in LQ ['c']") if kind == 'lmdb' else ("'b.png' of GT has no LQ", tmp_path)
     refused(options(tmp_path, kind, {'a': (16, 16), 'b': (16, 16)}, {'a': (8, 8), 'c': (8, 8)}), None, *parts)
+
+
+def test_file_without_partner(tmp_path):
+    opt = options(tmp_path, 'disk', {'a': (16, 16)}, {'a': (8, 8), 'b': (8, 8), 'c': (8, 8), 'd': (8, 8)})
+    refused(opt, None, "'b.png' of LQ has no GT image, nor have 2 more. GT is ")
+
+
+def test_suffixes_that_differ(tmp_path):
+    opt = options(tmp_path, 'disk', {'a': (16, 16)}, {'a': (8, 8)})
+    Image.new('RGB', (16, 16)).save(tmp_path / 'gt/a.jpg')
+    os.unlink(tmp_path / 'gt/a.png')
+    refused(opt, None, "'a.jpg' of GT has no LQ image 'a.jpg'. There is 'a.png', but both need the same suffix:")
+
+
+@pytest.mark.parametrize('name', ['Thumbs.db', 'list.txt', 'b.gif'])
+@pytest.mark.parametrize('side', ['gt', 'lq'])
+def test_file_that_is_not_an_image(tmp_path, name, side):
+    opt = options(tmp_path, 'disk', {'a': (16, 16)}, {'a': (8, 8)})
+    (tmp_path / side / name).write_bytes(b'x')
+    refused(opt, f'dataroot_{side}', f"{side}/{name}' cannot be read: it is not an image in PNG", 'or remove it')
+
+
+def test_links(tmp_path):
+    for side, size in (('gt', 16), ('lq', 8)):
+        write_images(tmp_path / 'data' / side, random_images(2, size))
+        (tmp_path / side).mkdir()
+        for number in range(2):
+            (tmp_path / side / f'image_{number}.png').symlink_to(f'../data/{side}/image_{number}.png')
+    (tmp_path / 'gt_link').symlink_to('gt')
+    opt = options(tmp_path, 'lmdb', {}, {})
+    opt = {**opt, 'io_backend': {'type': 'disk'}, 'dataroot_gt': str(tmp_path / 'gt_link'),
+           'dataroot_lq': str(tmp_path / 'lq')}
+    for phase in ('train', 'val'):
+        assert check_pairs({**opt, 'phase': phase}, PATH).number == 2
+    os.unlink(tmp_path / 'data/lq/image_1.png')
+    refused(opt, 'dataroot_lq', "lq/image_1.png' is a broken link, to '../data/lq/image_1.png'.")
+
+
+def test_rotation_in_exif(tmp_path):
+    """The size is that of the image as it is read."""
+    opt = options(tmp_path, 'disk', {'a': (16, 20)}, {'a': (10, 8)})
+    refused(opt, None, 'GT is 20 x 16 and LQ 8 x 10')
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new('RGB', (20, 16)).save(tmp_path / 'gt/a.png', exif=exif)
+    for phase in ('train', 'val'):
+        assert check_pairs({**opt, 'phase': phase}, PATH).sizes[0][1:] == ((20, 16), (10, 8))
+    Image.new('RGB', (10, 8)).save(tmp_path / 'lq/a.png')
+    refused(opt, None, 'GT is 16 x 20 and LQ 10 x 8')
+
+
+@kinds
+def test_validation_images_are_decoded(tmp_path, kind):
+    """Of a training set not: on_bad_record: skip may be meant to skip them."""
+    sizes = dict.fromkeys('abc', (64, 64))
+    opt = options(tmp_path, kind, sizes, dict.fromkeys('abc', (32, 32)), 'val')
+    for name in 'bc':
+        if kind == 'lmdb':
+            with lmdb.open(opt['dataroot_lq'], lock=False) as env, env.begin(write=True) as txn:
+                txn.put(name.encode(), txn.get(name.encode())[:-50])
+        else:
+            file = tmp_path / f'lq/{name}.png'
+            file.write_bytes(file.read_bytes()[:-50])
+    refused(opt, None, "b' cannot" if kind == 'lmdb' else "lq/b.png' cannot", 'be read', 'corrupted',
+            'Restore the image, or remove it from GT and LQ', 'So it is with 1 more')
+    check_pairs({**opt, 'phase': 'train'}, PATH)
+
+
+def test_validation_jpeg_that_opencv_would_complete(tmp_path):
+    opt = options(tmp_path, 'disk', {}, {}, 'val')
+    for side, size in (('gt', 64), ('lq', 32)):
+        cv2.imwrite(str(tmp_path / side / 'a.jpg'), random_images(1, size)['image_0'])
+    assert check_pairs(opt, PATH).deep == ''
+    file = tmp_path / 'gt/a.jpg'
+    file.write_bytes(file.read_bytes()[:-500])
+    refused(opt, None, "gt/a.jpg' cannot be read: ", 'truncated', 'Restore the image')
+
+
+@kinds
+@pytest.mark.parametrize('phase', ['train', 'val', 'test'])
+def test_16_bits_are_noted(tmp_path, kind, phase):
+    opt = options(tmp_path, kind, {'a': (16, 16)}, {'a': (8, 8)}, phase)
+    assert check_pairs(opt, PATH).deep == ''
+    deep = cv2.imencode('.png', np.zeros((8, 8, 3), np.uint16))[1].tobytes()
+    if kind == 'lmdb':
+        with lmdb.open(opt['dataroot_lq'], lock=False) as env, env.begin(write=True) as txn:
+            txn.put(b'a', deep)
+    else:
+        (tmp_path / 'lq/a.png').write_bytes(deep)
+    name = f"'{opt['dataroot_lq']}': 'a'" if kind == 'lmdb' else f"'{tmp_path}/lq/a.png'"
+    assert check_pairs(opt, PATH).deep == name
 
 
 def test_incomplete_lmdb(tmp_path):

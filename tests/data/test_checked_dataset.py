@@ -145,8 +145,14 @@ def test_hint_to_skip_is_for_training_only(roots):
     put(roots[0], 'image_1', b'x')
     with pytest.raises(UserError, match='not an image. on_bad_record: skip skips such samples.$'):
         checked(roots)[1]
-    with pytest.raises(UserError, match='not an image.$'):
+    with pytest.raises(UserError, match='not an image. Restore the image, or remove it from GT and LQ: validation '):
         checked([copied(root) for root in roots], phase='val')[1]
+
+
+def test_sizes_that_differ_are_told_in_a_sentence(roots):
+    put(roots[1], 'image_1', encode(np.zeros((10, 12, 3), np.uint8)))
+    with pytest.raises(UserError, match=r"image_1': Scale mismatches. GT \(24, 24\) is not 2x multiplication of LQ \("):
+        checked(roots)[1]
 
 
 class OneLmdb:

@@ -61,8 +61,59 @@ def test_exif_orientation_is_applied(tmp_path):
 def test_other_formats_are_rejected_whatever_their_suffix(tmp_path):
     Image.fromarray(IMG).save(tmp_path / 'a.gif')
     (tmp_path / 'a.gif').rename(tmp_path / 'a.png')
-    with pytest.raises(UserError, match=r"a\.png' cannot be read: it is not an image"):
+    with pytest.raises(UserError, match=r"a\.png' cannot be read: it is not an image in PNG, .* convert it to PNG, or"):
         read_image(tmp_path / 'a.png')
+
+
+@pytest.mark.parametrize('suffix', ['.gif', '.jp2', '.tga'])
+def test_folder_does_not_leave_out_images_that_are_not_read(tmp_path, suffix):
+    Image.fromarray(IMG).save(tmp_path / f'a{suffix}')
+    with pytest.raises(UserError, match=f"a{suffix}' cannot be read: it is not an image in PNG, .* convert it to PNG"):
+        read_image(list_images(tmp_path)['a'])
+
+
+@pytest.mark.parametrize(('suffix', 'channels'), [('.ppm', 3), ('.pgm', 1), ('.pnm', 3)])
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_netpbm(tmp_path, suffix, channels, dtype):
+    img = IMG.astype(dtype) * (np.iinfo(dtype).max // 255)
+    save(tmp_path / f'a{suffix}', img if channels == 3 else img[..., 0])
+    assert np.array_equal(read_full_image(list_images(tmp_path)['a']), img if channels == 3 else img[..., 0])
+
+
+@pytest.mark.parametrize('maxval', [100, 1023])
+def test_netpbm_of_another_range(tmp_path, maxval):
+    levels = np.arange(600) % (maxval + 1)
+    data = levels.astype('>u2' if maxval > 255 else 'u1').tobytes()
+    (tmp_path / 'a.pgm').write_bytes(b'P5\n# a comment\n30 20 %d\n' % maxval + data)
+    with pytest.raises(UserError, match=f"a.pgm' cannot be read: its largest value is {maxval}, .* convert it to PNG"):
+        read_full_image(tmp_path / 'a.pgm')
+
+
+@pytest.mark.parametrize('suffix', ['.tif', '.webp', '.png'])
+def test_several_pages_are_rejected(tmp_path, suffix):
+    pages = [Image.fromarray(page) for page in (IMG, IMG[::-1].copy(), IMG // 2)]
+    path = tmp_path / f'a{suffix}'
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    with pytest.raises(UserError, match=f"a{suffix}' cannot be read: it has 3 pages or frames, .* save the one you"):
+        read_image(path)
+    with pytest.raises(ValueError, match='it has 3 pages or frames'):
+        image_size(path.read_bytes())
+
+
+def test_float_tiff_is_rejected(tmp_path):
+    save(tmp_path / 'a.tif', IMG.astype(np.float32))
+    with pytest.raises(UserError, match=r"a\.tif' .*(of 8 or 16 bits; convert it to PNG|32 bits per channel; convert)"):
+        read_image(tmp_path / 'a.tif')
+
+
+@pytest.mark.parametrize('suffix', ['.jpg', '.png', '.tif', '.webp', '.ppm'])
+@pytest.mark.parametrize('orientation', [1, 3, 6])
+def test_size_is_the_one_that_is_read(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(IMG).save(tmp_path / f'a{suffix}', exif=exif)
+    data = (tmp_path / f'a{suffix}').read_bytes()
+    assert image_size(data) == decode(data).shape[:2] == read_image(tmp_path / f'a{suffix}')[0].shape[:2]
 
 
 def test_palette_with_transparency(tmp_path):

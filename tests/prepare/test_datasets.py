@@ -45,7 +45,7 @@ def test_train(tmp_path):
     hr = folder(tmp_path / 'hr', a=image(50, 61), b=image(24, 24))
     prepared = prepare_train([hr], [2, 3], tmp_path / 'SET', **SMALL)
     names = ['SET_train_HR_sub.lmdb', 'SET_train_LR_bicubic_X2_sub.lmdb', 'SET_train_LR_bicubic_X3_sub.lmdb']
-    assert prepared == ({tmp_path / 'SET' / name: 13 for name in names}, 2, [], [], [])
+    assert prepared == ({tmp_path / 'SET' / name: 13 for name in names}, 2, [], [], [], [])
     assert sorted(path.name for path in (tmp_path / 'SET').iterdir()) == names
     hr_image = image(50, 61)[:48, :60]
     for scale in (2, 3):
@@ -320,3 +320,45 @@ def test_file_too_large(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not (tmp_path / 'SET').exists()
+
+
+# ---- folders with HR beside other images
+
+
+def self_ex_sr(path, scale=4):
+    """A folder as SelfExSR publishes Urban100."""
+    hr = random_images(2, 48)
+    for number, img in enumerate(hr.values(), 1):
+        for kind in ('HR', 'LR', 'bicubic', 'glasner', 'SelfExSR'):
+            small = img[::scale, ::scale] if kind == 'LR' else img if kind == 'HR' else img // 2
+            folder_of = path / f'img_{number:03d}_SRF_{scale}_{kind}.png'
+            path.mkdir(exist_ok=True)
+            folder_of.write_bytes(encode(small))
+    return list(hr.values())
+
+
+@pytest.mark.parametrize('options', [{}, {'hr_pattern': '*_HR.png'}])
+def test_only_hr_of_a_mixed_folder(tmp_path, options):
+    images = self_ex_sr(tmp_path / 'image_SRF_4')
+    result = prepare_benchmark(tmp_path / 'image_SRF_4', [4], tmp_path / 'out', 'Urban100', **options)
+    found = read(tmp_path / 'out/Urban100/GTmod4')
+    assert sorted(found) == ['img_001.png', 'img_002.png']
+    assert all((img == images[number]).all() for number, (_, img) in enumerate(sorted(found.items())))
+    assert (result.images, len(result.left_out)) == (2, 8)
+    prepare_train(tmp_path / 'image_SRF_4', [4], tmp_path / 'SET', **SMALL, **options)
+    assert len(read_pairs(*(tmp_path / f'SET/SET_train_{kind}_sub.lmdb' for kind in ('HR', 'LR_bicubic_X4')), 4)) == 18
+
+
+def test_hr_pattern_that_does_not_serve(tmp_path):
+    self_ex_sr(tmp_path / 'mixed')
+    with pytest.raises(UserError, match="mixed' has no image whose name matches --hr-pattern 'x[*].png'"):
+        prepare_benchmark(tmp_path / 'mixed', [4], tmp_path / 'out', 'S', hr_pattern='x*.png')
+    self_ex_sr(tmp_path / 'mixed', 2)
+    with pytest.raises(UserError, match="SRF_2_HR.png' and .*SRF_4_HR.png' would both be 'img_001'; choose one with"):
+        prepare_benchmark(tmp_path / 'mixed', [4], tmp_path / 'out', 'S')
+    assert prepare_benchmark(tmp_path / 'mixed', [4], tmp_path / 'out', 'S', hr_pattern='*_SRF_4_HR.png').images == 2
+
+
+def test_names_without_lr_beside_them_are_kept(tmp_path):
+    result = prepare_benchmark(folder(tmp_path / 'hr', a_HR=image(8, 8), b=image(8, 8)), [2], tmp_path, 'S')
+    assert sorted(read(tmp_path / 'S/GTmod2')) == ['a_HR.png', 'b.png'] and result.left_out == []

@@ -1,6 +1,8 @@
+import re
 import struct
 import zlib
 
+import cv2
 import lmdb
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from conftest import random_images, write_images
 
 from udl_plugin.data.lmdb_io import encode, read_meta_info
 from udl_plugin.errors import UserError
-from udl_plugin.prepare.verify import check_images, check_pair
+from udl_plugin.prepare.verify import MATLAB, RESIZERS, check_images, check_pair, compare_content
 
 IMAGES = random_images(40, 12)
 by_kind = pytest.mark.parametrize('name', ['x.lmdb', 'x'])
@@ -178,3 +180,73 @@ def test_no_pairs():
 
 def test_wrong_order():
     assert check_pair({'a': (2, 2, 3)}, {'a': (4, 4, 3)}) == (0, ['HR is smaller than LR; name HR first'])
+
+
+# ---- content of pairs
+
+
+def photos(count=3, height=96, width=120):
+    """Smooth images with edges, unlike each other."""
+    generator = np.random.default_rng(1)
+    found = {}
+    for number in range(count):
+        small = generator.integers(0, 256, (height // 12, width // 12, 3), dtype=np.uint8)
+        found[f'photo_{number}'] = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+    return found
+
+
+def compare(folder, hr, lr, suffix='', scale=2):
+    roots = [write_images(folder / f'{side}{suffix}', images) for side, images in (('hr', hr), ('lr', lr))]
+    return compare_content(*roots, {name: name for name in hr}, scale)
+
+
+@pytest.mark.parametrize('suffix', ['.lmdb', ''])
+@pytest.mark.parametrize('scale', [2, 3, 4])
+@pytest.mark.parametrize('resizer', RESIZERS)
+def test_resizer_is_recognised(tmp_path, resizer, scale, suffix):
+    hr = photos()
+    lr = {name: RESIZERS[resizer](img, scale) for name, img in hr.items()}
+    lines, found = compare(tmp_path, hr, lr, suffix, scale)
+    assert found == []
+    # OpenCV's area and linear are equal at x2, and linear takes every third pixel at x3, as nearest neighbour does
+    assert lines[0].startswith('LR equals ') and lines[0].endswith(' of HR, in the middle of 3 pairs.')
+    assert resizer in lines[0] or resizer.startswith(('OpenCV', 'nearest'))
+    assert len(lines) == 1 if resizer == MATLAB else lines[1].startswith(f'{MATLAB}, which the usual benchmarks are ')
+
+
+def test_lr_that_was_compressed(tmp_path):
+    hr = photos()
+    lr = {name: cv2.imdecode(cv2.imencode('.jpg', RESIZERS[MATLAB](img, 2))[1], 1) for name, img in hr.items()}
+    lines, found = compare(tmp_path, hr, lr)
+    assert found == []
+    assert lines[0].startswith('LR is nearest to ')
+
+
+@pytest.mark.parametrize(('right', 'down'), [(2, 0), (0, -1), (6, 4)])
+def test_shifted_pair(tmp_path, right, down):
+    """In HR pixels."""
+    hr = photos()
+    lr = {name: RESIZERS[MATLAB](img, 2) for name, img in hr.items()}
+    lr['photo_1'] = RESIZERS[MATLAB](np.roll(hr['photo_1'], (down, right), (0, 1)), 2)
+    lines, (problem,) = compare(tmp_path, hr, lr)
+    assert lines == [f'LR equals {MATLAB} of HR, in the middle of 2 pairs.']
+    match = re.fullmatch(r'photo_1: LR is shifted against HR by about (\S+) pixels to the right and (\S+) down, in LR '
+                         'pixels', problem)
+    assert np.allclose([float(value) for value in match.groups()], [right / 2, down / 2], atol=0.1)
+
+
+def test_swapped_pairs(tmp_path):
+    hr = photos()
+    lr = {name: RESIZERS[MATLAB](img, 2) for name, img in hr.items()}
+    lr['photo_0'], lr['photo_2'] = lr['photo_2'], lr['photo_0']
+    assert compare(tmp_path, hr, lr)[1] == [
+        "photo_0: LR shows another image than HR, that of 'photo_2'",
+        "photo_2: LR shows another image than HR, that of 'photo_0'"]
+
+
+@pytest.mark.parametrize('size', [(2, 2), (4, 6), (10, 8), (96, 4)])
+def test_small_and_flat_images_are_no_problem(tmp_path, size):
+    hr = {'noise': random_images(1, *size)['image_0'], 'flat': np.full((*size, 3), 7, np.uint8)}
+    lines, found = compare(tmp_path, hr, {name: RESIZERS[MATLAB](img, 2) for name, img in hr.items()})
+    assert found == []
+    assert lines[0].startswith('LR equals ')

@@ -104,6 +104,19 @@ def test_same_log_as_basicsr(runner, train, logged):
     assert texts[0] == texts[1]
 
 
+def test_notes_of_the_option_check_are_logged(runner, train, logged):
+    metrics = {'psnr': {'type': 'calculate_psnr', 'crop_border': 2}}
+    assert train(runner.write_yml('step1', train__total_iter=1, val__metrics=metrics))[0] == 0
+    start = next(number for number, line in enumerate(logged) if line.startswith('Start training'))
+    notes = [number for number, line in enumerate(logged) if line.startswith('val.metrics.psnr: on RGB')]
+    assert len(notes) == 1 and notes[0] < start
+    logged.clear()
+    yml = runner.write_yml('test', 'demo/test_udl_step1', val__metrics=metrics,
+                           path__pretrain_network_g='experiments/step1/models/net_g_latest.pth')
+    assert main(False, ['-opt', str(yml)]) == 0
+    assert sum(line.startswith('val.metrics.psnr: on RGB') for line in logged) == 1
+
+
 def test_one_pass_at_start_up(runner, train, monkeypatch):
     """Step 2 with EMA: the yml is parsed once, each LMDB's index and the checkpoint are read once, the network is built
     once, and once more for the EMA. BasicSR's data set reads the index once more for its keys."""

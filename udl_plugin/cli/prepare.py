@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from udl_plugin.cli.common import add_import_option, path_arg, positive_int, read_network_g, run_command, show
+from udl_plugin.data.image_io import pair_names
 from udl_plugin.data.lmdb_io import is_lmdb
 from udl_plugin.prepare.datasets import prepare_benchmark, prepare_train
-from udl_plugin.prepare.verify import Shape, check_images, check_pair
+from udl_plugin.prepare.verify import Shape, check_images, check_pair, compare_content
 from udl_plugin.utils.imresize import BORDERS
 from udl_plugin.utils.parallel import available_cores
 
@@ -36,6 +37,8 @@ Writes a benchmark for validation: HR cropped to a multiple of the scale, and LR
 writes to datasets/Set5/:
 
   GTmod2/*.png   LRbicx2/*.png   and the same for 3 and 4
+
+In a folder as SelfExSR publishes it, with img_001_SRF_4_HR.png, ..._LR.png and results of methods, only HR is taken.
 """
 UNCERTAINTY = """\
 Runs a step-1 network over a training set and caches its uncertainty maps, so that step 2 need not run the network.
@@ -50,7 +53,8 @@ Then set in the option file of step 2, under datasets: train:
   dataroot_uncertainty: datasets/DIV2K/DIV2K_train_uncertainty_X4_sub.lmdb
 """
 CHECK = """\
-Decodes every image of an LMDB or a folder. With two of them, HR and LR, also compares names and sizes.
+Decodes every image of an LMDB or a folder. With two of them, HR and LR, also compares names, sizes and content: which
+resizer made LR of HR, how far it is from MATLAB's, and which pairs are shifted or swapped (100 pairs at most).
 
   udl-prepare check datasets/DIV2K/DIV2K_train_HR_sub.lmdb datasets/DIV2K/DIV2K_train_LR_bicubic_X4_sub.lmdb
 
@@ -130,6 +134,8 @@ def _add_command(commands: Any, name: str, run: Callable, summary: str, text: st
 def _add_common_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add('--scales', nargs='+', type=positive_int, required=True, metavar='N', help='such as 2 3 4')
+    add('--hr-pattern', metavar='GLOB', help="take only HR files whose name matches, such as '*_HR.png' (default: all; "
+        'or *_HR where there are *_LR beside them)')
     add('--keep-grey', action='store_true', help='keep the single channel of grey images, instead of three equal ones')
     add('--border', choices=BORDERS, default='clamp', help='how to continue images beyond their border when resizing: '
         'repeat the last pixel, as in the usual benchmarks, or mirror the image (%(default)s)')
@@ -151,6 +157,8 @@ def run_images(args: argparse.Namespace) -> int:
         print(f'From {result.images} HR images:')
         for path, count in result.folders.items():
             print(f'  {path}: {count} images, {_disk_size(path)}')
+        if result.left_out:
+            show(f'Images beside those of HR, not taken: {len(result.left_out)}', result.left_out[:MAX_LISTED])
         if result.alpha:
             show(f'Images whose alpha channel was dropped: {len(result.alpha)}', result.alpha[:MAX_LISTED])
         if result.small:
@@ -190,6 +198,12 @@ def run_check(args: argparse.Namespace) -> int:
         scale, differences = check_pair(hr, lr, args.scale, same_names=all(map(is_lmdb, paths)))
         problems += differences
         lines += [f'All images can be decoded; names and sizes match at scale {scale}.'] * (not problems)
+        if scale > 1:
+            pairs = {name: other for name, other in pair_names(hr, lr)[0].items()  # HR may be larger by some pixels
+                     if tuple(length // scale for length in hr[name][:2]) == tuple(lr[other][:2])}
+            found, differences = compare_content(args.path, args.lr, pairs, scale, args.workers, args.progress)
+            problems += differences
+            lines += found
     elif not problems:
         lines.append('All images can be decoded.')
     if not args.quiet:

@@ -57,7 +57,7 @@ def check_options(opt: Opt) -> None:
         raise_errors(validate_options(opt))
 
 
-def validate_options(opt: Opt, known: Iterable[Any] | None = None) -> list[Any]:
+def validate_options(opt: Opt, known: Iterable[Any] | None = None, notes: list[str] | None = None) -> list[Any]:
     """All errors of options, of the data that they name, and of how they fit together.
 
     The network is not built and `path.pretrain_network_g` is not read, which the model does next; see `network_errors`.
@@ -67,16 +67,19 @@ def validate_options(opt: Opt, known: Iterable[Any] | None = None) -> list[Any]:
         known: The errors of the option file as it is written; see `validate_file`. Checks of options that they are
             about are skipped. None: there is no file; then the options that a model reads are validated, of which most
             may be missing.
+        notes: Lines for the log are added to it: what is no error, and not obvious.
 
     Returns:
         OptionErrors, `known` first; and messages of errors that are about no option.
     """
+    notes = [] if notes is None else notes
     errors = ErrorCollector(validate_sections(opt) if known is None else known)
     for phase, dataset in get_section(opt, 'datasets').items():
         if isinstance(dataset, Mapping):
             path = ('datasets', phase)
-            errors.check(_check_data, opt, dataset, path, requires=[
+            errors.check(_check_data, opt, dataset, path, notes, requires=[
                 ('scale',), (*path, 'type'), (*path, 'io_backend', 'type')])
+    errors.check(_check_metrics, opt, notes, requires=[('val', 'metrics')])
     network = None
     if not errors.has_error_at('network_g', 'type'):
         network = lookup_class(ARCH_REGISTRY, opt['network_g']['type'])
@@ -150,7 +153,7 @@ def check_data(phase: str, scale: int, dataset_opt: Opt) -> None:
                  for key in LOADER_OPTIONS & dataset_opt.keys())
     loader = {'num_worker_per_gpu': 0, 'batch_size_per_gpu': 1} if phase == 'train' else {}
     errors = ErrorCollector(validate_dataset(phase, {**dataset_opt, **loader}, phase != 'test'))
-    errors.check(_check_data, {}, {**dataset_opt, 'phase': phase, 'scale': scale}, path, requires=[
+    errors.check(_check_data, {}, {**dataset_opt, 'phase': phase, 'scale': scale}, path, [], requires=[
         (*path, 'type'), (*path, 'io_backend', 'type')])
     raise_errors(errors.errors)
 
@@ -217,16 +220,37 @@ def _check_files(opt: Opt) -> Iterator[OptionError]:
             yield OptionError(('path', key), f"there is no file '{value}' (seen from {osp.abspath('.')}).")
 
 
-def _check_data(opt: Opt, dataset_opt: Opt, path: KeyPath) -> Iterator[OptionError]:
+def _check_data(opt: Opt, dataset_opt: Opt, path: KeyPath, notes: list[str]) -> Iterator[OptionError]:
     with_maps = dataset_opt.get('type') == WITH_MAPS
     if dataset_opt.get('dataroot_uncertainty') is not None and not with_maps:
         yield OptionError((*path, 'dataroot_uncertainty'), f'is only read with type: {WITH_MAPS}; write that.')
     if dataset_opt.get('type') in (PAIRS, WITH_MAPS):
         pairs = check_pairs(dataset_opt, path)  # reads each index once
+        if pairs.deep:
+            notes.append(f'{".".join(path)}: {pairs.deep} has more than 8 bits per channel; BasicSR reads images as 8 '
+                         'bits.')
         if with_maps:
             check_maps(dataset_opt, pairs, path)
         if path == ('datasets', 'train'):
             yield from _check_batch(opt, dataset_opt, pairs.number)
+
+
+def _check_metrics(opt: Opt, notes: list[str]) -> Iterator[OptionError]:
+    """Yields an error if metrics compare with a ground truth that a data set lacks; notes which are not on Y."""
+    sets = {phase: dataset for phase, dataset in get_section(opt, 'datasets').items()
+            if phase != 'train' and isinstance(dataset, Mapping)}
+    parameters = {name: inspect.signature(METRIC_REGISTRY.get(metric['type'])).parameters for name, metric
+                  in get_section(opt, 'val', 'metrics').items() if metric['type'] in METRIC_REGISTRY}
+    comparing = [name for name in parameters if 'img2' in parameters[name]]
+    for phase, dataset in sets.items():
+        if dataset.get('type') == 'SingleImageDataset' and comparing:
+            yield OptionError(('datasets', phase, 'type'), (
+                f'SingleImageDataset has no ground truth, which val.metrics.{comparing[0]} requires; delete '
+                f'val.metrics, or write type: {PAIRS}.'))
+    if any(dataset.get('color') != 'y' for dataset in sets.values()):
+        notes += [f'val.metrics.{name}: on RGB. Papers report it on Y: test_y_channel: true.'
+                  for name, known in parameters.items()
+                  if 'test_y_channel' in known and not opt['val']['metrics'][name].get('test_y_channel')]
 
 
 def _check_batch(opt: Opt, dataset_opt: Opt, images: int) -> Iterator[OptionError]:

@@ -1,18 +1,22 @@
 """Checks the images of paired data sets before training, in place of a traceback of a worker in the first iteration."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import path as osp
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from PIL import UnidentifiedImageError
+
 from udl_plugin.config.problems import KeyPath, OptionError, errors_at
-from udl_plugin.data.image_io import check_pixel_limit, image_size
-from udl_plugin.data.lmdb_io import read_meta_info
+from udl_plugin.data.image_io import NOT_AN_IMAGE, SUFFIXES, check_pixel_limit, decode_complete, image_size
+from udl_plugin.data.lmdb_io import is_lmdb, open_lmdb, read_meta_info
 from udl_plugin.data.map_format import read_metadata
 from udl_plugin.errors import UserErrors, raise_errors
 
 MAX_FILES = 100  # read of a folder, evenly spaced. An LMDB lists the sizes of all images in one file
+MAX_DECODED = 1000  # a validation set of no more images is decoded before the training, in some seconds
 Size = tuple[int, ...]  # height, width
 
 
@@ -21,15 +25,21 @@ class Pairs(NamedTuple):
 
     Attributes:
         number: Of pairs.
-        sizes: Name, GT size and LQ size; of a folder, of `MAX_FILES` pairs at most.
+        sizes: Name, GT size and LQ size; of a folder, of `MAX_FILES` pairs at most, in validation `MAX_DECODED` / 2.
+        paths: Paths or keys of GT and LQ, of as many.
+        deep: An image of more than 8 bits per channel, for a message; empty if none was found.
     """
 
     number: int
     sizes: list[tuple[str, Size, Size]]
+    paths: Sequence[tuple[str, str]] = ()
+    deep: str = ''
 
 
 def check_pairs(dataset_opt: Mapping[str, Any], path: KeyPath) -> Pairs:
     """Checks that GT and LQ exist, are paired, and have sizes that fit the scale and the patch size.
+
+    A validation set of at most `MAX_DECODED` images is decoded, because its images are never skipped.
 
     Args:
         dataset_opt: Options of a PairedImageDataset, with `scale` and `phase` as `parse_options` adds them.
@@ -46,7 +56,7 @@ def check_pairs(dataset_opt: Mapping[str, Any], path: KeyPath) -> Pairs:
             raise _error(path, f"'{name}': GT is {gt_size[1]} x {gt_size[0]} and LQ {lq_size[1]} x {lq_size[0]} "
                                f"pixels, {problem}. GT is from {dataset_opt['dataroot_gt']}, LQ from "
                                f"{dataset_opt['dataroot_lq']}.")
-    return pairs
+    return pairs._replace(deep=_check_content(dataset_opt, pairs, path))
 
 
 def too_few_images(images: int, batch_size: int) -> OptionError:
@@ -143,7 +153,7 @@ def _read_lmdbs(dataset_opt: Mapping[str, Any], path: KeyPath) -> Pairs:
     if only_gt or only_lq:
         raise _error(path, f'the keys of dataroot_gt and dataroot_lq differ: {len(only_gt)} only in GT {only_gt[:3]}, '
                            f'{len(only_lq)} only in LQ {only_lq[:3]}.')
-    return Pairs(len(gt), [(key, gt[key][:2], lq[key][:2]) for key in gt])
+    return Pairs(len(gt), [(key, gt[key][:2], lq[key][:2]) for key in gt], [(key, key) for key in gt])
 
 
 def _read_folders(dataset_opt: Mapping[str, Any], path: KeyPath) -> Pairs:
@@ -154,13 +164,60 @@ def _read_folders(dataset_opt: Mapping[str, Any], path: KeyPath) -> Pairs:
         if dataset_opt.get('meta_info_file') is not None:
             pairs = paired_paths_from_meta_info_file(roots, ['lq', 'gt'], dataset_opt['meta_info_file'], template)
         else:
+            _check_names(dataset_opt, template, path)
             pairs = paired_paths_from_folder(roots, ['lq', 'gt'], template)
+    except UserErrors:
+        raise
     except (AssertionError, OSError, ValueError, LookupError, AttributeError) as err:
         raise _error(path, f"{err} LQ is '{roots[0]}', GT is '{roots[1]}', filename_tmpl '{template}'.") from err
     if not pairs:
         raise _error((*path, 'dataroot_gt'), f"'{roots[1]}' contains no image.")
-    return Pairs(len(pairs), [(pair['gt_path'], _read_size(pair['gt_path'], path), _read_size(pair['lq_path'], path))
-                              for pair in pairs[::-(-len(pairs) // MAX_FILES)]])
+    pairs.sort(key=lambda pair: pair['gt_path'])  # a folder's are in no order
+    limit = MAX_DECODED // 2 if dataset_opt['phase'] == 'val' else MAX_FILES
+    paths = [(pair['gt_path'], pair['lq_path']) for pair in pairs[::-(-len(pairs) // limit)]]
+    return Pairs(len(pairs), [(gt, _read_size(gt, path), _read_size(lq, path)) for gt, lq in paths], paths)
+
+
+def _check_names(dataset_opt: Mapping[str, Any], template: str, path: KeyPath) -> None:
+    """Checks what two folders contain: BasicSR reads each file as an image, and pairs names with the same suffix.
+
+    Raises:
+        UserErrors: names the file.
+    """
+    gt_root, lq_root = Path(dataset_opt['dataroot_gt']), Path(dataset_opt['dataroot_lq'])
+    gt, lq = _list_files(gt_root, (*path, 'dataroot_gt')), _list_files(lq_root, (*path, 'dataroot_lq'))
+    partners = {name: f'{template.format(Path(name).stem)}{Path(name).suffix}' for name in gt}
+    only_gt = [name for name in gt if partners[name] not in lq]
+    only_lq = sorted(set(lq) - set(partners.values()))
+    hint = f"GT is '{gt_root}', LQ is '{lq_root}', filename_tmpl '{template}'."
+    if only_gt:
+        wanted = Path(partners[only_gt[0]])
+        message = f"'{only_gt[0]}' of GT has no LQ image '{wanted}'{_count_others(only_gt)}."
+        stem = f"{Path(only_gt[0]).stem}x{dataset_opt['scale']}"
+        others = [name for name in only_lq if Path(name).stem in (wanted.stem, stem)]
+        if others and Path(others[0]).suffix != wanted.suffix:
+            message += f" There is '{others[0]}', but both need the same suffix: convert one of them."
+        elif others:
+            message += f" There is '{others[0]}': write filename_tmpl: '{{}}x{dataset_opt['scale']}'."
+        raise _error(path, f'{message} {hint}')
+    if only_lq:
+        raise _error(path, f"'{only_lq[0]}' of LQ has no GT image{_count_others(only_lq)}. {hint}")
+
+
+def _list_files(root: Path, path: KeyPath) -> list[str]:
+    """The names of the files that BasicSR reads as the images in a folder; raises if one is not an image."""
+    files = [file for file in sorted(root.iterdir()) if not file.name.startswith('.') and not file.is_dir()]
+    for file in files:
+        if not file.exists():
+            raise _error(path, f"'{file}' is a broken link, to '{file.readlink()}'. (A relative target begins at the "
+                               'folder of the link.)')
+        if file.suffix.lower() not in SUFFIXES:
+            _read_size(str(file), path)
+    return [file.name for file in files]
+
+
+def _count_others(names: list[str]) -> str:
+    return f', nor have {len(names) - 1} more' if len(names) > 1 else ''
 
 
 def _read_size(file: str, path: KeyPath) -> Size:
@@ -168,6 +225,42 @@ def _read_size(file: str, path: KeyPath) -> Size:
         data = Path(file).read_bytes()
         check_pixel_limit(data)
         return image_size(data)
-    except (OSError, ValueError) as err:
-        reason = getattr(err, 'strerror', None) or (str(err) if isinstance(err, ValueError) else 'it is not an image')
+    except UnidentifiedImageError as err:
+        raise _error(path, f"'{file}' cannot be read: {NOT_AN_IMAGE}.") from err
+    except Exception as err:  # decoders raise exceptions of any type
+        reason = getattr(err, 'strerror', None) or ' '.join(str(err).split()).rstrip('.')
         raise _error(path, f"'{file}' cannot be read: {reason}.") from err
+
+
+def _check_content(dataset_opt: Mapping[str, Any], pairs: Pairs, path: KeyPath) -> str:
+    """Decodes the images of a validation set; of another set, or a large one, the first pair.
+
+    Returns:
+        `deep` of `Pairs`.
+
+    Raises:
+        UserErrors: images of the validation set cannot be decoded.
+    """
+    decodes_all = dataset_opt['phase'] == 'val' and 2 * pairs.number <= MAX_DECODED
+    bad, deep = [], ''
+    for root, paths in zip((dataset_opt['dataroot_gt'], dataset_opt['dataroot_lq']), zip(*pairs.paths)):
+        for name, data in _read_records(root, paths if decodes_all else paths[:1]):
+            try:
+                if decode_complete(data).dtype != np.uint8:
+                    deep = deep or name
+            except ValueError as err:
+                bad.append(f'{name} cannot be read: {str(err).rstrip(".")}')
+    if bad and decodes_all:
+        more = f' So it is with {len(bad) - 1} more images.' if len(bad) > 1 else ''
+        raise _error(path, f'{bad[0]}. Restore the image, or remove it from GT and LQ: validation skips none.{more}')
+    return deep
+
+
+def _read_records(root: str, paths: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """Name for messages and content of images in an LMDB, or of files."""
+    if not is_lmdb(root):
+        yield from ((f"'{path}'", Path(path).read_bytes()) for path in paths)
+        return
+    with open_lmdb(root) as env, env.begin() as txn:
+        for path in paths:
+            yield f"'{root}': '{path}'", txn.get(path.encode()) or b''

@@ -67,8 +67,9 @@ class CheckedDataset(Dataset):
                 return self._load((index + offset) % len(self)), skipped
             except CorruptSampleError as err:
                 if not self.skip:
-                    hint = ' on_bad_record: skip skips such samples.' * (self.opt.get('phase') == 'train')
-                    raise UserError(f'{self.where}: {err}{hint}') from err
+                    hint = 'on_bad_record: skip skips such samples.' if self.opt.get('phase') == 'train' else \
+                        'Restore the image, or remove it from GT and LQ: validation and test skip none.'
+                    raise UserError(f'{self.where}: {err} {hint}') from err
                 skipped.append(str(err))
         raise UserError(f'{self.where}: {len(skipped)} samples in a row are corrupted; the last one: {skipped[-1]}')
 
@@ -102,7 +103,9 @@ class CheckedDataset(Dataset):
                 except ValueError as reason:
                     raise CorruptSampleError(f'{name} cannot be decoded: {reason}') from err
             name = ' and '.join(read) or f'image {index}'
-            raise CorruptSampleError(f'{name}: {" ".join(str(err).split()) or type(err).__name__}') from err
+            # BasicSR's errors of sizes have their message in parts
+            message = ''.join(err.args) if all(isinstance(part, str) for part in err.args) else str(err)
+            raise CorruptSampleError(f'{name}: {" ".join(message.split()) or type(err).__name__}') from err
 
 
 def _check_sizes(item: dict[str, Any], scale: int) -> None:

@@ -1,6 +1,7 @@
 """Lists, pairs and reads the image files in users' folders."""
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -15,9 +16,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from udl_plugin.errors import UserError
 
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
-FORMATS = ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP')
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.jfif', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm', '.pbm', '.pnm')
+# of images that are not read: an error names them, instead of a folder without them
+OTHER_SUFFIXES = ('.gif', '.jp2', '.j2k', '.jxl', '.avif', '.heic', '.heif', '.exr', '.hdr', '.pfm', '.tga', '.psd',
+                  '.dng', '.cr2', '.cr3', '.nef', '.arw', '.raf')
+FORMATS = ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP', 'PPM')
+PAGED = ('PNG', 'TIFF', 'WEBP')  # the further images in a JPEG file are a camera's previews
+NETPBM_HEADER = re.compile(rb'P[2356]' + 3 * rb'(?:\s|#[^\n]*\n)+(\d{1,9})')  # width, height, largest value
+NOT_AN_IMAGE = ('it is not an image in PNG, JPEG, BMP, TIFF, WebP or PPM of 8 or 16 bits; convert it to PNG, or remove '
+                'it')
 ORIENTATION = 0x0112  # EXIF tag
+PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 MAX_PIXELS = 178_956_970  # of an image; Pillow raises DecompressionBombError beyond the same number
 UNCHANGED = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH  # keeps depth and grey; drops alpha; applies EXIF's orientation
 
@@ -26,7 +35,8 @@ def list_images(folder: str | Path) -> dict[str, Path]:
     """The images in `folder`, without those of sub-folders and without hidden files, sorted by name.
 
     Returns:
-        Name without suffix, in composed Unicode (NFC) on every file system, to path.
+        Name without suffix, in composed Unicode (NFC) on every file system, to path. Images of formats that are not
+        read, such as GIF, are among them: who reads them reports them.
 
     Raises:
         UserError: there is no such folder, it has no image or two of one name, or an image's path is not a file.
@@ -37,7 +47,7 @@ def list_images(folder: str | Path) -> dict[str, Path]:
                         f"there is no folder '{folder}' (working directory: {Path.cwd()}).")
     images: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith('.'):
+        if path.suffix.lower() in SUFFIXES + OTHER_SUFFIXES and not path.name.startswith('.'):
             if not path.is_file():
                 raise UserError(f"'{path}' is a folder or a broken link, not a file; remove or rename it.")
             name = unicodedata.normalize('NFC', path.stem)
@@ -114,7 +124,7 @@ def _read(path: str | os.PathLike[str], with_alpha: bool = False) -> tuple[np.nd
             if with_alpha and has_alpha:
                 img = _read_alpha(image, data, deep=img.dtype != np.uint8)
     except UnidentifiedImageError as err:
-        raise UserError(f"'{path}' cannot be read: it is {'not an image' if data else 'empty'}.") from err
+        raise UserError(f"'{path}' cannot be read: {NOT_AN_IMAGE if data else 'it is empty'}.") from err
     except MemoryError:
         raise
     except Exception as err:  # decoders raise exceptions of any type
@@ -135,21 +145,49 @@ def _read_alpha(image: Image.Image, data: bytes, deep: bool) -> np.ndarray:
 
 
 def _open(data: bytes) -> Image.Image:
-    """Reads the header, without Pillow's limit of pixels: `check_pixel_limit` has ours."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-
-
-def image_size(data: bytes) -> tuple[int, int]:
-    """`(height, width)` in the header of an image file; takes a microsecond for PNG and BMP.
+    """Reads the header, without Pillow's limit of pixels: `check_pixel_limit` has ours.
 
     Raises:
         UnidentifiedImageError: not an image.
+        ValueError: several pages or frames, of which OpenCV would read the first; or a PPM file of another range than
+            8 or 16 bits, whose levels it would not stretch.
     """
-    if data[:8] == b'\x89PNG\r\n\x1a\n' and data[12:16] == b'IHDR' and len(data) >= 24:
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+    netpbm = NETPBM_HEADER.match(data)
+    if netpbm and int(netpbm[3]) not in (255, 65535):
+        raise ValueError(f'its largest value is {int(netpbm[3])}, not 255 or 65535; convert it to PNG.')
+    pages = 1
+    if image.format in PAGED:
+        with contextlib.suppress(Exception):  # a corrupted second page is of no interest
+            pages = getattr(image, 'n_frames', 1)
+    if pages > 1:
+        raise ValueError(f'it has {pages} pages or frames, and only the first would be read; save the one you want as '
+                         'PNG.')
+    return image
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """`(height, width)` of an image file as it is read: if EXIF's orientation turns it, not those of its header.
+
+    Raises:
+        UnidentifiedImageError: not an image.
+        ValueError: several pages or frames; or corrupted, if it has to be decoded to know.
+    """
+    height, width = _header_size(data)
+    if data[:8] != PNG_SIGNATURE or any(name in data for name in (b'eXIf', b'acTL')):  # getexif decodes a PNG file
+        with _open(data) as image:
+            if image.getexif().get(ORIENTATION, 1) != 1:
+                height, width = decode(data).shape[:2]
+    return height, width
+
+
+def _header_size(data: bytes) -> tuple[int, int]:
+    """`(height, width)` in the header of an image file; takes a microsecond for PNG and BMP."""
+    if data[:8] == PNG_SIGNATURE and data[12:16] == b'IHDR' and len(data) >= 24:
         width, height = struct.unpack('>II', data[16:24])
     elif data[:2] == b'BM' and len(data) >= 26 and data[14:18] != b'\x0c\0\0\0':  # not the shorter header of OS/2
         width, height = map(abs, struct.unpack('<ii', data[18:26]))  # a negative height: rows from top to bottom
@@ -165,10 +203,11 @@ def check_pixel_limit(data: bytes) -> None:
     A file of some kilobytes can fill all memory. The environment variable `UDL_MAX_PIXELS` sets another limit.
 
     Raises:
-        ValueError: it has more, or is not an image; or the environment variable is not a number.
+        ValueError: it has more, or several pages; or the environment variable is not a number.
+        UnidentifiedImageError: not an image.
     """
     limit = int(os.environ.get('UDL_MAX_PIXELS', MAX_PIXELS))
-    height, width = image_size(data)
+    height, width = _header_size(data)
     if height * width > limit:
         raise ValueError(f'{width} x {height} pixels are more than {limit:,}; such a file can be made to fill the '
                          f'memory. If you trust it, set the environment variable UDL_MAX_PIXELS={height * width}.')
@@ -197,3 +236,19 @@ def decode(data: bytes, flags: int = UNCHANGED) -> np.ndarray:
     if img is None:
         raise ValueError('truncated, corrupted or not an image.')
     return img
+
+
+def decode_complete(data: bytes) -> np.ndarray:
+    """As `decode`, but raises for each truncated file: OpenCV completes a JPEG."""
+    try:
+        check_pixel_limit(data)
+        with _open(data) as image:
+            if image.format != 'PNG':  # it has checksums, which OpenCV checks
+                image.load()
+    except UnidentifiedImageError as err:
+        raise ValueError(NOT_AN_IMAGE if data else 'it is empty') from err
+    except MemoryError:
+        raise
+    except Exception as err:  # decoders raise exceptions of any type
+        raise ValueError(' '.join(str(err).split())) from err
+    return decode(data)

@@ -5,9 +5,11 @@ Each set appears under its final name when it is complete and verified, or not a
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import functools
 import glob
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Union
@@ -62,17 +64,19 @@ class PrepareResult(NamedTuple):
         alpha: Files that had an alpha channel, which was dropped.
         small: HR files smaller than the crop in at least one direction, in which they were not cropped.
         skipped: Why each skipped image could not be used.
+        left_out: Images in the HR folders that are not ground truth, by `hr_pattern` or by their names.
     """
     folders: dict[Path, int]
     images: int
     alpha: list[Path]
     small: list[Path]
     skipped: list[str]
+    left_out: Sequence[Path] = ()
 
 
 def prepare_train(hr: Folders, scales: Iterable[int], out: str | Path, lr: Folders | None = None,
                   name: str | None = None, crop: int = 480, step: int = 240, compress: bool = True,
-                  **options: Any) -> PrepareResult:
+                  hr_pattern: str | None = None, **options: Any) -> PrepareResult:
     """Crops HR and LR images to sub-images and writes them as LMDBs for BasicSR's PairedImageDataset.
 
     Writes `NAME_train_HR_sub.lmdb`, and for scale 4 `NAME_train_LR_bicubic_X4_sub.lmdb`, into `out`. HR is cropped to a
@@ -89,7 +93,7 @@ def prepare_train(hr: Folders, scales: Iterable[int], out: str | Path, lr: Folde
         step: Distance of the sub-images in HR pixels. The last one of a row or column ends at the border and may be
             nearer, so that all pixels are used.
         compress: Whether the records are PNG files. Otherwise they are BMP: larger, and faster to read in training.
-        options: `keep_grey`, `border`, `skip_bad`, `force`, `workers`, `progress` of `prepare_benchmark`.
+        hr_pattern, options: As for `prepare_benchmark`.
 
     Raises:
         UserError: as in `prepare_benchmark`; or images do not pair up, crop or step is not a multiple of the scales,
@@ -108,11 +112,12 @@ def prepare_train(hr: Folders, scales: Iterable[int], out: str | Path, lr: Folde
                         '(in Python: force=True), or remove the LMDBs that you do not need.')
     make = functools.partial(_make_sub_images, targets, scales, crop, step)
     pairs = [(targets[0], target, scale) for target, scale in zip(targets[1:], scales)]
-    return _prepare(make, _find_sources(hr, scales, _as_list(lr)), out, pairs, compress=compress, **options)
+    sources, left_out = _find_sources(hr, scales, hr_pattern, _as_list(lr))
+    return _prepare(make, sources, out, pairs, compress=compress, **options)._replace(left_out=left_out)
 
 
 def prepare_benchmark(hr: str | Path, scales: Iterable[int], out: str | Path, name: str, as_lmdb: bool = False,
-                      **options: Any) -> PrepareResult:
+                      hr_pattern: str | None = None, **options: Any) -> PrepareResult:
     """Writes a benchmark: for scale 4, `out`/NAME/GTmod4, HR cropped to a multiple of 4, and `out`/NAME/LRbicx4.
 
     Args:
@@ -121,6 +126,8 @@ def prepare_benchmark(hr: str | Path, scales: Iterable[int], out: str | Path, na
         out: Folder; made if missing.
         name: NAME, such as `Set5`.
         as_lmdb: Whether to write `GTmod4.lmdb` and `LRbicx4.lmdb` instead of folders of PNG files.
+        hr_pattern: Takes only files whose name matches, such as `*_HR.png`. None takes all; or, in a folder such as
+            those of SelfExSR, with `img_001_SRF_4_HR.png` beside `img_001_SRF_4_LR.png`, the first ones, as `img_001`.
         options:
             keep_grey (bool): Whether grey images keep their single channel. Otherwise they get three equal ones.
             border (str): As in `imresize`.
@@ -136,8 +143,9 @@ def prepare_benchmark(hr: str | Path, scales: Iterable[int], out: str | Path, na
     scales, name = _check_scales(scales), _check_name(name)
     suffix = '.lmdb' if as_lmdb else ''
     pairs = [(f'GTmod{scale}{suffix}', f'LRbicx{scale}{suffix}', scale) for scale in scales]
-    return _prepare(functools.partial(_make_pairs, pairs), _find_sources([hr], scales), Path(out, name), pairs,
-                    **options)
+    sources, left_out = _find_sources([hr], scales, hr_pattern)
+    return _prepare(functools.partial(_make_pairs, pairs), sources, Path(out, name), pairs,
+                    **options)._replace(left_out=left_out)
 
 
 def _check_scales(scales: Iterable[int]) -> list[int]:
@@ -157,14 +165,21 @@ def _as_list(folders: Folders | None) -> list[str | Path]:
     return [folders] if isinstance(folders, (str, Path)) else list(folders or [])
 
 
-def _find_sources(hr: list[str | Path], scales: list[int], lr: Sequence[str | Path] = ()) -> list[Source]:
-    """The images of all HR folders with their LR files, in the order of the folders, then of the names."""
+def _find_sources(hr: list[str | Path], scales: list[int], hr_pattern: str | None,
+                  lr: Sequence[str | Path] = ()) -> tuple[list[Source], list[Path]]:
+    """The images of all HR folders with their LR files, in the order of the folders, then of the names.
+
+    And the images in HR folders that are not among them.
+    """
     if lr and len(lr) != len(hr) * len(scales):
         raise UserError(f'lr: {len(lr)} folders given, but {len(hr) * len(scales)} needed: for each HR folder one per '
                         'scale, in the order of the scales.')
     sources: dict[str, Source] = {}
+    left_out: list[Path] = []
     for number, hr_folder in enumerate(hr):
-        hr_images = list_images(hr_folder)
+        all_images = list_images(hr_folder)
+        hr_images = _select_hr(all_images, hr_pattern, hr_folder)
+        left_out += sorted(set(all_images.values()) - set(hr_images.values()))
         lr_files: dict[str, tuple[Path, ...]] = dict.fromkeys(hr_images, ())
         for lr_folder in lr[number * len(scales):(number + 1) * len(scales)]:
             lr_images = list_images(lr_folder)
@@ -179,7 +194,26 @@ def _find_sources(hr: list[str | Path], scales: list[int], lr: Sequence[str | Pa
                 raise UserError(f"'{sources[name].hr}' and '{path}' have the same name; rename one of them and its LR "
                                 'images.')
             sources[name] = Source(name, path, lr_files[name])
-    return list(sources.values())
+    return list(sources.values()), left_out
+
+
+def _select_hr(images: dict[str, Path], pattern: str | None, folder: str | Path) -> dict[str, Path]:
+    """The ground truth among the images of a folder; see `hr_pattern` of `prepare_benchmark`."""
+    if pattern is None:
+        if not any(name.endswith('_HR') and f'{name[:-3]}_LR' in images for name in images):
+            return images
+        pattern = '*_HR.*'
+    selected: dict[str, Path] = {}
+    for name, path in images.items():
+        if fnmatch.fnmatch(path.name, pattern):
+            name = re.sub(r'(_SRF_\d+)?_HR$', '', name)
+            if name in selected:
+                raise UserError(f"'{selected[name]}' and '{path}' would both be '{name}'; choose one with "
+                                "--hr-pattern, such as '*_SRF_4_HR.png'.")
+            selected[name] = path
+    if not selected:
+        raise UserError(f"'{folder}' has no image whose name matches --hr-pattern '{pattern}'.")
+    return selected
 
 
 def _list_some(items: list, limit: int = 10) -> str:

@@ -182,8 +182,11 @@ class StoppedEarly(Exception):
         self.saved_iter, self.signal_number = saved_iter, signal_number
 
 
-def test(opt: dict[str, Any]) -> None:
+def test(opt: dict[str, Any], messages: list[str]) -> None:
     """Tests as `opt` says, on each data set.
+
+    Args:
+        opt, messages: As for `train`.
 
     Raises:
         UserError: network or checkpoint do not fit; before any folder is made.
@@ -198,6 +201,8 @@ def test(opt: dict[str, Any]) -> None:
             logger.info(f'Number of test images in {loader.dataset.opt["name"]}: {len(loader.dataset)}')
         for record in model_log:
             logger.handle(record)
+        for message in messages:
+            logger.warning(message)
         for loader in loaders:
             logger.info(f'Testing {loader.dataset.opt["name"]}...')
             model.validation(loader, current_iter=opt['name'], tb_logger=None, save_img=opt['val']['save_img'])

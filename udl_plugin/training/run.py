@@ -63,7 +63,7 @@ def main(is_train: bool, argv: list[str] | None = None) -> int:
             if is_train:
                 train(opt, state, messages, functools.partial(_copy_option_file, args))
             else:
-                test(opt)
+                test(opt, messages)
         return 0
     except KeyboardInterrupt:
         return _report(args, 'ended by SIGINT.', 130)
@@ -103,7 +103,7 @@ def _prepare(option_file: OptionFile, args: argparse.Namespace, is_train: bool) 
         if not errors:  # otherwise it is one of them that it failed over
             raise
     if not args.no_check:
-        errors = validate_options(opt, errors)
+        errors = validate_options(opt, errors, messages)
         if errors:  # otherwise the model is built next, and finds these
             errors += network_errors(opt, errors)
     raise_errors(errors)
