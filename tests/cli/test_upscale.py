@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, random_images, write_images
+from PIL import Image, ImageCms
 
 from udl_plugin.archs.build import build_network
 from udl_plugin.checkpoints.network_file import load_network_file
 from udl_plugin.checkpoints.state_dict import save_checkpoint
 from udl_plugin.cli.upscale import ABOUT, main, parse
+from udl_plugin.data.image_io import read_icc_profile
 from udl_plugin.inference.upscaler import Upscaler
+from udl_plugin.inference.visualize import encode_png
 
 NETWORK_G = {'type': 'EDSRTwo', **TINY}
 pytestmark = pytest.mark.usefixtures('seed')
@@ -76,6 +79,32 @@ def test_depth_grey_and_alpha(tmp_path, model):
         assert found.dtype == img.dtype
         assert found.shape == (16, 16, *img.shape[2:])
     assert (read(tmp_path / 'out' / 'alpha.png')[:, :, 3] == 50).all()
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.tif', '.jpg', '.webp'])
+def test_icc_profile_is_kept(tmp_path, model, suffix):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+    Image.new('RGB', (8, 8), (200, 90, 40)).save(tmp_path / f'x{suffix}', icc_profile=profile)
+    assert run(tmp_path / f'x{suffix}', tmp_path / 'sr.png', model) == 0
+    with Image.open(tmp_path / 'sr.png') as result:
+        assert result.info['icc_profile'] == profile
+    assert read(tmp_path / 'sr.png').shape == (16, 16, 3)
+
+
+def test_icc_profile_of_16_bits(tmp_path, model):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+    (tmp_path / 'x.png').write_bytes(encode_png(np.full((8, 8, 3), 9000, np.uint16), profile))
+    assert run(tmp_path / 'x.png', tmp_path / 'sr.png', model) == 0
+    assert read_icc_profile(tmp_path / 'sr.png') == profile
+    assert read(tmp_path / 'sr.png').dtype == np.uint16
+
+
+def test_icc_profile_that_does_not_fit_the_result(tmp_path, model, capsys):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+    Image.new('L', (8, 8), 90).save(tmp_path / 'x.png', icc_profile=profile)
+    assert run(tmp_path / 'x.png', tmp_path / 'sr.png', model) == 0
+    assert read_icc_profile(tmp_path / 'sr.png') == b''
+    assert "x.png': its ICC profile is for RGB images; the result, which is grey, has none." in capsys.readouterr().err
 
 
 def test_corrupt_image_is_skipped(tmp_path, photos, model, capsys):

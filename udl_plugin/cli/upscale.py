@@ -23,7 +23,7 @@ from udl_plugin.cli.common import (
     run_command,
     show,
 )
-from udl_plugin.data.image_io import SUFFIXES, list_images
+from udl_plugin.data.image_io import SUFFIXES, list_images, read_icc_profile
 from udl_plugin.errors import UserError
 from udl_plugin.inference.visualize import encode_png, swap_red_blue, uncertainty_picture
 from udl_plugin.utils.atomic_io import atomic_write
@@ -38,8 +38,8 @@ Upscales an image, or every image in a folder. Architecture and scale are read f
   udl-upscale photos/ results/ --model experiments/train_udl_step2/models/net_g_latest.pth --uncertainty
 
 The second writes results/NAME.png, NAME_uncertainty.png (the map as a picture: blue is certain, red uncertain) and
-NAME_log_var.npy (the map, float32 (C, H, W): log of the error's scale in 8-bit levels). Bit depth, grey and alpha are
-kept.
+NAME_log_var.npy (the map, float32 (C, H, W): log of the error's scale in 8-bit levels). Bit depth, grey, alpha and ICC
+profile are kept; other metadata, such as EXIF, is not.
 """
 
 
@@ -97,7 +97,8 @@ def run(args: argparse.Namespace) -> int:
                 raise UserError(message) from err
             failed.append(message)
         else:
-            write_result(target, result, args.uncertainty_limits)
+            profile = find_profile(source, is_grey=result.image.ndim == 2)
+            write_result(target, result, args.uncertainty_limits, profile)
     if failed:
         show(f'udl-upscale: images skipped: {len(failed)} of {len(images)}', failed, file=sys.stderr)
     if not args.quiet:
@@ -143,7 +144,18 @@ def output_files(image: Path, uncertainty: bool = True) -> list[Path]:
     return [image] + [image.with_name(image.stem + end) for end in ('_uncertainty.png', '_log_var.npy')] * uncertainty
 
 
-def write_result(target: Path, result: UpscaleResult, limits: Sequence[float] | None = None) -> None:
+def find_profile(source: Path, is_grey: bool) -> bytes:
+    """The ICC profile for the result of an image; empty, with a note, if it is not one of grey or RGB as the result is."""
+    profile = read_icc_profile(source)
+    if profile and profile[16:20] != (b'GRAY' if is_grey else b'RGB '):  # its header says for which colours it is
+        print_notes([f"'{source}': its ICC profile is for {profile[16:20].decode('ascii', 'replace').strip()} images; "
+                     f'the result, which is {"grey" if is_grey else "RGB"}, has none.'])
+        return b''
+    return profile
+
+
+def write_result(target: Path, result: UpscaleResult, limits: Sequence[float] | None = None,
+                 icc_profile: bytes = b'') -> None:
     """Writes the files of one result. The image comes last, so an image that exists has its map."""
     image, picture, log_var = output_files(target)
     if result.log_var is not None:
@@ -151,7 +163,7 @@ def write_result(target: Path, result: UpscaleResult, limits: Sequence[float] | 
         np.save(raw, result.log_var)
         atomic_write(log_var, raw.getvalue())
         atomic_write(picture, encode_png(uncertainty_picture(result.log_var, limits)))
-    atomic_write(image, encode_png(swap_red_blue(result.image)))
+    atomic_write(image, encode_png(swap_red_blue(result.image), icc_profile))
 
 
 if __name__ == '__main__':

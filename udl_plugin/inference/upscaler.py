@@ -306,8 +306,8 @@ def _from_pil(image: Image.Image) -> np.ndarray:
     has_alpha = image.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in image.info
     if image.mode.startswith('I;16'):
         return np.asarray(image).astype(np.uint16)
-    if image.mode in ('I', 'F'):
-        raise UserError(f'expected a PIL image of 8 or 16 bits, not of mode {image.mode}.')
+    if image.mode in ('I', 'F', 'LAB'):
+        raise UserError(f'expected a PIL image of 8 or 16 bits, grey or colour, not of mode {image.mode}.')
     return np.asarray(image.convert('RGBA' if has_alpha else 'L' if image.mode in ('1', 'L') else 'RGB'))
 
 
