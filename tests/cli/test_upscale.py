@@ -160,13 +160,32 @@ def test_existing_files_are_kept(tmp_path, photos, model, capsys):
     assert_error(capsys, r"sr_log_var\.npy' exists already", image, tmp_path / 'sr.png', model, '--uncertainty')
     assert not (tmp_path / 'sr.png').exists()
     assert run(image, tmp_path / 'sr.png', model, '--quiet') == 0
-    assert_error(capsys, r"sr\.png' exists already; choose another OUTPUT or give --force", image, tmp_path / 'sr.png',
+    assert_error(capsys, r"sr\.png' exists already; choose another OUTPUT, or give --resume", image, tmp_path / 'sr.png',
             model)
     assert run(image, tmp_path / 'sr.png', model, '--uncertainty', '--force', '--quiet') == 0
     assert (tmp_path / 'sr_log_var.npy').read_bytes() != b'precious'
     (photos / 'image_0_uncertainty.png').write_bytes(image.read_bytes())
     assert_error(capsys, 'two images would be written to', photos, tmp_path / 'out', model, '--uncertainty')
     assert not (tmp_path / 'out').exists()
+
+
+def test_resume(tmp_path, photos, model, capsys):
+    """Keeps what is complete with all its files, makes the rest."""
+    assert run(photos, tmp_path / 'out', model, '--uncertainty') == 0
+    expected = {path.name: path.read_bytes() for path in (tmp_path / 'out').iterdir()}
+    (tmp_path / 'out' / 'image_1.png').unlink()  # its map is written first
+    (tmp_path / 'out' / 'image_2_log_var.npy').unlink()
+    (tmp_path / 'out' / 'image_2.png').write_bytes(b'of a run without --uncertainty')
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').glob('image_0*')}
+    capsys.readouterr()
+    assert run(photos, tmp_path / 'out', model, '--uncertainty', '--resume') == 0
+    assert capsys.readouterr().out.splitlines()[0] == '--resume: 1 of 3 results exist already and are kept.'
+    assert {path.name: path.read_bytes() for path in (tmp_path / 'out').iterdir()} == expected
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert run(photos, tmp_path / 'out', tmp_path / 'not read.pth', '--uncertainty', '--resume') == 0
+    assert capsys.readouterr().out == '--resume: 3 of 3 results exist already and are kept.\n'
+    with pytest.raises(SystemExit):
+        run(photos, tmp_path / 'out', model, '--resume', '--force')
 
 
 def test_bad_input(tmp_path, photos, model, capsys):
@@ -215,7 +234,8 @@ def test_interrupt(tmp_path, model):
     process.send_signal(signal.SIGINT)
     err = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert err.splitlines()[-1] == 'udl-upscale: interrupted; the images written so far are complete'
+    assert err.splitlines()[-1] == ('udl-upscale: interrupted; the images written so far are complete; the same '
+                                    'command with --resume makes the rest')
     assert 3 < len(os.listdir(tmp_path / 'out')) < 400
     assert all(name.endswith('.png') and read(tmp_path / 'out' / name).shape == (128, 128, 3)
                for name in os.listdir(tmp_path / 'out'))

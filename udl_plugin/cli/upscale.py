@@ -45,7 +45,8 @@ profile are kept; other metadata, such as EXIF, is not.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Returns the exit status: 0; 1 if images were skipped; 2 for bad input; 130 after Ctrl-C."""
-    return run_command('udl-upscale', parse(argv), run, 'the images written so far are complete')
+    return run_command('udl-upscale', parse(argv), run,
+                       'the images written so far are complete; the same command with --resume makes the rest')
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -63,7 +64,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help='process tiles of N x N LR pixels, to save memory (default: the full image)')
     add('--self-ensemble', action='store_true', help='average over eight flips and rotations; takes 8 times as long')
     add('--device', default='auto', metavar='NAME', help='such as cpu or cuda:1 (default: the GPU if there is one)')
-    add('--force', action='store_true', help='replace results that exist')
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument('--resume', action='store_true',
+                          help='keep results that exist, of an interrupted run with the same options, and make the rest')
+    existing.add_argument('--force', action='store_true', help='replace results that exist')
     add('--quiet', action='store_true', help='show warnings and errors only')
     args = parser.parse_args(argv)
     limits = args.uncertainty_limits
@@ -79,7 +83,12 @@ def run(args: argparse.Namespace) -> int:
         UserError: wrong arguments, or the only image cannot be upscaled.
         OSError: a result cannot be written.
     """
-    images = find_images(args)
+    found = find_images(args)
+    images = {source: target for source, target in found.items() if not (args.resume and is_finished(target, args))}
+    if len(images) < len(found) and not args.quiet:
+        print(f'--resume: {len(found) - len(images)} of {len(found)} results exist already and are kept.')
+    if not images:
+        return 0
     from udl_plugin.inference.upscaler import load  # imports torch, which takes seconds
     upscaler = load(
         args.model, args.device, uncertainty=args.uncertainty, tile=args.tile, self_ensemble=args.self_ensemble,
@@ -112,7 +121,8 @@ def find_images(args: argparse.Namespace) -> dict[Path, Path]:
     """Maps each input image to its output file.
 
     Raises:
-        UserError: no input; an output that exists, without --force, or is itself an input, or belongs to two images.
+        UserError: no input; an output that exists, without --resume or --force, or is itself an input, or belongs to
+            two images.
     """
     source, target = Path(args.input), Path(os.path.normpath(args.output))
     if source.is_dir():
@@ -134,9 +144,15 @@ def find_images(args: argparse.Namespace) -> dict[Path, Path]:
             raise UserError(f"two images would be written to '{path}'; rename one of them.")
         if path.resolve() in sources:
             raise UserError(f"'{path}' is one of the images to be upscaled; choose another OUTPUT.")
-        if os.path.lexists(path) and not args.force:
-            raise UserError(f"'{path}' exists already; choose another OUTPUT or give --force.")
+        if os.path.lexists(path) and not (args.resume or args.force):
+            raise UserError(f"'{path}' exists already; choose another OUTPUT, or give --resume to keep what is there and "
+                            'make the rest, or --force to replace it.')
     return images
+
+
+def is_finished(image: Path, args: argparse.Namespace) -> bool:
+    """Whether all files of a result exist; each is written atomically."""
+    return all(path.exists() for path in output_files(image, args.uncertainty))
 
 
 def output_files(image: Path, uncertainty: bool = True) -> list[Path]:
