@@ -160,8 +160,8 @@ def test_existing_files_are_kept(tmp_path, photos, model, capsys):
     assert_error(capsys, r"sr_log_var\.npy' exists already", image, tmp_path / 'sr.png', model, '--uncertainty')
     assert not (tmp_path / 'sr.png').exists()
     assert run(image, tmp_path / 'sr.png', model, '--quiet') == 0
-    assert_error(capsys, r"sr\.png' exists already; choose another OUTPUT, or give --resume", image, tmp_path / 'sr.png',
-            model)
+    assert_error(capsys, r"sr\.png' exists already; choose another OUTPUT, or give --resume", image,
+                 tmp_path / 'sr.png', model)
     assert run(image, tmp_path / 'sr.png', model, '--uncertainty', '--force', '--quiet') == 0
     assert (tmp_path / 'sr_log_var.npy').read_bytes() != b'precious'
     (photos / 'image_0_uncertainty.png').write_bytes(image.read_bytes())
@@ -218,6 +218,15 @@ def test_notes(tmp_path, photos, model, capsys):
     assert 'A tile of 128 gives the same result' in err
     assert run(image, tmp_path / 'b', tmp_path / 'old.pth', '--tile', 128) == 0
     assert 'tiles overlap' not in capsys.readouterr().err
+
+
+def test_note_where_memory_is_short(tmp_path, model, capsys, monkeypatch):
+    write_images(tmp_path / 'in', random_images(2, 70))
+    monkeypatch.setattr('udl_plugin.inference.upscaler.available_memory', lambda: 0)
+    assert run(tmp_path / 'in', tmp_path / 'out', model) == 0
+    note = 'Note: memory is short; using tiles of 64 x 64 pixels, as --tile 64 does.'
+    assert capsys.readouterr().err.count(note) == 1
+    assert read(tmp_path / 'out' / 'image_0.png').shape == (140, 140, 3)
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='sends a signal')

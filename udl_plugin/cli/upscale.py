@@ -61,12 +61,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--uncertainty-limits', nargs=2, type=float, metavar=('LOW', 'HIGH'),
         help="values of blue and red, the same for all pictures (default: each map's minimum and maximum)")
     add('--tile', type=positive_int, metavar='N',
-        help='process tiles of N x N LR pixels, to save memory (default: the full image)')
+        help='process tiles of N x N LR pixels, to save memory (default: the full image, or tiles if memory is short)')
     add('--self-ensemble', action='store_true', help='average over eight flips and rotations; takes 8 times as long')
     add('--device', default='auto', metavar='NAME', help='such as cpu or cuda:1 (default: the GPU if there is one)')
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument('--resume', action='store_true',
-                          help='keep results that exist, of an interrupted run with the same options, and make the rest')
+                          help='keep the results of an interrupted run with the same options, make the rest')
     existing.add_argument('--force', action='store_true', help='replace results that exist')
     add('--quiet', action='store_true', help='show warnings and errors only')
     args = parser.parse_args(argv)
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         args.model, args.device, uncertainty=args.uncertainty, tile=args.tile, self_ensemble=args.self_ensemble,
         uncertainty_loss='ESU',  # of no effect: the map is written, not the expected error
         param_key=args.param_key, network_g=read_network_g(args.opt))
-    print_notes(upscaler.notes)
+    print_notes(notes := list(upscaler.notes))
     progress = functools.partial(args.progress, description='Upscaling', unit='tiles') if len(images) == 1 else None
     failed = []
     for source, target in images.items() if progress else args.progress(images.items(), len(images), 'Upscaling'):
@@ -106,6 +106,8 @@ def run(args: argparse.Namespace) -> int:
                 raise UserError(message) from err
             failed.append(message)
         else:
+            print_notes(note for note in upscaler.notes if note not in notes)  # that memory is short
+            notes = list(upscaler.notes)
             profile = find_profile(source, is_grey=result.image.ndim == 2)
             write_result(target, result, args.uncertainty_limits, profile)
     if failed:
@@ -145,8 +147,8 @@ def find_images(args: argparse.Namespace) -> dict[Path, Path]:
         if path.resolve() in sources:
             raise UserError(f"'{path}' is one of the images to be upscaled; choose another OUTPUT.")
         if os.path.lexists(path) and not (args.resume or args.force):
-            raise UserError(f"'{path}' exists already; choose another OUTPUT, or give --resume to keep what is there and "
-                            'make the rest, or --force to replace it.')
+            raise UserError(f"'{path}' exists already; choose another OUTPUT, or give --resume to keep what is there "
+                            'and make the rest, or --force to replace it.')
     return images
 
 
@@ -161,11 +163,12 @@ def output_files(image: Path, uncertainty: bool = True) -> list[Path]:
 
 
 def find_profile(source: Path, is_grey: bool) -> bytes:
-    """The ICC profile for the result of an image; empty, with a note, if it is not one of grey or RGB as the result is."""
+    """The ICC profile for the result of an image; empty, with a note, if it is for other colours than the result's."""
     profile = read_icc_profile(source)
     if profile and profile[16:20] != (b'GRAY' if is_grey else b'RGB '):  # its header says for which colours it is
-        print_notes([f"'{source}': its ICC profile is for {profile[16:20].decode('ascii', 'replace').strip()} images; "
-                     f'the result, which is {"grey" if is_grey else "RGB"}, has none.'])
+        colours = profile[16:20].decode('ascii', 'replace').strip()
+        print_notes([f"'{source}': its ICC profile is for {colours} images; the result, which is "
+                     f'{"grey" if is_grey else "RGB"}, has none.'])
         return b''
     return profile
 
