@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, random_images, write_images
+from PIL import Image, ImageCms
 
 from udl_plugin.archs.build import build_network
 from udl_plugin.checkpoints.network_file import load_network_file
 from udl_plugin.checkpoints.state_dict import save_checkpoint
 from udl_plugin.cli.upscale import ABOUT, main, parse
+from udl_plugin.data.image_io import read_icc_profile
 from udl_plugin.inference.upscaler import Upscaler
+from udl_plugin.inference.visualize import encode_png
 
 NETWORK_G = {'type': 'EDSRTwo', **TINY}
 pytestmark = pytest.mark.usefixtures('seed')
@@ -78,6 +81,32 @@ def test_depth_grey_and_alpha(tmp_path, model):
     assert (read(tmp_path / 'out' / 'alpha.png')[:, :, 3] == 50).all()
 
 
+@pytest.mark.parametrize('suffix', ['.png', '.tif', '.jpg', '.webp'])
+def test_icc_profile_is_kept(tmp_path, model, suffix):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+    Image.new('RGB', (8, 8), (200, 90, 40)).save(tmp_path / f'x{suffix}', icc_profile=profile)
+    assert run(tmp_path / f'x{suffix}', tmp_path / 'sr.png', model) == 0
+    with Image.open(tmp_path / 'sr.png') as result:
+        assert result.info['icc_profile'] == profile
+    assert read(tmp_path / 'sr.png').shape == (16, 16, 3)
+
+
+def test_icc_profile_of_16_bits(tmp_path, model):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+    (tmp_path / 'x.png').write_bytes(encode_png(np.full((8, 8, 3), 9000, np.uint16), profile))
+    assert run(tmp_path / 'x.png', tmp_path / 'sr.png', model) == 0
+    assert read_icc_profile(tmp_path / 'sr.png') == profile
+    assert read(tmp_path / 'sr.png').dtype == np.uint16
+
+
+def test_icc_profile_that_does_not_fit_the_result(tmp_path, model, capsys):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+    Image.new('L', (8, 8), 90).save(tmp_path / 'x.png', icc_profile=profile)
+    assert run(tmp_path / 'x.png', tmp_path / 'sr.png', model) == 0
+    assert read_icc_profile(tmp_path / 'sr.png') == b''
+    assert "x.png': its ICC profile is for RGB images; the result, which is grey, has none." in capsys.readouterr().err
+
+
 def test_corrupt_image_is_skipped(tmp_path, photos, model, capsys):
     (photos / 'image_1.png').write_bytes((photos / 'image_1.png').read_bytes()[:99])
     cv2.imwrite(str(photos / 'float.tiff'), np.zeros((8, 8, 3), np.float32))
@@ -131,13 +160,32 @@ def test_existing_files_are_kept(tmp_path, photos, model, capsys):
     assert_error(capsys, r"sr_log_var\.npy' exists already", image, tmp_path / 'sr.png', model, '--uncertainty')
     assert not (tmp_path / 'sr.png').exists()
     assert run(image, tmp_path / 'sr.png', model, '--quiet') == 0
-    assert_error(capsys, r"sr\.png' exists already; choose another OUTPUT or give --force", image, tmp_path / 'sr.png',
-            model)
+    assert_error(capsys, r"sr\.png' exists already; choose another OUTPUT, or give --resume", image,
+                 tmp_path / 'sr.png', model)
     assert run(image, tmp_path / 'sr.png', model, '--uncertainty', '--force', '--quiet') == 0
     assert (tmp_path / 'sr_log_var.npy').read_bytes() != b'precious'
     (photos / 'image_0_uncertainty.png').write_bytes(image.read_bytes())
     assert_error(capsys, 'two images would be written to', photos, tmp_path / 'out', model, '--uncertainty')
     assert not (tmp_path / 'out').exists()
+
+
+def test_resume(tmp_path, photos, model, capsys):
+    """Keeps what is complete with all its files, makes the rest."""
+    assert run(photos, tmp_path / 'out', model, '--uncertainty') == 0
+    expected = {path.name: path.read_bytes() for path in (tmp_path / 'out').iterdir()}
+    (tmp_path / 'out' / 'image_1.png').unlink()  # its map is written first
+    (tmp_path / 'out' / 'image_2_log_var.npy').unlink()
+    (tmp_path / 'out' / 'image_2.png').write_bytes(b'of a run without --uncertainty')
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').glob('image_0*')}
+    capsys.readouterr()
+    assert run(photos, tmp_path / 'out', model, '--uncertainty', '--resume') == 0
+    assert capsys.readouterr().out.splitlines()[0] == '--resume: 1 of 3 results exist already and are kept.'
+    assert {path.name: path.read_bytes() for path in (tmp_path / 'out').iterdir()} == expected
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert run(photos, tmp_path / 'out', tmp_path / 'not read.pth', '--uncertainty', '--resume') == 0
+    assert capsys.readouterr().out == '--resume: 3 of 3 results exist already and are kept.\n'
+    with pytest.raises(SystemExit):
+        run(photos, tmp_path / 'out', model, '--resume', '--force')
 
 
 def test_bad_input(tmp_path, photos, model, capsys):
@@ -172,6 +220,15 @@ def test_notes(tmp_path, photos, model, capsys):
     assert 'tiles overlap' not in capsys.readouterr().err
 
 
+def test_note_where_memory_is_short(tmp_path, model, capsys, monkeypatch):
+    write_images(tmp_path / 'in', random_images(2, 70))
+    monkeypatch.setattr('udl_plugin.inference.upscaler.available_memory', lambda: 0)
+    assert run(tmp_path / 'in', tmp_path / 'out', model) == 0
+    note = 'Note: memory is short; using tiles of 64 x 64 pixels, as --tile 64 does.'
+    assert capsys.readouterr().err.count(note) == 1
+    assert read(tmp_path / 'out' / 'image_0.png').shape == (140, 140, 3)
+
+
 @pytest.mark.skipif(os.name != 'posix', reason='sends a signal')
 def test_interrupt(tmp_path, model):
     write_images(tmp_path / 'many', random_images(400, 64))
@@ -186,7 +243,8 @@ def test_interrupt(tmp_path, model):
     process.send_signal(signal.SIGINT)
     err = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert err.splitlines()[-1] == 'udl-upscale: interrupted; the images written so far are complete'
+    assert err.splitlines()[-1] == ('udl-upscale: interrupted; the images written so far are complete; the same '
+                                    'command with --resume makes the rest')
     assert 3 < len(os.listdir(tmp_path / 'out')) < 400
     assert all(name.endswith('.png') and read(tmp_path / 'out' / name).shape == (128, 128, 3)
                for name in os.listdir(tmp_path / 'out'))

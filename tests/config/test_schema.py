@@ -211,6 +211,7 @@ INTEGER, FLAG, PLAIN = 'expected an integer', 'expected true or false', 'expecte
     ('train.compile', 'max', FLAG), ('train.accumulate', 0, 'got 0.'), ('train.accumulate', True, 'got True.'),
     *(('val.uncertainty_limits', limits, 'expected a lower and a higher number, such as')
       for limits in ([4, -1], [1], 4, ['a', 'b'], [1, 1])),
+    ('val.tile', 32, f'{INTEGER} of at least 64 (LR pixels), got 32.'), ('val.tile', True, f'{INTEGER} of at least 64'),
     ('train.grad_clip', 0, 'expected a number above 0'), ('train.grad_clip', True, 'expected a number above 0'),
     ('logger.print_freq', 0, INTEGER), ('logger.use_tb_logger', ..., 'is missing.'),
     ('datasets.train.on_bad_record', 'go on', "expected stop or skip, got 'go on'."),
@@ -294,7 +295,7 @@ def test_unknown_key(key, model_type):
 
 @pytest.mark.parametrize(('key', 'value'), [
     ('train.amp', 'bf16'), ('train.amp', 5), ('train.max_skips', 3), ('train.accumulate', 4), ('train.grad_clip', 1),
-    ('val.save_best', 'psnr'), ('val.save_uncertainty', True), ('logger.save_keep', 2)])
+    ('val.save_best', 'psnr'), ('val.save_uncertainty', True), ('val.tile', 256), ('logger.save_keep', 2)])
 def test_options_that_srmodel_does_not_support(key, value):
     off = {'amp': None, 'channels_last': False, 'compile': False, 'accumulate': 1}  # as in the files in options/
     assert errors('train', {**example()['train'], **off}, model_type='SRModel') == []

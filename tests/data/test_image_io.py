@@ -251,6 +251,13 @@ def test_full_image_without_alpha(tmp_path):
         assert np.array_equal(read_full_image(tmp_path / 'x.png'), img)
 
 
+def test_cielab_is_rejected(tmp_path):
+    Image.fromarray(RGBA[:, :, :3], 'LAB').save(tmp_path / 'x.tif')
+    for read in (read_image, read_full_image):
+        with pytest.raises(UserError, match=r"x.tif' cannot be read: its colours are CIELab; convert it to RGB\."):
+            read(tmp_path / 'x.tif')
+
+
 def test_16_bits_with_alpha(tmp_path):
     """In upright PNG files only."""
     deep, exif = BGRA.astype(np.uint16) * 257, Image.Exif()

@@ -299,6 +299,54 @@ def test_out_of_memory(monkeypatch):
         upscaler.upscale(image(4, 4))
 
 
+def limit_memory(monkeypatch, upscaler, limit):
+    """Images of more LR pixels fail as on a GPU whose memory they would fill. Returns the sizes that were tried."""
+    sizes = []
+
+    def check(_, args):
+        sizes.append(args[0].shape[2:])
+        if math.prod(sizes[-1]) > limit:
+            raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 1 bytes.')
+
+    upscaler.net.register_forward_pre_hook(check)
+    monkeypatch.setattr('udl_plugin.inference.upscaler.available_memory', lambda: None)
+    return sizes
+
+
+def test_tiles_are_used_where_memory_is_short(monkeypatch):
+    upscaler, img = Upscaler(new_file(EDSR)), image(150, 300)
+    expected = upscaler.upscale(img).image
+    sizes = limit_memory(monkeypatch, upscaler, 128 ** 2)
+    assert np.abs(upscaler.upscale(img).image.astype(int) - expected).max() <= 1
+    assert sizes[0] == (150, 300)
+    assert sizes[1][1] > 128  # of a tile of 256
+    assert max(max(size) for size in sizes[2:]) == 128
+    assert upscaler.notes == ['memory is short; using tiles of 128 x 128 pixels, as --tile 128 does.']
+    upscaler.upscale(img)  # it does not try the full image again
+    assert sizes.count((150, 300)) == 1
+
+
+def test_tiles_are_used_where_memory_is_short_by_an_estimate(monkeypatch):
+    upscaler, img = Upscaler(new_file({**EDSR, 'num_block': 60})), image(70, 300)
+    sizes = limit_memory(monkeypatch, upscaler, math.inf)
+    monkeypatch.setattr('udl_plugin.inference.upscaler.available_memory', lambda: 130 ** 2 * upscaler._memory_per_pixel)
+    upscaler.upscale(img)
+    assert max(size[1] for size in sizes[1:]) == 128  # the first one is the probe's
+    assert len(upscaler.notes) == 1
+    assert upscaler.notes[0].startswith('memory is short; using tiles of 128 x 128 pixels, as --tile 128')
+
+
+def test_tiles_that_do_not_suffice(monkeypatch):
+    upscaler = Upscaler(new_file(EDSR), tile=256)
+    limit_memory(monkeypatch, upscaler, 70 ** 2)
+    with pytest.raises(UserError, match='memory does not suffice for tiles of 256 pixels; use smaller ones'):
+        upscaler.upscale(image(300, 300))
+    upscaler = Upscaler(new_file(EDSR))
+    limit_memory(monkeypatch, upscaler, 30 ** 2)
+    with pytest.raises(UserError, match='memory does not suffice for tiles of 64'):
+        upscaler.upscale(image(300, 300))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
 def test_on_a_gpu():
     for config in ({'type': 'EDSRTwo', **TINY}, {'type': 'DPDNNTwo', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4}):

@@ -131,6 +131,30 @@ def test_validation_pads_to_the_required_multiple(tmp_path):
             assert torch.equal(model.output, model.net_g.eval()(filled)[:, :, :26, :36])
 
 
+@pytest.mark.parametrize('save_uncertainty', [False, True])
+def test_validation_in_tiles(tmp_path, save_uncertainty):
+    """Gives image and map of the full image."""
+    opt = step2_options(tmp_path)
+    opt['val']['save_uncertainty'] = save_uncertainty
+    whole = build_model(copy.deepcopy(opt))
+    opt['val']['tile'] = 64
+    tiled, sizes = build_model(opt), []
+    tiled.net_g.load_state_dict(whole.net_g.state_dict())
+    tiled.net_g.register_forward_pre_hook(lambda _, args: sizes.append(max(args[0].shape[2:])))
+    lq = torch.rand(1, 3, 75, 101)
+    for model in (whole, tiled):
+        model.feed_data({'lq': lq})
+        model.test()
+    assert len(sizes) > 1
+    assert max(sizes) <= 64
+    assert torch.equal(tiled.lq, lq)
+    torch.testing.assert_close(tiled.output, whole.output)
+    if save_uncertainty:
+        torch.testing.assert_close(tiled.log_var, whole.log_var)
+    else:
+        assert tiled.log_var is None
+
+
 def test_ema_of_parameters_missing_in_the_checkpoint(tmp_path):
     """It starts where the network does, not with random numbers of its own."""
     plain = EDSR(**TINY).state_dict()

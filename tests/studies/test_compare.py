@@ -229,11 +229,19 @@ def test_command(models, benchmarks, tmp_path, capsys, monkeypatch):
     assert "'out/report.html' already exists; choose another --out or pass --force" in capsys.readouterr().err
     assert (tmp_path / 'out/report.html').read_text() == page
 
+    assert main([f'A={models}/var.pth', *sets, '--tile', '64', '--out', 'tiles']) == 0
+    rows, tiled = ([row for row in csv.DictReader((tmp_path / name / 'scores.csv').open()) if row['network'] == 'A']
+                   for name in ('out', 'tiles'))
+    assert [(row['image'], float(row['psnr'])) for row in tiled] == [
+        (row['image'], pytest.approx(float(row['psnr']), abs=1e-3)) for row in rows]
+
     def refused(*arguments):
         assert main([*sets, '--out', 'bad', *arguments]) == 2
         assert not (tmp_path / 'bad').exists()
         return capsys.readouterr().err
 
+    assert 'val.tile: expected an integer of at least 64' in refused(f'A={models}/var.pth', '--tile', '8')
+    assert 'val.tile: model_type: SRModel does not support it' in refused(f'{models}/rcan.yml', '--tile', '64')
     assert "there is no file 'nowhere.pth'" in refused('nowhere.pth')
     assert "'nowhere.yml': No such file" in refused('nowhere.yml')
     assert 'none of the networks has a map' in refused(f'{models}/rcan.yml', '--uncertainty')

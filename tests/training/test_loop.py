@@ -293,6 +293,67 @@ def test_error_within_an_iteration_saves_nothing_half_done(runner, train, monkey
     assert sorted(path.name for path in (runner.folder / 'experiments/step1/training_states').iterdir()) == ['2.state']
 
 
+OUT_OF_MEMORY = torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
+
+
+@pytest.mark.parametrize('failing', [3, 4])  # a training set of three batches: within an epoch, and the first of one
+def test_out_of_memory_in_training(runner, train, monkeypatch, failing):
+    """What was reached is saved: before the update, nothing of the iteration is done. The resume repeats it exactly."""
+    changes = {'train__total_iter': 6, 'val': None, 'logger__save_checkpoint_freq': 100, 'manual_seed': 3,
+               'datasets__train__dataset_enlarge_ratio': 0.02, 'datasets__train__num_worker_per_gpu': 1}
+    assert train(runner.write_yml('whole', **changes))[0] == 0
+    yml = runner.write_yml('parts', **changes)
+    compute, calls = UDLModel.compute_losses, []
+
+    def fail(self, **part):
+        calls.append(1)
+        losses = compute(self, **part)
+        if len(calls) == failing:
+            raise OUT_OF_MEMORY
+        return losses
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UDLModel, 'compute_losses', fail)
+        assert train(yml) == (2, [f'{loop.MEMORY_OF_TRAINING} Iteration {failing - 1} is saved; resume with '
+                                  '--auto_resume.'])
+    assert train(yml, '--auto_resume')[0] == 0
+    whole, parts = (torch.load(runner.folder / f'experiments/{name}/models/net_g_latest.pth', weights_only=True)
+                    for name in ('whole', 'parts'))
+    assert all(torch.equal(value, parts['params'][name]) for name, value in whole['params'].items())
+
+
+@pytest.mark.parametrize('where', ['first', 'update'])
+def test_out_of_memory_with_nothing_to_save(runner, train, monkeypatch, where):
+    """In the first iteration; or within an update, which leaves weights half updated."""
+    def fail(*_, **__):
+        raise OUT_OF_MEMORY
+
+    owner, name = (UDLModel, 'compute_losses') if where == 'first' else (torch.optim.Adam, 'step')
+    monkeypatch.setattr(owner, name, fail)
+    assert train(runner.write_yml('step1')) == (2, [loop.MEMORY_OF_TRAINING])
+
+
+def test_out_of_memory_in_validation(runner, train, monkeypatch):
+    """The state is saved before; with `val: tile`, the resume makes up for the validation."""
+    test_image = UDLModel._test_image
+
+    def fail(self):
+        if max(self.lq.shape[2:]) > 64:
+            raise OUT_OF_MEMORY
+        test_image(self)
+
+    monkeypatch.setattr(UDLModel, '_test_image', fail)
+    changes = {'val__val_freq': 2, 'logger__save_checkpoint_freq': 100}
+    assert train(runner.write_yml('step1', **changes)) == (
+        2, [f'{loop.MEMORY_OF_VALIDATION} Iteration 2 is saved; resume with --auto_resume.'])
+    assert train(runner.write_yml('step1', val__tile=64, **changes), '--auto_resume') == (0, [])
+    assert state_of(runner, 'step1', 2)['validated']
+    weights = {'path__pretrain_network_g': 'experiments/step1/models/net_g_latest.pth'}
+    for name, tile, status in (('full', None, 2), ('tiled', 64, 0)):
+        yml = runner.write_yml(name, 'demo/test_udl_step1', val__tile=tile, **weights)
+        assert main(False, ['-opt', str(yml)]) == status
+
+
 def test_download_that_fails(runner, train, monkeypatch):
     def refuse(*_):
         raise URLError('Name or service not known')

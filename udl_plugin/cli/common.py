@@ -39,6 +39,8 @@ def run_command(name: str, args: argparse.Namespace, function: Callable[[argpars
         message, status = str(err), 2
     except OSError as err:
         message, status = f"'{err.filename}': {err.strerror}" if err.filename else str(err), 2
+    except MemoryError:
+        message, status = 'memory does not suffice.', 2
     except KeyboardInterrupt:
         for number in INTERRUPTS:  # a second signal must not interrupt the clean-up
             signal.signal(number, signal.SIG_IGN)

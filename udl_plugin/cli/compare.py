@@ -10,6 +10,7 @@ from pathlib import Path
 
 from udl_plugin.cli.common import make_parser, path_arg, positive_int, read_network_g, run_command
 from udl_plugin.errors import UserError
+from udl_plugin.utils.memory import explain_out_of_memory
 
 ABOUT = """\
 Tests networks and bicubic on benchmarks through BasicSR's test code, and writes a table, crops and a report.
@@ -47,6 +48,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--box', nargs=4, type=int, action='append', metavar=('X', 'Y', 'WIDTH', 'HEIGHT'),
         help='a crop, in pixels of the ground truth; may be repeated (default: two, where the first map is highest)')
     add('--box-size', type=positive_int, default=96, metavar='N', help='size of the default crops (default: 96)')
+    add('--tile', type=positive_int, metavar='N',
+        help='run the networks on tiles of N x N LR pixels, to save memory (default: the full image)')
     add('--uncertainty', action='store_true', help='rate the maps: correlation, AUSE, calibration, sparsity')
     add('--eu', nargs='+', default=[], metavar='LABEL',
         help='networks whose map was trained with EU instead of ESU, for the calibration')
@@ -68,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     logging.getLogger('basicsr').setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix='udl_compare_') as folder:
         networks = {label: read_network_g(path) for label, path in map(compare.split_label, args.opt)}
-        entries, datasets, scale = compare.read_entries(args.inputs, folder, networks)
+        entries, datasets, scale = compare.read_entries(args.inputs, folder, networks, args.tile)
         losses = {**dict.fromkeys(args.eu, 'EU'), **dict.fromkeys(args.gaussian, 'GaussianNLL')}
         for label in losses:
             if label not in [entry.label for entry in entries]:
@@ -84,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
                 raise UserError(f'--box {x} {y} {width} {height}: is not inside {sample.name}, which is '
                                 f'{sample.width} x {sample.height} pixels.')
         shown = args.progress(entries, len(entries), 'Testing', 'networks')
-        results = compare.compare(shown, benchmarks, scale, sample, args.uncertainty, losses)
+        results = explain_out_of_memory('memory does not suffice; use --tile 256, or less.', compare.compare, shown,
+                                        benchmarks, scale, sample, args.uncertainty, losses)
     boxes = boxes or compare_report.find_boxes(results, args.box_size)
     report = compare_report.build_report(results, scale, boxes, args.sort, machine())
     path = report.write(args.out, 'report.html')

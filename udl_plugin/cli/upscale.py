@@ -23,7 +23,7 @@ from udl_plugin.cli.common import (
     run_command,
     show,
 )
-from udl_plugin.data.image_io import SUFFIXES, list_images
+from udl_plugin.data.image_io import SUFFIXES, list_images, read_icc_profile
 from udl_plugin.errors import UserError
 from udl_plugin.inference.visualize import encode_png, swap_red_blue, uncertainty_picture
 from udl_plugin.utils.atomic_io import atomic_write
@@ -38,14 +38,15 @@ Upscales an image, or every image in a folder. Architecture and scale are read f
   udl-upscale photos/ results/ --model experiments/train_udl_step2/models/net_g_latest.pth --uncertainty
 
 The second writes results/NAME.png, NAME_uncertainty.png (the map as a picture: blue is certain, red uncertain) and
-NAME_log_var.npy (the map, float32 (C, H, W): log of the error's scale in 8-bit levels). Bit depth, grey and alpha are
-kept.
+NAME_log_var.npy (the map, float32 (C, H, W): log of the error's scale in 8-bit levels). Bit depth, grey, alpha and ICC
+profile are kept; other metadata, such as EXIF, is not.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Returns the exit status: 0; 1 if images were skipped; 2 for bad input; 130 after Ctrl-C."""
-    return run_command('udl-upscale', parse(argv), run, 'the images written so far are complete')
+    return run_command('udl-upscale', parse(argv), run,
+                       'the images written so far are complete; the same command with --resume makes the rest')
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -60,10 +61,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--uncertainty-limits', nargs=2, type=float, metavar=('LOW', 'HIGH'),
         help="values of blue and red, the same for all pictures (default: each map's minimum and maximum)")
     add('--tile', type=positive_int, metavar='N',
-        help='process tiles of N x N LR pixels, to save memory (default: the full image)')
+        help='process tiles of N x N LR pixels, to save memory (default: the full image, or tiles if memory is short)')
     add('--self-ensemble', action='store_true', help='average over eight flips and rotations; takes 8 times as long')
     add('--device', default='auto', metavar='NAME', help='such as cpu or cuda:1 (default: the GPU if there is one)')
-    add('--force', action='store_true', help='replace results that exist')
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument('--resume', action='store_true',
+                          help='keep the results of an interrupted run with the same options, make the rest')
+    existing.add_argument('--force', action='store_true', help='replace results that exist')
     add('--quiet', action='store_true', help='show warnings and errors only')
     args = parser.parse_args(argv)
     limits = args.uncertainty_limits
@@ -79,13 +83,18 @@ def run(args: argparse.Namespace) -> int:
         UserError: wrong arguments, or the only image cannot be upscaled.
         OSError: a result cannot be written.
     """
-    images = find_images(args)
+    found = find_images(args)
+    images = {source: target for source, target in found.items() if not (args.resume and is_finished(target, args))}
+    if len(images) < len(found) and not args.quiet:
+        print(f'--resume: {len(found) - len(images)} of {len(found)} results exist already and are kept.')
+    if not images:
+        return 0
     from udl_plugin.inference.upscaler import load  # imports torch, which takes seconds
     upscaler = load(
         args.model, args.device, uncertainty=args.uncertainty, tile=args.tile, self_ensemble=args.self_ensemble,
         uncertainty_loss='ESU',  # of no effect: the map is written, not the expected error
         param_key=args.param_key, network_g=read_network_g(args.opt))
-    print_notes(upscaler.notes)
+    print_notes(notes := list(upscaler.notes))
     progress = functools.partial(args.progress, description='Upscaling', unit='tiles') if len(images) == 1 else None
     failed = []
     for source, target in images.items() if progress else args.progress(images.items(), len(images), 'Upscaling'):
@@ -97,7 +106,10 @@ def run(args: argparse.Namespace) -> int:
                 raise UserError(message) from err
             failed.append(message)
         else:
-            write_result(target, result, args.uncertainty_limits)
+            print_notes(note for note in upscaler.notes if note not in notes)  # that memory is short
+            notes = list(upscaler.notes)
+            profile = find_profile(source, is_grey=result.image.ndim == 2)
+            write_result(target, result, args.uncertainty_limits, profile)
     if failed:
         show(f'udl-upscale: images skipped: {len(failed)} of {len(images)}', failed, file=sys.stderr)
     if not args.quiet:
@@ -111,7 +123,8 @@ def find_images(args: argparse.Namespace) -> dict[Path, Path]:
     """Maps each input image to its output file.
 
     Raises:
-        UserError: no input; an output that exists, without --force, or is itself an input, or belongs to two images.
+        UserError: no input; an output that exists, without --resume or --force, or is itself an input, or belongs to
+            two images.
     """
     source, target = Path(args.input), Path(os.path.normpath(args.output))
     if source.is_dir():
@@ -133,9 +146,15 @@ def find_images(args: argparse.Namespace) -> dict[Path, Path]:
             raise UserError(f"two images would be written to '{path}'; rename one of them.")
         if path.resolve() in sources:
             raise UserError(f"'{path}' is one of the images to be upscaled; choose another OUTPUT.")
-        if os.path.lexists(path) and not args.force:
-            raise UserError(f"'{path}' exists already; choose another OUTPUT or give --force.")
+        if os.path.lexists(path) and not (args.resume or args.force):
+            raise UserError(f"'{path}' exists already; choose another OUTPUT, or give --resume to keep what is there "
+                            'and make the rest, or --force to replace it.')
     return images
+
+
+def is_finished(image: Path, args: argparse.Namespace) -> bool:
+    """Whether all files of a result exist; each is written atomically."""
+    return all(path.exists() for path in output_files(image, args.uncertainty))
 
 
 def output_files(image: Path, uncertainty: bool = True) -> list[Path]:
@@ -143,7 +162,19 @@ def output_files(image: Path, uncertainty: bool = True) -> list[Path]:
     return [image] + [image.with_name(image.stem + end) for end in ('_uncertainty.png', '_log_var.npy')] * uncertainty
 
 
-def write_result(target: Path, result: UpscaleResult, limits: Sequence[float] | None = None) -> None:
+def find_profile(source: Path, is_grey: bool) -> bytes:
+    """The ICC profile for the result of an image; empty, with a note, if it is for other colours than the result's."""
+    profile = read_icc_profile(source)
+    if profile and profile[16:20] != (b'GRAY' if is_grey else b'RGB '):  # its header says for which colours it is
+        colours = profile[16:20].decode('ascii', 'replace').strip()
+        print_notes([f"'{source}': its ICC profile is for {colours} images; the result, which is "
+                     f'{"grey" if is_grey else "RGB"}, has none.'])
+        return b''
+    return profile
+
+
+def write_result(target: Path, result: UpscaleResult, limits: Sequence[float] | None = None,
+                 icc_profile: bytes = b'') -> None:
     """Writes the files of one result. The image comes last, so an image that exists has its map."""
     image, picture, log_var = output_files(target)
     if result.log_var is not None:
@@ -151,7 +182,7 @@ def write_result(target: Path, result: UpscaleResult, limits: Sequence[float] | 
         np.save(raw, result.log_var)
         atomic_write(log_var, raw.getvalue())
         atomic_write(picture, encode_png(uncertainty_picture(result.log_var, limits)))
-    atomic_write(image, encode_png(swap_red_blue(result.image)))
+    atomic_write(image, encode_png(swap_red_blue(result.image), icc_profile))
 
 
 if __name__ == '__main__':

@@ -139,6 +139,7 @@ class ValOptions(Section):
     suffix: Optional[t.FileName] = None
     metrics: Optional[dict[str, Metric]] = None
     amp: Annotated[Optional[t.Amp], udl_only()] = None
+    tile: Annotated[Optional[t.TileSize], udl_only()] = None
     save_uncertainty: Annotated[Optional[t.Flag], udl_only()] = None
     uncertainty_limits: Annotated[Optional[t.Limits], udl_only()] = None
     save_best: Annotated[Optional[t.Text], udl_only()] = None

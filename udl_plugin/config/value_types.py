@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from udl_plugin.errors import truncate_repr
+from udl_plugin.inference.tiles import MIN_TILE
 
 NUMBER = re.compile(r'\s*([-+]?)(\d+\.?\d*|\.\d+)(?:[eE]([-+]?)(\d+))?\s*')
 
@@ -88,6 +89,7 @@ FileName = Annotated[StrictStr, _only_if(_is_plain_name),
 Integer = Annotated[StrictInt, expected('an integer')]
 Count = Annotated[StrictInt, Field(ge=1), expected('an integer of at least 1')]
 CountOrNone = Annotated[StrictInt, Field(ge=0), expected('an integer of at least 0')]
+TileSize = Annotated[StrictInt, Field(ge=MIN_TILE), expected(f'an integer of at least {MIN_TILE} (LR pixels)')]
 Iterations = Annotated[_Period, expected('an integer number of iterations, at least 1')]
 Warmup = Annotated[StrictInt, Field(ge=-1), BeforeValidator(_whole_number),
                    expected('an integer number of iterations, or -1 for no warm-up')]

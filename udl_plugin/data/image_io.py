@@ -88,7 +88,8 @@ def read_image(path: str | Path, keep_grey: bool = False) -> tuple[np.ndarray, b
         uint8 `(H, W, 3)`, BGR, or `(H, W)`; and whether an alpha channel was dropped.
 
     Raises:
-        UserError: the file is missing, truncated, corrupted or not an image, or has more than 8 bits per channel.
+        UserError: the file is missing, truncated, corrupted or not an image, or has more than 8 bits per channel, or
+            its colours are CIELab.
     """
     img, bands, has_alpha = _read(path)
     if img.dtype != np.uint8:
@@ -105,9 +106,15 @@ def read_full_image(path: str | os.PathLike[str]) -> np.ndarray:
         `(H, W)`; `(H, W, 3)`, BGR; or `(H, W, 4)`, BGR and alpha, also for a grey image with alpha.
 
     Raises:
-        UserError: the file is missing, truncated, corrupted or not an image.
+        UserError: the file is missing, truncated, corrupted or not an image, or its colours are CIELab.
     """
     return _read(path, with_alpha=True)[0]
+
+
+def read_icc_profile(path: str | os.PathLike[str]) -> bytes:
+    """Returns the ICC profile in an image file that `read_full_image` can read; empty if it has none."""
+    with _open(Path(path).read_bytes()) as image:
+        return image.info.get('icc_profile') or b''
 
 
 def _read(path: str | os.PathLike[str], with_alpha: bool = False) -> tuple[np.ndarray, tuple[str, ...], bool]:
@@ -117,6 +124,8 @@ def _read(path: str | os.PathLike[str], with_alpha: bool = False) -> tuple[np.nd
         data = Path(path).read_bytes()
         check_pixel_limit(data)
         with _open(data) as image:
+            if image.mode == 'LAB':  # its third band is called A or B, not alpha or blue
+                raise ValueError('its colours are CIELab; convert it to RGB.')
             bands, has_alpha = image.getbands(), 'A' in image.getbands() or 'transparency' in image.info
             if image.format != 'PNG':
                 image.load()  # raises if truncated; OpenCV 4 completes a JPEG. PNG has checksums, which both check

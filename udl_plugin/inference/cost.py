@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from udl_plugin.archs.build import build_network
+from udl_plugin.archs.build import build_network, trace_modules
 from udl_plugin.archs.padding import get_required_multiple
 from udl_plugin.archs.wrapping import base_config
 from udl_plugin.utils.user_imports import get_imported, import_user_modules
 
+MEMORY_FACTOR = 3  # of a run over the largest input and output of a module
 OUTPUT_SIZE = (720, 1280)  # for which the literature states multiply-adds
 
 
@@ -100,6 +101,13 @@ def _seconds(function: Callable[[], Any], repeats: int) -> float:
 def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def memory_per_pixel(net: nn.Module) -> float:
+    """Estimates the bytes that a run of a network takes on the CPU per LR pixel, from the sizes of its features."""
+    calls, lq, _ = trace_modules(net)
+    largest = max(math.prod(call.input) + math.prod(call.output) for call in calls)
+    return 4 * MEMORY_FACTOR * largest / math.prod(lq[2:])
 
 
 def peak_memory(network_g: Mapping[str, Any], shape: Sequence[int]) -> int | None:

@@ -1,7 +1,8 @@
 """Upscales images with a network, with the error that it expects: any bit depth, grey or colour, alpha, in tiles."""
 from __future__ import annotations
 
-import itertools
+import functools
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,19 +14,18 @@ import torch
 from basicsr.utils.color_util import rgb2ycbcr, ycbcr2rgb
 from PIL import Image, ImageOps
 
-from udl_plugin.archs.dpdnn_arch import dpdnn_receptive_radius
-from udl_plugin.archs.edsr_arch import edsr_receptive_radius
 from udl_plugin.archs.outputs import get_sr_image
-from udl_plugin.archs.padding import get_declared, get_required_multiple, pad_to_multiple
+from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
 from udl_plugin.checkpoints.network_file import NetworkFile, load_network_file
 from udl_plugin.data.image_io import read_full_image
 from udl_plugin.errors import UserError
+from udl_plugin.inference.cost import memory_per_pixel
+from udl_plugin.inference.tiles import MIN_TILE, find_overlap, get_receptive_radius, split_into_tiles
 from udl_plugin.inference.visualize import swap_red_blue
 from udl_plugin.metrics.uncertainty_metrics import ERROR_SCALES, expected_error
+from udl_plugin.utils.memory import NotEnoughMemory, available_memory, explain_out_of_memory
 
-ALIGN = 16  # tiles start at multiples of it: DPDNN halves the image four times, SwinIR's windows are 8 pixels
-MIN_TILE = 64
-RECEPTIVE_RADII = {'EDSR': edsr_receptive_radius, 'DPDNN': dpdnn_receptive_radius}  # in LR pixels
+AUTO_TILES = (1024, 512, 256, 128, MIN_TILE)  # tried where memory is short
 ImageLike = Union[str, 'os.PathLike[str]', Image.Image, np.ndarray, torch.Tensor]
 Progress = Callable[[Sequence[Any], int], Iterable[Any]]
 
@@ -113,7 +113,8 @@ class Upscaler:
     Args:
         file: From `load_network_file`.
         device: Where the network runs.
-        tile: Largest side, in LR pixels, of what the network processes at once, to save memory. None: the full image.
+        tile: Largest side, in LR pixels, of what the network processes at once, to save memory. None: the full image,
+            or tiles from the first image on for which memory is short, with a line in `notes`.
             Tiles overlap by the network's receptive radius, but by at most a quarter of `tile` on each side, in
             multiples of 16. With `overlap` of at least `receptive_radius`, the result is that of the full image, up to
             float32 rounding.
@@ -123,7 +124,8 @@ class Upscaler:
 
     Attributes:
         channels, scale: Of the network's images.
-        notes: What a user should know, such as what was assumed about the file, or that tiles change the result.
+        notes: What a user should know, such as what was assumed about the file, or that tiles change the result;
+            `upscale` adds one if it has to use tiles.
         overlap: Of tiles, on each side, in LR pixels; None without tiles.
         receptive_radius: Of the network, in LR pixels. A class declares its own as the attribute `receptive_radius`,
             an integer or a function of the options; None if unknown.
@@ -146,10 +148,12 @@ class Upscaler:
         self.uncertainty_loss = self._find_loss(uncertainty_loss, file.uncertainty_loss) if uncertainty else None
         self.channels, self.scale = file.channels_and_scale
         self.multiple = get_required_multiple(base.network_g)
-        radius = RECEPTIVE_RADII.get(base.network_g['type'])
-        self.receptive_radius = radius(base.network_g) if radius else \
-            get_declared(base.network_g, 'receptive_radius', 0)
-        self.tile, self.overlap = tile, None if tile is None else self._find_overlap(tile)
+        self.receptive_radius = get_receptive_radius(base.network_g)
+        self.tile: int | None = None
+        self.overlap: int | None = None
+        if tile is not None:
+            self._set_tile(tile)
+        self._chooses_tile, self._first_notes = tile is None, list(self.notes)
 
     def _find_loss(self, given: str | None, recorded: str | None) -> str:
         if given is not None and given not in ERROR_SCALES:
@@ -161,17 +165,11 @@ class Upscaler:
                           'another.')
         return 'ESU'
 
-    def _find_overlap(self, tile: int) -> int:
-        """The receptive radius, or as much of it as tiles allow; adds a note if that changes the result."""
-        largest = tile // 4 // ALIGN * ALIGN
-        enough = -(-(self.receptive_radius or 0) // ALIGN) * ALIGN  # rounded up
-        if not 0 < enough <= largest:
-            self.notes.append(
-                f'tiles overlap by {largest} pixels on each side, and the receptive radius of the network is '
-                f'{self.receptive_radius or "unknown"}: the result differs slightly from the one without tiles.'
-                + f' A tile of {4 * enough} gives the same result.' * (enough > 0))
-            return largest
-        return enough
+    def _set_tile(self, tile: int, note: str = '') -> None:
+        self.tile = tile
+        self.overlap, seams = find_overlap(tile, self.receptive_radius)
+        if note or seams:
+            self.notes.append(f'{note} {seams}'.strip())
 
     def __repr__(self) -> str:
         number = sum(value.numel() for value in self.net.state_dict().values())
@@ -262,45 +260,62 @@ class Upscaler:
     def _run_network(self, image: np.ndarray, progress: Progress | None) -> tuple[np.ndarray, np.ndarray | None]:
         """Turns `(H, W, C)` in [0, 1], RGB or luma, into the SR image `(H, W, C)` and the map `(C, H, W)`."""
         lq = np.moveaxis(image, 2, 0)
+        if self._chooses_tile and self.device.type == 'cpu' and max(lq.shape[1:]) > MIN_TILE:  # it may be killed
+            self._check_memory(*lq.shape[1:])
+        while True:
+            try:
+                return self._run_tiles(lq, progress)
+            except NotEnoughMemory:
+                smaller = [tile for tile in AUTO_TILES if tile < min(self.tile or math.inf, max(lq.shape[1:]))]
+                if not (self._chooses_tile and smaller):
+                    raise
+            self._choose_tile(smaller[0])
+
+    def _check_memory(self, height: int, width: int) -> None:
+        """Chooses the largest tile for which memory suffices, by an estimate, if it does not for the full image."""
+        free, tile = available_memory(), self.tile or max(height, width)
+        if free is None or self._memory_per_pixel * min(height, tile) * min(width, tile) <= free:
+            return
+        smaller = [size for size in AUTO_TILES if size < tile]
+        fitting = [size for size in smaller if self._memory_per_pixel * size ** 2 <= free]
+        if smaller:
+            self._choose_tile((fitting or smaller[-1:])[0])
+
+    @functools.cached_property
+    def _memory_per_pixel(self) -> float:
+        return memory_per_pixel(self.net)
+
+    def _choose_tile(self, tile: int) -> None:
+        self.notes[:] = self._first_notes  # without that of a larger tile
+        self._set_tile(tile, f'memory is short; using tiles of {tile} x {tile} pixels, as --tile {tile} does.')
+        if self.device.type == 'cuda':
+            torch.cuda.empty_cache()
+
+    def _run_tiles(self, lq: np.ndarray, progress: Progress | None) -> tuple[np.ndarray, np.ndarray | None]:
         channels, height, width = lq.shape
         total = np.zeros((2 * channels if self.uncertainty else channels, self.scale * height, self.scale * width),
                          np.float32)
         views = [(turns, flip) for turns in range(4) for flip in (False, True)] if self.self_ensemble else [(0, False)]
-        tiles = [(view, rows, columns) for view in views
-                 for rows, columns in itertools.product(*map(self._spans, _view(lq, *view).shape[1:]))]
-        for view, rows, columns in progress(tiles, len(tiles)) if progress else tiles:
-            self._add_tile(_view(lq, *view), _view(total, *view), rows, columns, len(views))
+        tiles = []
+        for view in views:
+            height, width = _view(lq, *view).shape[1:]
+            parts = split_into_tiles(height, width, self.scale, self.tile, self.overlap or 0)
+            tiles += [(view, tile) for tile in parts]
+        message = 'memory does not suffice for an image of this size; use tiles: --tile 256, or tile=256 in Python.'
+        if self.tile is not None:
+            message = f'memory does not suffice for tiles of {self.tile} pixels; use smaller ones (down to {MIN_TILE}).'
+        for view, tile in progress(tiles, len(tiles)) if progress else tiles:
+            out = explain_out_of_memory(message, self._forward, _view(lq, *view)[tile.source])
+            _view(total, *view)[tile.target] += out[tile.inside] / len(views)
         return np.moveaxis(total[:channels], 0, 2), total[channels:] if self.uncertainty else None
-
-    def _spans(self, length: int) -> list[tuple[int, int]]:
-        """Start and end of each tile along one side, without the overlap."""
-        if self.tile is None or self.overlap is None or length <= self.tile:
-            return [(0, length)]
-        step = (self.tile - 2 * self.overlap) // ALIGN * ALIGN
-        return [(start, min(start + step, length)) for start in range(0, length, step)]
-
-    def _add_tile(self, lq: np.ndarray, total: np.ndarray, rows: tuple[int, int], columns: tuple[int, int],
-                  divisor: int) -> None:
-        """Adds to `total` what the network makes of a tile of `lq` and its overlap, divided by `divisor`."""
-        (top, bottom), (left, right), overlap, scale = rows, columns, self.overlap or 0, self.scale
-        out = self._forward(lq[:, max(top - overlap, 0):bottom + overlap, max(left - overlap, 0):right + overlap])
-        out = out[:, scale * min(top, overlap):, scale * min(left, overlap):]
-        target = total[:, scale * top:scale * bottom, scale * left:scale * right]
-        target += out[:, :target.shape[1], :target.shape[2]] / divisor
 
     @torch.no_grad()
     def _forward(self, lq: np.ndarray) -> np.ndarray:
         """Turns `(C, h, w)` into `(C, scale * h, scale * w)`, followed by the map with `uncertainty`: `(2 C, ...)`."""
         height, width = lq.shape[1:]
-        try:
-            padded = pad_to_multiple(torch.from_numpy(lq.copy())[None].to(self.device), self.multiple)
-            out = torch.cat(self.net(padded, return_log_var=True), 1) if self.uncertainty else \
-                get_sr_image(self.net(padded))
-        except RuntimeError as err:
-            if isinstance(err, torch.cuda.OutOfMemoryError) or 'alloc' in str(err):
-                raise UserError('memory does not suffice for an image of this size; use tiles: --tile 256, or tile=256 '
-                                'in Python, or less.') from err
-            raise
+        padded = pad_to_multiple(torch.from_numpy(lq.copy())[None].to(self.device), self.multiple)
+        out = torch.cat(self.net(padded, return_log_var=True), 1) if self.uncertainty else \
+            get_sr_image(self.net(padded))
         return out[0, :, :height * self.scale, :width * self.scale].float().cpu().numpy()
 
 
@@ -310,8 +325,8 @@ def _from_pil(image: Image.Image) -> np.ndarray:
     has_alpha = image.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in image.info
     if image.mode.startswith('I;16'):
         return np.asarray(image).astype(np.uint16)
-    if image.mode in ('I', 'F'):
-        raise UserError(f'expected a PIL image of 8 or 16 bits, not of mode {image.mode}.')
+    if image.mode in ('I', 'F', 'LAB'):
+        raise UserError(f'expected a PIL image of 8 or 16 bits, grey or colour, not of mode {image.mode}.')
     return np.asarray(image.convert('RGBA' if has_alpha else 'L' if image.mode in ('1', 'L') else 'RGB'))
 
 

@@ -1,10 +1,13 @@
 """Pictures of maps and errors, as OpenCV has them: uint8 `(H, W, 3)`, BGR."""
 from __future__ import annotations
 
+import io
+import zlib
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
+from PIL.PngImagePlugin import putchunk
 
 RGB_TO_Y = np.array([65.738, 129.057, 25.064], dtype=np.float64) / 256  # luma of the SR protocol, without its offset
 
@@ -102,9 +105,14 @@ def _label(picture: np.ndarray, text: str, height: int) -> np.ndarray:
     return np.concatenate([strip, picture])
 
 
-def encode_png(picture: np.ndarray) -> bytes:
+def encode_png(picture: np.ndarray, icc_profile: bytes = b'') -> bytes:
     """Encodes an image, uint8 or uint16, `(H, W)` or `(H, W, 3)` BGR or `(H, W, 4)` BGRA, as a PNG file."""
-    return cv2.imencode('.png', picture)[1].tobytes()
+    data = cv2.imencode('.png', picture)[1].tobytes()
+    if not icc_profile:
+        return data
+    chunk = io.BytesIO()  # neither OpenCV nor, for 16 bits, Pillow writes one
+    putchunk(chunk, b'iCCP', b'ICC Profile\0\0' + zlib.compress(icc_profile))
+    return data[:33] + chunk.getvalue() + data[33:]  # behind signature and header
 
 
 def swap_red_blue(img: np.ndarray) -> np.ndarray:

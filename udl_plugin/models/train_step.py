@@ -42,6 +42,9 @@ class TrainStep:
         all_agree: Whether a condition of this rank holds on all ranks.
         accumulate: Number of equal parts in which a batch passes through the network.
         grad_clip: Upper limit of the gradients' L2 norm, applied after AMP's scale is taken out.
+
+    Attributes:
+        is_updating: Whether an error ended the last step within the update; before it, an error changes nothing.
     """
 
     def __init__(self, net: nn.Module, compute_losses: Callable[..., dict[str, Tensor]],
@@ -51,6 +54,7 @@ class TrainStep:
         self.net, self.compute_losses = net, compute_losses
         self.optimizer, self.scaler, self.update_average = optimizer, scaler, update_average
         self.all_agree, self.accumulate, self.grad_clip = all_agree, accumulate, grad_clip
+        self.is_updating = False
 
     def __call__(self, batch: dict[str, Tensor]) -> StepResult:
         """
@@ -58,15 +62,20 @@ class TrainStep:
             batch: By name, each `(N, C, H, W)`; N is a multiple of `accumulate`.
         """
         statistics = [(buffer, buffer.clone()) for buffer in self._running_statistics()]
-        losses = self._backward(batch)
-        finite_here, grad_norm = self._is_finite(losses), None
-        finite = self.all_agree(finite_here)
-        if finite:
-            grad_norm = self._clip()
-            finite_here = finite = self._update()
-        if not finite:
-            for buffer, value in statistics:
-                buffer.copy_(value)
+        finite = False
+        try:
+            losses = self._backward(batch)
+            finite_here, grad_norm = self._is_finite(losses), None
+            finite = self.all_agree(finite_here)
+            if finite:
+                self.is_updating = True
+                grad_norm = self._clip()
+                finite_here = finite = self._update()
+                self.is_updating = False
+        finally:
+            if not finite:
+                for buffer, value in statistics:
+                    buffer.copy_(value)
         return StepResult(losses, finite, finite_here, grad_norm)
 
     def _backward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

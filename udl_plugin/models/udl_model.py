@@ -21,6 +21,7 @@ from udl_plugin.checkpoints.safe_load import load_checkpoint
 from udl_plugin.checkpoints.state_dict import fingerprint, get_uncertainty_loss, load_matching_state_dict
 from udl_plugin.config.cross_checks import check_map_fingerprint, check_options, metrics_of_maps
 from udl_plugin.errors import UserError
+from udl_plugin.inference.tiles import find_overlap, get_receptive_radius, run_in_tiles
 from udl_plugin.models.checkpoint_manager import CheckpointManager, schedule_of_options
 from udl_plugin.models.nonfinite_guard import NonFiniteGuard
 from udl_plugin.models.train_step import TrainStep
@@ -46,6 +47,7 @@ class UDLModel(SRModel):
         val:
           save_best: psnr              # net_g_best.pth: best by this metric, on the first set; or SET/METRIC
           amp: bf16                    # or fp16, as in training
+          tile: 256                    # in tiles of 256 x 256 LR pixels, to save memory; default: the full image
           save_uncertainty: true       # next to each SR image: IMAGE_uncertainty.png, the map as a picture, and
                                        # IMAGE_log_var.npy, float32 (C, H, W): log of the error's scale in 8-bit levels
           uncertainty_limits: [-1, 4]  # of all pictures, from blue to red; default: each map's own
@@ -69,6 +71,11 @@ class UDLModel(SRModel):
         train_opt, val_opt = opt.get('train') or {}, opt.get('val') or {}
         self.amp, self.val_amp = (DTYPES[section.get('amp')] for section in (train_opt, val_opt))
         self.channels_last = train_opt.get('channels_last', False)
+        self.val_tile, self.val_overlap = val_opt.get('tile'), 0
+        if self.val_tile:
+            self.val_overlap, seams = find_overlap(self.val_tile, get_receptive_radius(opt['network_g']))
+            if seams:
+                get_root_logger().info(f'val.tile: {self.val_tile}: {seams}')
         self.save_uncertainty = val_opt.get('save_uncertainty', False)
         self.map_metrics = list(metrics_of_maps(opt).values())
         self.validates_maps = self.save_uncertainty or bool(self.map_metrics)
@@ -180,6 +187,23 @@ class UDLModel(SRModel):
 
     def test(self) -> None:
         """Sets `output` and, if validation needs it, `log_var`, for an image of any size."""
+        if not self.val_tile:
+            self._test_image()
+            return
+
+        def run(part: Tensor) -> Tensor:
+            self.lq = part
+            self._test_image()
+            return self.output if self.log_var is None else torch.cat((self.output.cpu(), self.log_var), 1)
+
+        lq = self.lq
+        result = run_in_tiles(run, lq, self.opt['scale'], self.val_tile, self.val_overlap)
+        channels = self.output.shape[1]
+        self.lq, self.output = lq, result[:, :channels]
+        if self.log_var is not None:
+            self.log_var = result[:, channels:]
+
+    def _test_image(self) -> None:
         lq, net = self.lq, self.get_bare_model(getattr(self, 'net_g_ema', self.net_g))
         height, width = (self.opt['scale'] * size for size in lq.shape[2:])
         self.lq = pad_to_multiple(lq, get_required_multiple(self.opt['network_g']))

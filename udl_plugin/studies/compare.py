@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from udl_plugin.archs.build import build_network, get_network_class, probe_shapes
+from udl_plugin.archs.outputs import get_sr_image
 from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
 from udl_plugin.archs.two_step import TwoStep
 from udl_plugin.archs.with_variance import WithVariance
@@ -25,6 +26,7 @@ from udl_plugin.config.schema import validate_file
 from udl_plugin.config.yaml_loader import read_yml
 from udl_plugin.errors import UserError, UserErrors, did_you_mean, raise_errors
 from udl_plugin.inference import cost
+from udl_plugin.inference.tiles import find_overlap, get_receptive_radius, run_in_tiles
 from udl_plugin.metrics import uncertainty_metrics as metrics
 from udl_plugin.studies.config import METRICS, Config, build_benchmark_opt
 from udl_plugin.studies.evaluate import (
@@ -60,9 +62,16 @@ class Entry(NamedTuple):
     has_map: bool
 
     def run(self, lq: Tensor) -> Tensor:
-        """The SR image of `(1, C, H, W)`, which is padded to the multiple that the network requires."""
+        """The SR image of `(1, C, H, W)`, which is padded to the required multiple; in tiles if `opt` says so."""
+        tile, scale, network_g = self.opt['val']['tile'], self.opt['scale'], self.opt['network_g']
+        if not tile:
+            return self._run_image(lq)
+        return run_in_tiles(self._run_image, lq, scale, tile, find_overlap(tile, get_receptive_radius(network_g))[0])
+
+    def _run_image(self, lq: Tensor) -> Tensor:
+        height, width = (self.opt['scale'] * length for length in lq.shape[2:])
         padded = pad_to_multiple(lq[:, :self.channels], get_required_multiple(self.opt['network_g']))
-        return self.net.to(lq.device)(padded)
+        return get_sr_image(self.net.to(lq.device)(padded))[:, :, :height, :width]
 
 
 class MapQuality(NamedTuple):
@@ -143,7 +152,8 @@ def split_label(text: str) -> tuple[str, str]:
 
 
 def read_entries(inputs: Iterable[str], folder: str | Path,
-                 networks: Mapping[str, Config | None] | None = None) -> tuple[list[Entry], dict[str, Config], int]:
+                 networks: Mapping[str, Config | None] | None = None,
+                 tile: int | None = None) -> tuple[list[Entry], dict[str, Config], int]:
     """Reads test ymls and checkpoints.
 
     Args:
@@ -151,6 +161,7 @@ def read_entries(inputs: Iterable[str], folder: str | Path,
         folder: Where copies of checkpoints in BasicSR's layout are written.
         networks: Label to config of the network, for checkpoints that do not record it; under an empty label, that of
             all other checkpoints.
+        tile: Largest side of what a network processes at once, in LR pixels; None: the full image.
 
     Returns:
         The entries; the options of the datasets in the ymls, by name, of which the first counts; the scale.
@@ -165,10 +176,10 @@ def read_entries(inputs: Iterable[str], folder: str | Path,
         label, path = split_label(text)
         try:
             if Path(path).suffix in ('.yml', '.yaml'):
-                opt = _read_test_yml(path)
+                opt = _read_test_yml(path, tile)
             else:
                 network_g = networks.get(label or _get_name(path), networks.get(''))
-                opt = _copy_checkpoint(path, Path(folder, f'{number}.pth'), network_g)
+                opt = _copy_checkpoint(path, Path(folder, f'{number}.pth'), network_g, tile)
             entry = _build_entry(label or opt['name'], opt)
         except UserError as err:
             raise UserErrors(message if path in message else f"'{path}': {message}"
@@ -188,7 +199,7 @@ def read_entries(inputs: Iterable[str], folder: str | Path,
     return list(entries.values()), datasets, next(iter(scales.values()))
 
 
-def _read_test_yml(path: str) -> Config:
+def _read_test_yml(path: str, tile: int | None) -> Config:
     """Its options, as `parse_options` would return them, but for the datasets, which are as in the file."""
     opt = read_yml(path)
     if 'train' in opt:
@@ -198,19 +209,19 @@ def _read_test_yml(path: str) -> Config:
     raise_errors(validate_file(opt, is_train=False))
     if not opt['path'].get('pretrain_network_g'):
         raise UserError('path.pretrain_network_g: is missing; there is no network to test.')
-    complete = {**build_test_opt(opt['name'], opt['network_g'], opt['path'], opt.get('scale')),
+    complete = {**build_test_opt(opt['name'], opt['network_g'], opt['path'], opt.get('scale'), tile),
                 'model_type': opt['model_type']}
     check_options(complete)
     check_network(complete)
     return {**complete, 'datasets': opt['datasets']}
 
 
-def _copy_checkpoint(path: str, copy: Path, network_g: Config | None) -> Config:
+def _copy_checkpoint(path: str, copy: Path, network_g: Config | None, tile: int | None) -> Config:
     """Options of a test of a checkpoint, whose weights are copied to a file in BasicSR's layout."""
     network_file = load_network_file(path, network_g=network_g)
     save_checkpoint(copy, {'params': network_file.state_dict}, network_file.network_g)
     return build_test_opt(_get_name(path), network_file.network_g, {'pretrain_network_g': str(copy)},
-                          network_file.channels_and_scale[1])
+                          network_file.channels_and_scale[1], tile)
 
 
 def _get_name(path: str) -> str:
@@ -329,6 +340,7 @@ def _measure_cost(results: Sequence[CompareResult], scale: int) -> None:
         functions[result.label] = entry.run
         result.cost['params'] = cost.parameters(entry.net)
         result.cost['madds'] = cost.multiply_adds(entry.net, network_g, entry.channels, scale)
-        result.cost['memory'] = cost.peak_memory(network_g, (1, entry.channels, *lq.shape[2:]))
+        size = (min(length, entry.opt['val']['tile'] or length) for length in lq.shape[2:])
+        result.cost['memory'] = cost.peak_memory(network_g, (1, entry.channels, *size))
     for result, seconds in zip(results, cost.time_in_turn(functions, lq).values()):
         result.cost['time'] = seconds

@@ -85,18 +85,19 @@ def complete_dataset_opt(dataset_opt: Config, scale: int) -> Config:
     return {**dataset_opt, 'phase': 'test', 'scale': scale}
 
 
-def build_test_opt(name: str, network_g: Config, path: Config, scale: int | None) -> Config:
+def build_test_opt(name: str, network_g: Config, path: Config, scale: int | None, tile: int | None = None) -> Config:
     """The options of a test, as `parse_options` would return them, without datasets.
 
     Args:
         name: Of the test.
         path: With `pretrain_network_g`; `param_key_g` and `strict_load_g` are optional.
+        tile: Of `val`; see UDLModel.
     """
     return {
         'name': name, 'model_type': 'UDLModel', 'scale': scale, 'num_gpu': torch.cuda.device_count(),
         'manual_seed': 0, 'dist': False, 'rank': 0, 'world_size': 1, 'is_train': False, 'auto_resume': False,
         'datasets': {}, 'network_g': network_g,
-        'path': {'visualization': f'results/{name}/visualization', **path}, 'val': {'save_img': False},
+        'path': {'visualization': f'results/{name}/visualization', **path}, 'val': {'save_img': False, 'tile': tile},
     }
 
 

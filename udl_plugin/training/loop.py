@@ -28,6 +28,12 @@ from udl_plugin.training.logs import Curves, held_back, open_curves, open_log
 from udl_plugin.training.resumable_loader import ResumableDataLoader
 from udl_plugin.training.signals import StoppableLoader, Stopped, StopSignal
 from udl_plugin.utils.atomic_io import exclusive_lock
+from udl_plugin.utils.memory import NotEnoughMemory, explain_out_of_memory
+
+MEMORY_OF_TRAINING = ('out of memory in training. Use a smaller datasets: train: batch_size_per_gpu, or train: '
+                      'accumulate: 2 (the same result in less memory), or train: amp: bf16.')
+MEMORY_OF_VALIDATION = ('out of memory in validation or test. Use val: tile: 256, or less: the network then runs on '
+                        'tiles of 256 x 256 LR pixels.')
 
 
 def train(opt: dict[str, Any], state: dict[str, Any] | None, messages: list[str],
@@ -94,8 +100,7 @@ class _Training:
             data_timer.record()
             self.in_step = True
             model.update_learning_rate(iteration, warmup_iter=warmup_iter)
-            model.feed_data(batch)
-            model.optimize_parameters(iteration)
+            self.step(iteration, batch)
             self.iteration, self.rng = iteration, rng_state.capture()
             self.is_validated = self.in_step = False
             iter_timer.record()
@@ -120,12 +125,26 @@ class _Training:
         if opt.get('val') is not None:
             self.validate()
 
+    def step(self, iteration: int, batch: dict[str, Any]) -> None:
+        """
+        Raises:
+            NotEnoughMemory: nothing is half done, if memory ran out before the update.
+        """
+        try:
+            explain_out_of_memory(MEMORY_OF_TRAINING, self.model.feed_data, batch)
+            explain_out_of_memory(MEMORY_OF_TRAINING, self.model.optimize_parameters, iteration)
+        except NotEnoughMemory:
+            is_updating = not isinstance(self.model, UDLModel) or self.model.train_step.is_updating
+            self.in_step = is_updating or not self.loader.step_back()
+            raise
+
     def validation_is_due(self) -> bool:
         return self.opt.get('val') is not None and self.iteration % self.opt['val']['val_freq'] == 0
 
     def validate(self) -> None:
         for loader in self.val_loaders:
-            self.model.validation(loader, self.iteration, self.curves, self.opt['val']['save_img'])
+            explain_out_of_memory(MEMORY_OF_VALIDATION, self.model.validation, loader, self.iteration, self.curves,
+                                  self.opt['val']['save_img'])
         self.rng, self.is_validated = rng_state.capture(), True
         if isinstance(self.model, UDLModel):
             self.model.mark_validated(self.iteration, rng_state.to_tensors(self.rng))
@@ -205,7 +224,8 @@ def test(opt: dict[str, Any], messages: list[str]) -> None:
             logger.warning(message)
         for loader in loaders:
             logger.info(f'Testing {loader.dataset.opt["name"]}...')
-            model.validation(loader, current_iter=opt['name'], tb_logger=None, save_img=opt['val']['save_img'])
+            explain_out_of_memory(MEMORY_OF_VALIDATION, model.validation, loader, current_iter=opt['name'],
+                                  tb_logger=None, save_img=opt['val']['save_img'])
 
 
 def _build_model(opt: dict[str, Any]) -> Any:

@@ -128,6 +128,7 @@ class ResumableDataLoader:
         self.epoch = 0
         self.main_rng: tuple | None = None  # RNG states of this process where the epoch is resumed
         self._state: dict[str, Any] = {}
+        self._previous: dict[str, Any] = {}
         self._workers: list[tuple | None] = []  # for each worker its RNG states behind its last batch
         self._num_skipped = 0
         if not len(self.loader):
@@ -140,6 +141,12 @@ class ResumableDataLoader:
         """The position behind the last batch, for a checkpoint; on each rank its own."""
         return {**self._state, 'begun': rng_state.to_tensors(self._state['begun']),
                 'loaders': [states and rng_state.to_tensors(states) for states in self._state['loaders']]}
+
+    def step_back(self) -> bool:
+        """Makes `state_dict` the position before the last batch, which could not be used, so that a resume loads it
+        again. Returns False if this is the first batch: then there is no such position."""
+        self._state = self._previous
+        return bool(self._state)
 
     def load_state_dict(self, state: dict[str, Any], main_rng: dict[str, Any]) -> str:
         """Continues from a position.
@@ -178,7 +185,7 @@ class ResumableDataLoader:
             self.sampler.sampler.set_epoch(epoch)
             prefetcher.reset()
             while done < total and (batch := prefetcher.next()) is not None:
-                self._state = batch.pop(POSITION)
+                self._previous, self._state = self._state, batch.pop(POSITION)
                 done += 1
                 yield done, batch
             if done >= total:
