@@ -255,6 +255,22 @@ def test_bad_value(key, value, message):
     assert_one_error(errors(key, value), key, message)
 
 
+@pytest.mark.parametrize(('criterion', 'key', 'message'), [
+    (None, None, None), ({'type': 'CharbonnierLoss', 'reduction': 'none', 'eps': 1e-6}, None, None),
+    (5, '', 'expected a mapping of options, got 5.'), ({'reduction': 'none'}, '.type', 'is missing.'),
+    ({'type': 'CharbonierLoss', 'reduction': 'none'}, '.type', "(did you mean 'CharbonnierLoss'?)"),
+    ({'type': 'L1Loss', 'reduction': 'mean'}, '.reduction', "expected none, as each pixel is weighted, got 'mean'."),
+    ({'type': 'L1Loss'}, '.reduction', 'is missing; write none: each pixel is weighted.'),
+    ({'type': 'CharbonnierLoss', 'reduction': 'none', 'eps': '1e-6'}, '.eps', 'YAML 1.1 reads it so; write 1.0e-6'),
+])
+def test_criterion_of_udl(criterion, key, message):
+    found = errors('train.pixel_opt', {'type': 'UDL', 'criterion': criterion})
+    if key is None:
+        assert found == []
+    else:
+        assert_one_error(found, f'train.pixel_opt.criterion{key}', message)
+
+
 @pytest.mark.parametrize(('scheduler', 'key', 'message'), [
     ({'periods': [10000, 10000], 'restart_weights': [1, 1]}, 'periods',
      'end at iteration 20000, before total_iter: 30000'),

@@ -19,12 +19,13 @@ from basicsr.utils.registry import ARCH_REGISTRY, METRIC_REGISTRY
 from udl_plugin.archs.build import build_network
 from udl_plugin.archs.wrapping import base_config, sub_state_dict
 from udl_plugin.checkpoints.state_dict import fingerprint, load_matching_state_dict
-from udl_plugin.config.class_options import build_loss, scale_key
+from udl_plugin.config.class_options import scale_key
 from udl_plugin.config.dataset_checks import check_maps, check_pairs, too_few_images
 from udl_plugin.config.problems import ErrorCollector, KeyPath, OptionError, errors_at, get_section
 from udl_plugin.config.schema import LOADER_OPTIONS, PAIRS, WITH_MAPS, validate_dataset, validate_sections
 from udl_plugin.data.map_format import read_metadata
 from udl_plugin.errors import UserError, UserErrors, lookup_class, raise_errors
+from udl_plugin.losses.build import build_loss
 
 Opt = Mapping[str, Any]
 PROVIDERS = {
@@ -202,7 +203,7 @@ def _check_loss(opt: Opt, loss: Any) -> Iterator[OptionError]:
         yield OptionError(('model_type',), f'SRModel does not pass {" and ".join(outputs)} to losses, which '
                                            f'train.pixel_opt: {type(loss).__name__} requires; write UDLModel.')
     if get_section(opt, 'datasets', 'train').get('type') == WITH_MAPS and not (
-            'log_var' in outputs and loss.trains_log_var is False):
+            'log_var' in outputs and getattr(loss, 'trains_log_var', False) is False):
         yield OptionError(('datasets', 'train', 'type'), f'{WITH_MAPS}: no loss weights by its maps, as '
                           f'train.pixel_opt: type: UDL does. Write type: {PAIRS}.')
 
@@ -301,7 +302,10 @@ def check_required_outputs(network: Any, loss: Any, given: Iterable[str] = (),
         return
     path, loss_name, network_name = tuple(names[0].split('.')), type(loss).__name__, f'{names[1]}: {network.__name__}'
     for name in outputs:
-        if name not in given and not _provides(network, name):
+        if name not in PROVIDERS:
+            yield OptionError(path, f"{loss_name}: required_outputs has '{name}'; write a tuple of "
+                                    f"{', '.join(PROVIDERS)}, such as ('log_var',).")
+        elif name not in given and not _provides(network, name):
             yield OptionError(path, f'{loss_name} requires {name}, which {network_name} does not provide; '
                                     f'{PROVIDERS[name]}.')
     steps = 'Step 1 is a network such as EDSRVar with ESU, step 2 one such as EDSRTwo with UDL.'

@@ -114,5 +114,6 @@ Prefetch = Annotated[Literal['cpu', 'cuda'], expected('cpu, cuda, or ~')]
 OnBadRecord = Annotated[Literal['stop', 'skip'], expected('stop or skip')]
 Better = Annotated[Literal['higher', 'lower'], expected('higher or lower')]
 Reduction = Annotated[Literal['mean', 'sum'], expected('mean or sum')]  # none gives a map, which cannot be trained with
+NoReduction = Annotated[Literal['none'], expected('none, as each pixel is weighted')]
 Criterion = Annotated[Literal['l1', 'fro'], expected('l1 or fro')]  # BasicSR's l2 uses a class that PyTorch lacks
 Port = Annotated[StrictInt, Field(ge=1, le=65535), expected('an integer from 1 to 65535')]
