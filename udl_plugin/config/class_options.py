@@ -7,6 +7,7 @@ from typing import Any, Optional
 
 import torch
 from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
+from basicsr.utils.registry import METRIC_REGISTRY
 from pydantic import TypeAdapter, ValidationError
 
 from udl_plugin.config import value_types as t
@@ -67,6 +68,8 @@ def check_class_options(registry: Any, options: Mapping[str, Any], path: KeyPath
         if name == 'type':
             continue
         reason = explain_unknown_kwarg(cls, name, GIVEN)
+        if reason and name == 'better' and registry is METRIC_REGISTRY:
+            reason = f'is passed to {cls.__name__} as well, by BasicSR; end its parameters with **kwargs.'
         if reason:
             yield OptionError((*path, name), reason)
         elif name == 'backbone' and name in parameters:
