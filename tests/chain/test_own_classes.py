@@ -68,3 +68,33 @@ def test_own_metric_and_data_set_with_wrong_names(train):
                     'val.metrics.lower.better: is passed to calculate_error as well, by BasicSR; end its parameters '
                     'with **kwargs.'):
         assert message in output
+
+
+MODEL = """
+from basicsr.utils.registry import MODEL_REGISTRY
+from udl_plugin.models import UDLModel
+
+@MODEL_REGISTRY.register()
+class OwnModel(UDLModel):
+    extra_options = {'train': {'my_weight': float}}
+
+    def compute_losses(self, lq, gt, **given):
+        losses = super().compute_losses(lq, gt, **given)
+        losses['l_own'] = self.opt['train']['my_weight'] * self.output.abs().mean()
+        return losses
+"""
+
+
+def test_own_model(train):
+    status, output = train('train_udl_step1', MODEL, model_type='OwnModel', train__my_weight=2.5, train__total_iter=2,
+                           train__grad_clip=10, val=None)
+    assert status == 0, output
+    assert 'Model [OwnModel] is created.' in output
+    assert len(re.findall(r'l_pix: \S+ l_own: \S+ grad_norm: ', output)) == 2
+    status, output = train('train_udl_step1', MODEL, model_type='OwnModl', train__my_wieght='1e-3', val=None)
+    assert status == 2
+    assert "model_type: there is no 'OwnModl' (did you mean 'OwnModel'?)" in output
+    status, output = train('train_udl_step1', MODEL, model_type='OwnModel', train__my_weight='1e-3', train__my_wieght=1)
+    assert status == 2
+    assert "train.my_weight: expected a number, got the string '1e-3' (YAML 1.1 reads it so; write 1.0e-3)." in output
+    assert "train.my_wieght: is not an option (did you mean 'my_weight'?)" in output

@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 import torch
 from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
-from basicsr.utils.registry import METRIC_REGISTRY
+from basicsr.utils.registry import METRIC_REGISTRY, MODEL_REGISTRY
 from pydantic import TypeAdapter, ValidationError
 
 from udl_plugin.config import value_types as t
@@ -37,6 +37,14 @@ OF_ANNOTATIONS: Adapters = {  # as types, and as strings in a module with `from 
 OF_DEFAULTS: Adapters = {  # int takes fractions: BasicSR writes res_scale=1 of what may be 0.1
     bool: TypeAdapter(Optional[t.Flag]), int: TypeAdapter(Optional[t.Number]), float: TypeAdapter(Optional[t.Number]),
     str: TypeAdapter(Optional[t.Text]), list: TypeAdapter(Optional[t.Numbers]), tuple: TypeAdapter(Optional[t.Numbers])}
+
+
+def is_udl_model(model_type: Any) -> bool:
+    """Whether a `model_type` is UDLModel, or a registered class derived from it."""
+    if not isinstance(model_type, str) or model_type not in MODEL_REGISTRY:
+        return False
+    cls = MODEL_REGISTRY.get(model_type)
+    return isinstance(cls, type) and issubclass(cls, MODEL_REGISTRY.get('UDLModel'))
 
 
 def scale_key(network: Callable) -> str:

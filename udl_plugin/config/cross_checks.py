@@ -19,7 +19,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, METRIC_REGISTRY
 from udl_plugin.archs.build import build_network
 from udl_plugin.archs.wrapping import base_config, sub_state_dict
 from udl_plugin.checkpoints.state_dict import fingerprint, load_matching_state_dict
-from udl_plugin.config.class_options import scale_key
+from udl_plugin.config.class_options import is_udl_model, scale_key
 from udl_plugin.config.dataset_checks import check_maps, check_pairs, too_few_images
 from udl_plugin.config.problems import ErrorCollector, KeyPath, OptionError, errors_at, get_section
 from udl_plugin.config.schema import LOADER_OPTIONS, PAIRS, WITH_MAPS, validate_dataset, validate_sections
@@ -86,12 +86,12 @@ def validate_options(opt: Opt, known: Iterable[Any] | None = None) -> list[Any]:
     errors.check(_check_loss, opt, loss, requires=[PIXEL_OPT])
     for check in (_check_channels, _check_scale):
         errors.check(check, opt, requires=[('network_g', 'type'), ('network_g', 'backbone', 'type')])
-    if opt.get('model_type') == 'UDLModel' and network is not None:
+    if is_udl_model(opt.get('model_type')) and network is not None:
         in_data = ['log_var'] if get_section(opt, 'datasets', 'train').get('type') == WITH_MAPS else []
         errors.check(check_required_outputs, network, loss, in_data)
         errors.check(_check_log_var_used, opt, network)
         errors.check(_check_start, opt, network, requires=[RESUME_STATE])
-    if known is not None or opt.get('model_type') != 'UDLModel':  # a study trains its networks later
+    if known is not None or not is_udl_model(opt.get('model_type')):  # a study trains its networks later
         errors.check(_check_files, opt, requires=[RESUME_STATE])
     return errors.errors
 
@@ -125,7 +125,7 @@ def check_network(opt: Opt) -> None:
     with torch.random.fork_rng(devices=[]), errors_at('network_g'):
         net = build_network(opt['network_g'])
     path = opt['path']
-    if path.get('pretrain_network_g') is not None and opt['model_type'] == 'UDLModel':
+    if path.get('pretrain_network_g') is not None and is_udl_model(opt['model_type']):
         with errors_at(*PRETRAINED):
             state_dict, _, _ = load_matching_state_dict(net, path['pretrain_network_g'], path.get(
                 'param_key_g', 'params'), path.get('strict_load_g', True))

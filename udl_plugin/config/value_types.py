@@ -83,6 +83,7 @@ _Period = Annotated[StrictInt, Field(ge=1, le=10 ** 12), BeforeValidator(_whole_
 Flag = Annotated[StrictBool, expected('true or false')]
 Text = Annotated[StrictStr, _only_if(lambda text: '\0' not in text), expected('a string')]
 Texts = Annotated[list[StrictStr], expected('a list of strings')]
+AnyList = Annotated[list[Any], expected('a list')]
 FileName = Annotated[StrictStr, _only_if(_is_plain_name),
                      expected('a plain file name: a string of at most 150 bytes without / and \\')]
 Integer = Annotated[StrictInt, expected('an integer')]

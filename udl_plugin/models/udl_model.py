@@ -5,7 +5,7 @@ import functools
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from basicsr.models.sr_model import SRModel
@@ -57,12 +57,17 @@ class UDLModel(SRModel):
     of that name (see `PairedImageUncertaintyDataset`), or else the network's output under `return_log_var=True`; any
     other loss as `loss(sr, gt)`.
 
+    A class derived from this one declares the options that it adds: section, name and type (bool, int, float, str, list
+    or dict). They may be missing from a yml: `extra_options = {'train': {'my_weight': float}}`.
+
     Args:
         opt: As BasicSR's `parse_options` returns it.
 
     Raises:
         UserError: options, data and checkpoint do not fit each other; before the first iteration.
     """
+
+    extra_options: ClassVar[dict[str, dict[str, type]]] = {}
 
     def __init__(self, opt: dict[str, Any]):
         import_user_modules(get_imports(opt))  # already done by udl-train; under BasicSR's command, here
