@@ -5,6 +5,7 @@ import difflib
 import functools
 import inspect
 import reprlib
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -50,6 +51,13 @@ def truncate_repr(value: Any, limit: int = 80) -> str:
         return f'a number of {value.bit_length()} bits'
     text = value if isinstance(value, str) else reprlib.repr(value) if isinstance(value, (list, dict)) else str(value)
     return text if len(text) < limit else f'{text[:limit - 3]}...'
+
+
+def describe_exception(err: BaseException) -> str:
+    """Returns type, message and line of an exception in a user's code: `KeyError: 'x' (mynet.py, line 3)`."""
+    frame = traceback.extract_tb(err.__traceback__)[-1]
+    message = ' '.join(str(err).split())
+    return f'{type(err).__name__}: {message} ({frame.filename}, line {frame.lineno})'
 
 
 def did_you_mean(name: Any, known: Iterable[str]) -> str:

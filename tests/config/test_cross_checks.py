@@ -3,6 +3,7 @@ import re
 
 import pytest
 import torch
+from basicsr.utils.registry import MODEL_REGISTRY
 from conftest import TINY, random_images, write_images
 
 from udl_plugin.archs import EDSRVar
@@ -19,6 +20,7 @@ from udl_plugin.config.cross_checks import (
 from udl_plugin.config.dataset_checks import Pairs
 from udl_plugin.data.map_format import METADATA, make_metadata
 from udl_plugin.errors import UserErrors
+from udl_plugin.models.udl_model import UDLModel
 from udl_plugin.utils.atomic_io import atomic_write
 
 
@@ -128,6 +130,15 @@ def test_loss_of_the_other_step():
 def test_gradient_of_the_ground_truth_requires_no_network(network, model_type):
     assert_accepted(train={'pixel_opt': {'type': 'UDL', 'source': 'gradient'}}, network_g={**TWO, 'type': network},
                     model_type=model_type, path={'pretrain_network_g': __file__})
+
+
+def test_model_derived_from_udlmodel_is_checked_like_it(monkeypatch):
+    monkeypatch.setitem(MODEL_REGISTRY._obj_map, 'OwnModel', type('OwnModel', (UDLModel,), {}))
+    own = {'model_type': 'OwnModel', 'network_g': TWO}
+    assert_accepted(**own, train={'pixel_opt': {'type': 'UDL'}}, path={'pretrain_network_g': 'nowhere.pth'})
+    assert_refused('path.pretrain_network_g', 'is missing. EDSRTwo starts from a checkpoint of step 1', **own)
+    assert_refused('train.pixel_opt', 'ESU trains the log-variance, which is frozen in network_g: EDSRTwo', **own,
+                   train={'pixel_opt': {'type': 'ESU'}}, path={'pretrain_network_g': 'x.pth'})
 
 
 def test_missing_checkpoint():

@@ -11,6 +11,7 @@ import yaml
 from basicsr.models import lr_scheduler
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import dist_util
+from basicsr.utils.registry import MODEL_REGISTRY
 from conftest import OPTIONS
 
 import udl_plugin
@@ -20,6 +21,7 @@ from udl_plugin.config.completion import complete_options
 from udl_plugin.config.cross_checks import validate_options
 from udl_plugin.config.schema import validate_file, validate_sections
 from udl_plugin.config.yaml_loader import OptionFile
+from udl_plugin.models.udl_model import UDLModel
 
 YMLS = sorted(path for path in OPTIONS.rglob('*.yml') if path.parent.name != 'studies')
 DERIVED = {'phase', 'dist', 'rank', 'world_size', 'is_train', 'auto_resume', 'root_path', *schema.DERIVED_PATHS}
@@ -256,6 +258,22 @@ def test_bad_value(key, value, message):
     assert_one_error(errors(key, value), key, message)
 
 
+@pytest.mark.parametrize(('criterion', 'key', 'message'), [
+    (None, None, None), ({'type': 'CharbonnierLoss', 'reduction': 'none', 'eps': 1e-6}, None, None),
+    (5, '', 'expected a mapping of options, got 5.'), ({'reduction': 'none'}, '.type', 'is missing.'),
+    ({'type': 'CharbonierLoss', 'reduction': 'none'}, '.type', "(did you mean 'CharbonnierLoss'?)"),
+    ({'type': 'L1Loss', 'reduction': 'mean'}, '.reduction', "expected none, as each pixel is weighted, got 'mean'."),
+    ({'type': 'L1Loss'}, '.reduction', 'is missing; write none: each pixel is weighted.'),
+    ({'type': 'CharbonnierLoss', 'reduction': 'none', 'eps': '1e-6'}, '.eps', 'YAML 1.1 reads it so; write 1.0e-6'),
+])
+def test_criterion_of_udl(criterion, key, message):
+    found = errors('train.pixel_opt', {'type': 'UDL', 'criterion': criterion})
+    if key is None:
+        assert found == []
+    else:
+        assert_one_error(found, f'train.pixel_opt.criterion{key}', message)
+
+
 @pytest.mark.parametrize(('scheduler', 'key', 'message'), [
     ({'periods': [10000, 10000], 'restart_weights': [1, 1]}, 'periods',
      'end at iteration 20000, before total_iter: 30000'),
@@ -312,6 +330,56 @@ def test_other_models():
     assert_one_error(errors('path.elsewhere', '/tmp', **others), 'path.elsewhere', 'is not an option')
     assert_one_error(errors('name', '../x', **others), 'name', PLAIN)
     assert_one_error(errors('train.total_iter', ..., **others), 'train.total_iter', 'is missing.')
+
+
+@pytest.fixture
+def own_model(monkeypatch):
+    cls = type('OwnModel', (UDLModel,), {'extra_options': {
+        'train': {'my_weight': float, 'my_loss': dict}, 'val': {'my_sizes': list},
+        'logger': {'my_name': str, 'my_flag': bool}}})
+    monkeypatch.setitem(MODEL_REGISTRY._obj_map, 'OwnModel', cls)
+    return cls
+
+
+@pytest.mark.parametrize(('key', 'value', 'message'), [
+    ('train.my_weight', 0.5, None), ('train.my_weight', None, None), ('train.my_loss', {'type': 'x'}, None),
+    ('val.my_sizes', [1, 'x'], None), ('logger.my_flag', True, None), ('train.amp', 'bf16', None),
+    ('logger.save_keep', 2, None),
+    ('train.my_weight', '1e-4', "expected a number, got the string '1e-4' (YAML 1.1 reads it so; write 1.0e-4)."),
+    ('train.my_loss', 5, 'expected a mapping of options, got 5.'), ('val.my_sizes', 5, 'expected a list, got 5.'),
+    ('logger.my_name', 5, "expected a string, got 5 (write '5')"), ('logger.my_flag', 1, FLAG),
+    ('train.my_wieght', 1, "is not an option (did you mean 'my_weight'?). The options are: "),
+    ('val.my_weight', 1, 'is not an option'), ('train.ema_deacy', 1, "did you mean 'ema_decay'"),
+    ('train.optim_g', ..., 'is missing.'), ('val.save_best', 'psrn', "did you mean 'psnr'"),
+    ('train.pixel_opt', ..., 'is missing: there is no loss')])
+def test_options_of_an_own_model(own_model, key, value, message):
+    found = errors(key, value, model_type='OwnModel')
+    if message is None:
+        assert found == []
+        assert validate_sections({**example(), 'model_type': 'OwnModel'}) == []
+    else:
+        assert_one_error(found, key, message)
+
+
+@pytest.mark.parametrize('declared', [
+    {'network_g': {'x': int}}, {'train': {'amp': str}}, {'train': {'x': 'float'}}, {'train': {'x': [float]}}])
+def test_wrong_declaration_of_an_own_model(own_model, declared):
+    own_model.extra_options = declared
+    assert_one_error(errors('train.amp', 'bf16', model_type='OwnModel'), 'model_type', 'OwnModel.extra_options: ')
+
+
+def test_options_of_an_own_model_belong_to_it_alone(own_model):
+    assert_one_error(errors('train.my_weight', 1), 'train.my_weight', 'is not an option')
+
+
+@pytest.mark.parametrize('model_type', ['UDLModel', 'SRModel', 'OwnModel'])
+def test_gan_is_one_error(own_model, model_type):
+    opt = {**example(), 'model_type': model_type, 'network_d': {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3}}
+    opt['train'].update(gan_opt={'type': 'GANLoss'}, optim_d={'type': 'Adam', 'lr': 1}, net_d_iters=1)
+    opt['path'].update(pretrain_network_d=None, param_key_d='params')
+    assert_one_error(validate_file(opt, True), 'network_d', 'GAN training is not supported; delete network_d and its')
+    del opt['network_d']
+    assert len(validate_file(opt, True)) == 5
 
 
 def test_other_datasets():

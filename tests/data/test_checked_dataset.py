@@ -186,3 +186,25 @@ def test_unknown_backend_is_rejected(roots):
     dataset.opt['io_backend']['type'] = 'memcached'
     with pytest.raises(UserError, match="x.io_backend.type: 'memcached' is not supported"):
         CheckedDataset(dataset, 'x')
+
+
+class OwnDataset:
+    """As a user writes it, with a mistake."""
+
+    def __init__(self, opt):
+        self.opt = opt
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return self.opt['szie']
+
+
+def test_mistake_in_the_code_of_an_own_data_set_is_located():
+    with pytest.raises(UserError, match=r"^x: image 0: KeyError: 'szie' \(.*test_checked_dataset.py, line \d+\)\.$"):
+        CheckedDataset(OwnDataset({'size': 8}), 'x')[0]
+    dataset = OwnDataset({})
+    del dataset.opt
+    with pytest.raises(UserError, match='^datasets.val: type: OwnDataset must keep its options: self.opt = opt.$'):
+        CheckedDataset(dataset, 'datasets.val')

@@ -71,6 +71,50 @@ def test_udl_offset(offset):
     torch.testing.assert_close(UDL(offset=offset)(*inputs()), expected)
 
 
+CHARBONNIER = {'type': 'CharbonnierLoss', 'reduction': 'none', 'eps': 4.0}
+
+
+def test_udl_weights_another_loss():
+    pred, target, log_var = inputs()
+    weight = by_hand('UDL', pred, target, log_var) / by_hand('UDL', pred, target, log_var * 0)
+    expected = weight * ((255 * (pred - target))**2 + 4).sqrt()
+    torch.testing.assert_close(UDL(reduction='none', criterion=CHARBONNIER)(pred, target, log_var), expected)
+    torch.testing.assert_close(UDL(criterion=CHARBONNIER)(pred, target, log_var), expected.mean())
+
+
+def test_udl_is_l1_by_default():
+    pred, target, log_var = inputs(torch.float32)
+    weight = log_var - log_var.amin((2, 3), keepdim=True) + 1
+    expected = (weight * ((target - pred) * 255).abs()).mean()
+    assert torch.equal(UDL()(pred, target, log_var), expected)
+    assert torch.equal(UDL(criterion=None)(pred, target, log_var), expected)
+    l1 = UDL(criterion={'type': 'L1Loss', 'reduction': 'none'})
+    torch.testing.assert_close(l1(pred, target, log_var), expected)
+
+
+@pytest.mark.parametrize(('criterion', 'message'), [
+    ('L1Loss', r'each pixel is weighted; write a loss such as \{type: CharbonnierLoss, reduction: none}, not L1Loss'),
+    ({'type': 'L1Loss'}, 'each pixel is weighted; write'),
+    ({'type': 'L1Loss', 'reduction': 'mean'}, 'each pixel is weighted; write'),
+    ({**CHARBONNIER, 'type': 'CharbonierLoss'}, "type: there is no 'CharbonierLoss' .did you mean 'CharbonnierLoss'"),
+    ({**CHARBONNIER, 'esp': 1}, "'esp' is not an option of type: CharbonnierLoss .did you mean 'eps'"),
+    ({'type': 'WeightedTVLoss', 'reduction': 'none'}, r'type: WeightedTVLoss: cannot be built .*\(ValueError: Uns'),
+    ({'type': 'ESU', 'reduction': 'none'}, 'type: ESU requires log_var; use a loss of SR image and ground'),
+])
+def test_bad_criterion(criterion, message):
+    with pytest.raises(UserError, match=f'type: UDL: criterion: {message}'):
+        UDL(criterion=criterion)
+
+
+@pytest.mark.parametrize(('value', 'message'), [(torch.zeros(2, 3), r'a tensor of shape \(2, 3\)'),
+                                                (None, 'a NoneType')])
+def test_criterion_that_returns_no_map(value, message):
+    loss = UDL(criterion=CHARBONNIER)
+    loss.criterion.forward = lambda pred, target: value
+    with pytest.raises(UserError, match=f'criterion: type: CharbonnierLoss returns {message}, not the loss of each'):
+        loss(*inputs())
+
+
 @pytest.mark.parametrize(('loss', 'optimum'), [(EU, 'ln E|e|'), (ESU, 'ln(E|e| / 2)')])
 def test_optimum(loss, optimum):
     """The constant log_var that minimises the loss is the one in the docstring."""

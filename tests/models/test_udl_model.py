@@ -10,6 +10,7 @@ import torch
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.models import build_model
 from basicsr.utils import tensor2img
+from basicsr.utils.registry import LOSS_REGISTRY
 from conftest import TINY, model_options
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -82,6 +83,86 @@ def test_step_2_loss_is_the_weighted_l1(tmp_path):
     model.feed_data({'lq': lq, 'gt': gt})
     model.optimize_parameters(1)
     assert model.log_dict['l_pix'] == pytest.approx(float(expected), rel=1e-5)
+
+
+class OwnLoss(nn.Module):
+    """As a user writes it, for plain training."""
+
+    def __init__(self, power=2.0):
+        super().__init__()
+        self.power = power
+
+    def forward(self, sr, gt):
+        return ((sr - gt).abs()**self.power).mean()
+
+
+class OwnMapLoss(OwnLoss):
+    """One that weights by the uncertainty, or trains it."""
+
+    required_outputs = ('log_var',)
+
+    def forward(self, sr, gt, log_var):
+        return (torch.exp(-log_var) * (sr - gt).abs()**self.power + log_var).mean()
+
+
+@pytest.fixture
+def own_losses(monkeypatch):
+    for cls in (OwnLoss, OwnMapLoss):
+        monkeypatch.setitem(LOSS_REGISTRY._obj_map, cls.__name__, cls)
+
+
+@pytest.mark.usefixtures('own_losses')
+@pytest.mark.parametrize('step', [1, 2])
+@pytest.mark.parametrize('cls', [OwnLoss, OwnMapLoss])
+@pytest.mark.parametrize('trains_log_var', [None, True, False])
+def test_own_loss(tmp_path, monkeypatch, step, cls, trains_log_var):
+    """Gets the outputs that it declares; need not declare more, nor have our options."""
+    if trains_log_var is not None:
+        monkeypatch.setattr(cls, 'trains_log_var', trains_log_var, raising=False)
+    opt = {1: model_options, 2: lambda _, folder, **train: step2_options(folder, **train)}[step](
+        step, tmp_path, pixel_opt={'type': cls.__name__, 'power': 3.0})
+    if cls is OwnMapLoss and trains_log_var is (step == 2):
+        with pytest.raises(UserError, match='pixel_opt: OwnMapLoss (trains the|weights by a trained) log-variance'):
+            build_model(opt)
+        return
+    model = build_model(opt)
+    lq, gt = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        sr, s = model.net_g(lq, return_log_var=True)
+        expected = (sr - gt).abs()**3 if cls is OwnLoss else torch.exp(-s) * (sr - gt).abs()**3 + s
+    model.feed_data({'lq': lq, 'gt': gt})
+    model.optimize_parameters(1)
+    assert model.log_dict['l_pix'] == pytest.approx(float(expected.mean()), rel=1e-5)
+    model.save(epoch=0, current_iter=1)
+    assert 'uncertainty_loss' not in torch.load(tmp_path / 'net_g_1.pth', weights_only=True)  # its unit is not known
+
+
+@pytest.mark.usefixtures('own_losses')
+def test_own_loss_that_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.setattr(OwnMapLoss, 'required_outputs', ('logvar',))
+    with pytest.raises(UserError, match=r"OwnMapLoss: required_outputs has 'logvar'; write a tuple of log_var"):
+        build_model(model_options(1, tmp_path, pixel_opt={'type': 'OwnMapLoss'}))
+    monkeypatch.setattr(OwnLoss, 'forward', lambda self, sr, gt: sr - gt)
+    model = build_model(model_options(1, tmp_path, pixel_opt={'type': 'OwnLoss'}))
+    with pytest.raises(UserError, match=r'pixel_opt: type: OwnLoss returns a tensor of shape \(2, 3, 16, 16\), not'):
+        iterate(model, 1)
+    monkeypatch.setitem(LOSS_REGISTRY._obj_map, 'OwnClass', type('OwnClass', (), {}))
+    with pytest.raises(UserError, match='train.pixel_opt: type: OwnClass: must be a class of torch.nn.Module'):
+        build_model(model_options(1, tmp_path, pixel_opt={'type': 'OwnClass'}))
+
+
+@pytest.mark.usefixtures('own_losses')
+def test_criterion_in_a_training(tmp_path):
+    """A loss of each pixel, weighted; computed by hand from the networks."""
+    model = build_model(step2_options(tmp_path, pixel_opt={'type': 'UDL', 'criterion': {
+        'type': 'CharbonnierLoss', 'reduction': 'none', 'eps': 1.0}}))
+    lq, gt = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        sr, s = model.net_g.sr_net(lq), model.net_g.var_net.log_var(lq)
+        expected = (s - s.amin((2, 3), keepdim=True) + 1) * ((255 * (gt - sr))**2 + 1).sqrt()
+    model.feed_data({'lq': lq, 'gt': gt})
+    model.optimize_parameters(1)
+    assert model.log_dict['l_pix'] == pytest.approx(float(expected.mean()), rel=1e-5)
 
 
 def test_saved_network_is_a_plain_edsr(tmp_path):

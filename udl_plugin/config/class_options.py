@@ -7,12 +7,12 @@ from typing import Any, Optional
 
 import torch
 from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
-from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 from pydantic import TypeAdapter, ValidationError
 
 from udl_plugin.config import value_types as t
 from udl_plugin.config.problems import KeyPath, OptionError
-from udl_plugin.errors import UserError, check_kwargs, explain_unknown_kwarg, lookup_class
+from udl_plugin.errors import UserError, explain_unknown_kwarg, lookup_class
 
 Adapters = Mapping[Any, TypeAdapter[Any]]
 
@@ -30,6 +30,7 @@ OF_SCHEDULERS: Adapters = {'milestones': TypeAdapter(t.Milestones), 'gamma': Typ
                            'eta_min': TypeAdapter(t.NotNegative)}
 OF_METRICS: Adapters = {'crop_border': TypeAdapter(t.CountOrNone), 'better': TypeAdapter(Optional[t.Better])}
 OF_LOSSES: Adapters = {'reduction': TypeAdapter(t.Reduction), 'criterion': TypeAdapter(t.Criterion)}
+OF_CRITERIA: Adapters = {'reduction': TypeAdapter(t.NoReduction)}
 OF_ANNOTATIONS: Adapters = {  # as types, and as strings in a module with `from __future__ import annotations`
     name: TypeAdapter(value_type) for cls, value_type in ((bool, t.Flag), (int, t.Integer), (float, t.Number),
                                                           (str, t.Text)) for name in (cls, cls.__name__)}
@@ -38,23 +39,12 @@ OF_DEFAULTS: Adapters = {  # int takes fractions: BasicSR writes res_scale=1 of 
     str: TypeAdapter(Optional[t.Text]), list: TypeAdapter(Optional[t.Numbers]), tuple: TypeAdapter(Optional[t.Numbers])}
 
 
-def build_loss(loss_opt: Mapping[str, Any], where: str = '') -> Any:
-    """Builds a loss of BasicSR's registry: one of ours, which knows its `required_outputs`, or BasicSR's.
-
-    Args:
-        loss_opt: With a `type`.
-        where: Its key, for messages, such as `pixel_loss: `.
-
-    Raises:
-        UserError: an unknown `type`, or one that does not accept these options.
-    """
-    options = dict(loss_opt)
-    cls = lookup_class(LOSS_REGISTRY, options.pop('type', None), f'{where}type: ')
-    check_kwargs(cls, options, where)
-    try:
-        return cls(**options)
-    except UserError as err:
-        raise UserError(f'{where}{err}') from err
+def is_udl_model(model_type: Any) -> bool:
+    """Whether a `model_type` is UDLModel, or a registered class derived from it."""
+    if not isinstance(model_type, str) or model_type not in MODEL_REGISTRY:
+        return False
+    cls = MODEL_REGISTRY.get(model_type)
+    return isinstance(cls, type) and issubclass(cls, MODEL_REGISTRY.get('UDLModel'))
 
 
 def scale_key(network: Callable) -> str:
@@ -68,7 +58,8 @@ def check_class_options(registry: Any, options: Mapping[str, Any], path: KeyPath
 
     Args:
         registry: Where the class is: one of BasicSR's, or a dict.
-        options: Its keyword arguments, and a `type`. Under `backbone`, options of another class of the registry.
+        options: Its keyword arguments, and a `type`. Under `backbone`, and UDL's `criterion`, options of another class
+            of the registry.
         path: Of `options`.
         adapters: Types of options, where the signature does not tell them.
     """
@@ -85,13 +76,17 @@ def check_class_options(registry: Any, options: Mapping[str, Any], path: KeyPath
         if name == 'type':
             continue
         reason = explain_unknown_kwarg(cls, name, GIVEN)
+        if reason and name == 'better' and registry is METRIC_REGISTRY:
+            reason = f'is passed to {cls.__name__} as well, by BasicSR; end its parameters with **kwargs.'
         if reason:
             yield OptionError((*path, name), reason)
         elif name == 'backbone' and name in parameters:
-            if isinstance(value, Mapping):
-                yield from check_class_options(registry, value, (*path, name))
-            else:
-                yield OptionError((*path, name), t.wrong_value(value, 'a mapping of options'))
+            yield from _check_nested(registry, value, (*path, name))
+        elif name == 'criterion' and name in parameters and parameters[name].default is None:  # not PerceptualLoss's
+            if value is not None:
+                yield from _check_nested(registry, value, (*path, name), OF_CRITERIA)
+                if isinstance(value, Mapping) and 'reduction' not in value:
+                    yield OptionError((*path, name, 'reduction'), 'is missing; write none: each pixel is weighted.')
         else:
             adapter = (adapters or {}).get(name) or _get_adapter(parameters.get(name), value, registry is ARCH_REGISTRY)
             try:
@@ -104,6 +99,14 @@ def check_class_options(registry: Any, options: Mapping[str, Any], path: KeyPath
         if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and is_required and name not in (*options, *GIVEN):
             advice = 'write the scale' if name == 'crop_border' else f'type: {cls.__name__} requires it'
             yield OptionError((*path, name), f'is missing; {advice}.')
+
+
+def _check_nested(registry: Any, options: Any, path: KeyPath,
+                  adapters: Adapters | None = None) -> Iterator[OptionError]:
+    if isinstance(options, Mapping):
+        yield from check_class_options(registry, options, path, adapters)
+    else:
+        yield OptionError(path, t.wrong_value(options, 'a mapping of options'))
 
 
 def _get_adapter(parameter: inspect.Parameter | None, value: Any, is_network: bool) -> TypeAdapter[Any] | None:

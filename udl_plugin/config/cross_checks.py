@@ -20,12 +20,13 @@ from udl_plugin.archs.build import build_network
 from udl_plugin.archs.padding import get_required_multiple
 from udl_plugin.archs.wrapping import base_config, sub_state_dict
 from udl_plugin.checkpoints.state_dict import fingerprint, load_matching_state_dict
-from udl_plugin.config.class_options import build_loss, scale_key
+from udl_plugin.config.class_options import is_udl_model, scale_key
 from udl_plugin.config.dataset_checks import check_maps, check_pairs, too_few_images
 from udl_plugin.config.problems import ErrorCollector, KeyPath, OptionError, errors_at, get_section
 from udl_plugin.config.schema import LOADER_OPTIONS, PAIRS, WITH_MAPS, validate_dataset, validate_sections
 from udl_plugin.data.map_format import read_metadata
 from udl_plugin.errors import UserError, UserErrors, lookup_class, raise_errors
+from udl_plugin.losses.build import build_loss
 
 Opt = Mapping[str, Any]
 PROVIDERS = {
@@ -89,12 +90,12 @@ def validate_options(opt: Opt, known: Iterable[Any] | None = None, notes: list[s
     errors.check(_check_loss, opt, loss, requires=[PIXEL_OPT])
     for check in (_check_channels, _check_scale):
         errors.check(check, opt, requires=[('network_g', 'type'), ('network_g', 'backbone', 'type')])
-    if opt.get('model_type') == 'UDLModel' and network is not None:
+    if is_udl_model(opt.get('model_type')) and network is not None:
         in_data = ['log_var'] if get_section(opt, 'datasets', 'train').get('type') == WITH_MAPS else []
         errors.check(check_required_outputs, network, loss, in_data)
         errors.check(_check_log_var_used, opt, network)
         errors.check(_check_start, opt, network, requires=[RESUME_STATE])
-    if known is not None or opt.get('model_type') != 'UDLModel':  # a study trains its networks later
+    if known is not None or not is_udl_model(opt.get('model_type')):  # a study trains its networks later
         errors.check(_check_files, opt, requires=[RESUME_STATE])
     return errors.errors
 
@@ -130,7 +131,7 @@ def check_network(opt: Opt) -> None:
         if opt['model_type'] == 'UDLModel':
             get_required_multiple(opt['network_g'])  # now, not at the first validation
     path = opt['path']
-    if path.get('pretrain_network_g') is not None and opt['model_type'] == 'UDLModel':
+    if path.get('pretrain_network_g') is not None and is_udl_model(opt['model_type']):
         with errors_at(*PRETRAINED):
             state_dict, _, _ = load_matching_state_dict(net, path['pretrain_network_g'], path.get(
                 'param_key_g', 'params'), path.get('strict_load_g', True))
@@ -208,7 +209,7 @@ def _check_loss(opt: Opt, loss: Any) -> Iterator[OptionError]:
         yield OptionError(('model_type',), f'SRModel does not pass {" and ".join(outputs)} to losses, which '
                                            f'train.pixel_opt: {type(loss).__name__} requires; write UDLModel.')
     if get_section(opt, 'datasets', 'train').get('type') == WITH_MAPS and not (
-            'log_var' in outputs and loss.trains_log_var is False):
+            'log_var' in outputs and getattr(loss, 'trains_log_var', False) is False):
         yield OptionError(('datasets', 'train', 'type'), f'{WITH_MAPS}: no loss weights by its maps, as '
                           f'train.pixel_opt: type: UDL does. Write type: {PAIRS}.')
 
@@ -328,7 +329,10 @@ def check_required_outputs(network: Any, loss: Any, given: Iterable[str] = (),
         return
     path, loss_name, network_name = tuple(names[0].split('.')), type(loss).__name__, f'{names[1]}: {network.__name__}'
     for name in outputs:
-        if name not in given and not _provides(network, name):
+        if name not in PROVIDERS:
+            yield OptionError(path, f"{loss_name}: required_outputs has '{name}'; write a tuple of "
+                                    f"{', '.join(PROVIDERS)}, such as ('log_var',).")
+        elif name not in given and not _provides(network, name):
             yield OptionError(path, f'{loss_name} requires {name}, which {network_name} does not provide; '
                                     f'{PROVIDERS[name]}.')
     steps = 'Step 1 is a network such as EDSRVar with ESU, step 2 one such as EDSRTwo with UDL.'

@@ -4,7 +4,7 @@ Mappings that BasicSR passes to a class as keyword arguments are checked against
 """
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Optional, Union
+from typing import Annotated, Any, Optional, Union, get_args
 
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 from pydantic import (
@@ -15,6 +15,7 @@ from pydantic import (
     ModelWrapValidatorHandler,
     ValidationError,
     ValidationInfo,
+    create_model,
     model_validator,
 )
 from pydantic_core import InitErrorDetails
@@ -29,6 +30,7 @@ from udl_plugin.config.class_options import (
     SCHEDULERS,
     Adapters,
     check_class_options,
+    is_udl_model,
 )
 from udl_plugin.config.problems import ErrorCollector, KeyPath, OptionError, get_section
 from udl_plugin.errors import UserError, did_you_mean, lookup_class
@@ -36,8 +38,9 @@ from udl_plugin.utils.plain import to_builtins
 
 PAIRS, WITH_MAPS = 'PairedImageDataset', 'PairedImageUncertaintyDataset'
 DERIVED_PATHS = ('experiments_root', 'models', 'training_states', 'log', 'visualization', 'results_root')
-IGNORED = {'use_shuffle': 'BasicSR always shuffles training data and ignores this option; delete it.'}  # was an option
-STRICT = ('SRModel', 'UDLModel')  # other models may have options of their own
+EXPLAINED = {  # names that are not options
+    'use_shuffle': 'BasicSR always shuffles training data and ignores this option; delete it.',
+    'network_d': 'GAN training is not supported; delete network_d and its other options.'}
 
 
 class Section(BaseModel):
@@ -62,7 +65,7 @@ class Section(BaseModel):
         if kind == 'missing':
             return 'is missing.'
         if kind == 'extra_forbidden' and len(loc) == 1:
-            return IGNORED.get(loc[0]) or \
+            return EXPLAINED.get(loc[0]) or \
                 f'is not an option{did_you_mean(loc[0], known)}. The options are: {", ".join(known)}.'
         if kind in ('dict_type', 'model_type', 'model_attributes_type'):
             return t.wrong_value(error['input'], 'a mapping of options')
@@ -220,6 +223,9 @@ class DatasetOptions(Section):
     persistent_workers: t.Flag = False
 
 
+# a user's model may have options of its own in these sections, of these types
+EXTENSIBLE: dict[str, type[Section]] = {'train': TrainOptions, 'val': ValOptions, 'logger': LogOptions}
+OWN_TYPES: dict[Any, Any] = {bool: t.Flag, int: t.Integer, float: t.Number, str: t.Text, list: t.AnyList, dict: Options}
 LOADER_OPTIONS = DatasetOptions.model_fields.keys() - {'name', 'type'}
 
 
@@ -310,6 +316,11 @@ def validate_dataset(phase: str, dataset: Any, is_train: bool) -> list[OptionErr
 def _validate(model: type[Section], data: Mapping[str, Any], partial: Iterable[str] = ()) -> Iterator[OptionError]:
     """Yields the errors of a mapping. The keys in `partial` may be missing, and so may what is below them."""
     model_type = data.get('model_type')
+    if issubclass(model, OptionsFile) and is_udl_model(model_type):
+        try:
+            model = _with_extra_options(model, MODEL_REGISTRY.get(model_type))
+        except UserError as err:
+            yield OptionError(('model_type',), str(err))
     try:
         model.model_validate(data, context={'model_type': model_type})
     except ValidationError as err:
@@ -317,12 +328,41 @@ def _validate(model: type[Section], data: Mapping[str, Any], partial: Iterable[s
             path, kind = tuple(map(str, error['loc'])), error['type']
             if kind == 'missing' and path[0] in partial:
                 continue
-            if not issubclass(model, OptionsFile) or model_type in STRICT or not _is_open(kind, path):
+            if kind == 'extra_forbidden' and 'network_d' in data and re.match('gan_opt|net_d_|.*_d$', path[-1]) \
+                    and path != ('network_d',):
+                continue  # one error for all options of a GAN
+            if not issubclass(model, OptionsFile) or _is_strict(model_type) or not _is_open(kind, path):
                 yield OptionError(path, error['msg'])
 
 
+def _with_extra_options(table: type[OptionsFile], model: Any) -> type[OptionsFile]:
+    """The table, and in its sections the options that a model declares as `extra_options`; see `UDLModel`.
+
+    Raises:
+        UserError: a declaration that is wrong.
+    """
+    sections: dict[str, Any] = {}
+    for name, options in model.extra_options.items():
+        for key, value_type in options.items():
+            if name not in EXTENSIBLE or key in EXTENSIBLE[name].model_fields or value_type not in list(OWN_TYPES):
+                raise UserError(f'{model.__name__}.extra_options: {{{name!r}: {{{key!r}: {value_type!r}}}}}: expected '
+                                f'one of {", ".join(EXTENSIBLE)}, a new name, and one of '
+                                f'{", ".join(known.__name__ for known in OWN_TYPES)}.')
+        field = table.model_fields[name]
+        base: Any = next(iter(get_args(field.annotation)), field.annotation)  # X of Optional[X]
+        own: Any = {key: (Optional[OWN_TYPES[value_type]], None) for key, value_type in options.items()}
+        section = create_model(base.__name__, __base__=base, **own)
+        sections[name] = (section, ...) if field.is_required() else (Optional[section], field.default)
+    return create_model(table.__name__, __base__=table, **sections) if sections else table
+
+
+def _is_strict(model_type: Any) -> bool:
+    """Whether all options of a model are known; others may have options of their own."""
+    return model_type == 'SRModel' or is_udl_model(model_type)
+
+
 def _is_open(kind: str, path: KeyPath) -> bool:
-    """Whether a model that is neither SRModel nor UDLModel may do without an option, or have it in addition."""
+    """Whether a model that is not strict may do without an option, or have it in addition."""
     if path[:2] in (('train', 'optim_g'), ('train', 'scheduler')):
         return True
     if kind != 'extra_forbidden':
@@ -344,7 +384,7 @@ def _check_prefetching(dataset: Mapping[str, Any], path: KeyPath) -> Iterator[Op
 def _check_relations(data: Mapping[str, Any], is_train: bool, errors: ErrorCollector) -> Iterator[OptionError]:
     """Yields errors of options that disagree with others. Those that are wrong themselves are in `errors`."""
     train, val, datasets = (get_section(data, section) for section in ('train', 'val', 'datasets'))
-    strict, scale = data.get('model_type') in STRICT, data.get('scale')
+    strict, scale = _is_strict(data.get('model_type')), data.get('scale')
     if is_train and 'train' not in datasets:
         yield OptionError(('datasets', 'train'), 'is missing.')
     if is_train and strict and not (train.get('pixel_opt') or train.get('perceptual_opt')):

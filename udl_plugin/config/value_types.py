@@ -84,6 +84,7 @@ _Period = Annotated[StrictInt, Field(ge=1, le=10 ** 12), BeforeValidator(_whole_
 Flag = Annotated[StrictBool, expected('true or false')]
 Text = Annotated[StrictStr, _only_if(lambda text: '\0' not in text), expected('a string')]
 Texts = Annotated[list[StrictStr], expected('a list of strings')]
+AnyList = Annotated[list[Any], expected('a list')]
 FileName = Annotated[StrictStr, _only_if(_is_plain_name),
                      expected('a plain file name: a string of at most 150 bytes without / and \\')]
 Integer = Annotated[StrictInt, expected('an integer')]
@@ -116,5 +117,6 @@ Prefetch = Annotated[Literal['cpu', 'cuda'], expected('cpu, cuda, or ~')]
 OnBadRecord = Annotated[Literal['stop', 'skip'], expected('stop or skip')]
 Better = Annotated[Literal['higher', 'lower'], expected('higher or lower')]
 Reduction = Annotated[Literal['mean', 'sum'], expected('mean or sum')]  # none gives a map, which cannot be trained with
+NoReduction = Annotated[Literal['none'], expected('none, as each pixel is weighted')]
 Criterion = Annotated[Literal['l1', 'fro'], expected('l1 or fro')]  # BasicSR's l2 uses a class that PyTorch lacks
 Port = Annotated[StrictInt, Field(ge=1, le=65535), expected('an integer from 1 to 65535')]

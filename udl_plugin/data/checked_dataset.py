@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from udl_plugin.data.image_io import check_pixel_limit, decode
 from udl_plugin.data.lmdb_io import BACKENDS, open_lmdb, used_bytes
-from udl_plugin.errors import UserError
+from udl_plugin.errors import UserError, describe_exception
 
 MAX_SKIPPED = 100  # records in a row
 
@@ -30,12 +30,14 @@ class CheckedDataset(Dataset):
         on_bad_record: `stop` raises; `skip` falls back to the next good sample.
 
     Raises:
-        UserError: `io_backend` is neither `disk` nor `lmdb`.
+        UserError: `io_backend` is neither `disk` nor `lmdb`, or the data set has no `opt`.
     """
 
     def __init__(self, dataset: Any, where: str, on_bad_record: str = 'stop'):
         self.dataset, self.where, self.skip = dataset, where, on_bad_record == 'skip'
-        self.opt = dataset.opt  # BasicSR's validation reads it
+        if not hasattr(dataset, 'opt'):  # BasicSR's validation reads it
+            raise UserError(f'{where}: type: {type(dataset).__name__} must keep its options: self.opt = opt.')
+        self.opt = dataset.opt
         self.client: _RecordingClient | None = None
         backend = (self.opt.get('io_backend') or {}).get('type', BACKENDS[0])  # BasicSR has added other keys
         if backend not in BACKENDS:  # BasicSR's `memcached` imports code from paths in its options
@@ -105,7 +107,10 @@ class CheckedDataset(Dataset):
             name = ' and '.join(read) or f'image {index}'
             # BasicSR's errors of sizes have their message in parts
             message = ''.join(err.args) if all(isinstance(part, str) for part in err.args) else str(err)
-            raise CorruptSampleError(f'{name}: {" ".join(message.split()) or type(err).__name__}') from err
+            message = ' '.join(message.split()) or type(err).__name__
+            if type(self.dataset).__module__.split('.')[0] not in ('basicsr', 'udl_plugin'):
+                message = f'{describe_exception(err)}.'  # it may be the code of the user's data set
+            raise CorruptSampleError(f'{name}: {message}') from err
 
 
 def _check_sizes(item: dict[str, Any], scale: int) -> None:

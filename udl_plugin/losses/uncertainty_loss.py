@@ -10,12 +10,14 @@ BasicSR's `weighted_loss` is not used: it divides by the sum of the weights, and
 """
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Mapping
+from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
 
 from udl_plugin.errors import UserError, did_you_mean, reject_unknown_kwargs
+from udl_plugin.losses.build import build_loss, describe_loss
 from udl_plugin.losses.weights import SCALINGS, SOURCES, udl_weight
 
 
@@ -143,15 +145,18 @@ class UDL(_UncertaintyLoss):
         source: Map that gives the weights: `log_var`; `error`, the frozen network's absolute error; or `gradient`, the
             gradient magnitude of the ground truth.
         scaling: `linear`, `log`, `exp` (of log_var only), `sqrt` or `minmax`.
+        criterion: The loss of each pixel that is weighted, in place of `|e|`: options of a registered loss with
+            `reduction: none`. It is called with SR image and ground truth in 8-bit levels.
 
     Raises:
-        UserError: an unknown option, `reduction`, `source` or `scaling`, or a pair of these that overflows.
+        UserError: a wrong option, `reduction`, `source`, `scaling` or `criterion`, or a pair of these that overflows.
     """
 
     trains_log_var = False
 
     def __init__(self, loss_weight: float = 1.0, reduction: str = 'mean', img_range: float = 255.0,
-                 offset: float = 1.0, source: str = 'log_var', scaling: str = 'linear'):
+                 offset: float = 1.0, source: str = 'log_var', scaling: str = 'linear',
+                 criterion: Mapping[str, Any] | None = None):
         super().__init__(loss_weight, reduction, img_range)
         for key, value, known in (('source', source, list(SOURCES)), ('scaling', scaling, list(SCALINGS))):
             if value not in known:
@@ -162,6 +167,26 @@ class UDL(_UncertaintyLoss):
                             '255, it overflows. Use another scaling.')
         self.offset, self.source, self.scaling = offset, source, scaling
         self.required_outputs = SOURCES[source].required_outputs
+        self.criterion = None if criterion is None else _build_criterion(criterion)
 
     def term(self, error: Tensor, target: Tensor, log_var: Tensor, frozen_error: Tensor) -> Tensor:
-        return udl(error, SOURCES[self.source].weight_map(target, log_var, frozen_error), self.offset, self.scaling)
+        source_map = SOURCES[self.source].weight_map(target, log_var, frozen_error)
+        if self.criterion is None:
+            return udl(error, source_map, self.offset, self.scaling)
+        loss = self.criterion(target - error, target)
+        if getattr(loss, 'shape', None) != error.shape:
+            raise UserError(f'type: UDL: criterion: type: {type(self.criterion).__name__} returns '
+                            f'{describe_loss(loss)}, not the loss of each pixel, {tuple(error.shape)}.')
+        return udl_weight(source_map, self.offset, self.scaling) * loss
+
+
+def _build_criterion(options: Any) -> nn.Module:
+    where = 'type: UDL: criterion: '
+    if not isinstance(options, Mapping) or options.get('reduction') != 'none':
+        raise UserError(f'{where}each pixel is weighted; write a loss such as {{type: CharbonnierLoss, reduction: '
+                        f'none}}, not {options}.')
+    loss = build_loss(options, where)
+    if getattr(loss, 'required_outputs', ()):
+        raise UserError(f'{where}type: {type(loss).__name__} requires {" and ".join(loss.required_outputs)}; use a '
+                        'loss of SR image and ground truth alone, such as CharbonnierLoss.')
+    return loss

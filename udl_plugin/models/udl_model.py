@@ -5,7 +5,7 @@ import functools
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from basicsr.models.sr_model import SRModel
@@ -22,6 +22,7 @@ from udl_plugin.checkpoints.state_dict import fingerprint, get_uncertainty_loss,
 from udl_plugin.config.cross_checks import check_map_fingerprint, check_options, metrics_of_maps
 from udl_plugin.errors import UserError
 from udl_plugin.inference.tiles import find_overlap, get_receptive_radius, run_in_tiles
+from udl_plugin.losses.build import describe_loss
 from udl_plugin.models.checkpoint_manager import CheckpointManager, schedule_of_options
 from udl_plugin.models.nonfinite_guard import NonFiniteGuard
 from udl_plugin.models.train_step import TrainStep
@@ -58,12 +59,17 @@ class UDLModel(SRModel):
     of that name (see `PairedImageUncertaintyDataset`), or else the network's output under `return_log_var=True`; any
     other loss as `loss(sr, gt)`.
 
+    A class derived from this one declares the options that it adds: section, name and type (bool, int, float, str, list
+    or dict). They may be missing from a yml: `extra_options = {'train': {'my_weight': float}}`.
+
     Args:
         opt: As BasicSR's `parse_options` returns it.
 
     Raises:
         UserError: options, data and checkpoint do not fit each other; before the first iteration.
     """
+
+    extra_options: ClassVar[dict[str, dict[str, type]]] = {}
 
     def __init__(self, opt: dict[str, Any]):
         import_user_modules(get_imports(opt))  # already done by udl-train; under BasicSR's command, here
@@ -137,7 +143,7 @@ class UDLModel(SRModel):
         None if the head is not trained on errors in 8-bit levels: its map has another unit.
         """
         if getattr(self.cri_pix, 'trains_log_var', False):
-            return type(self.cri_pix).__name__ if self.cri_pix.img_range == 255 else None
+            return type(self.cri_pix).__name__ if getattr(self.cri_pix, 'img_range', None) == 255 else None
         path = self.opt['path'].get('pretrain_network_g')
         return path and get_uncertainty_loss(self._read_checkpoint(path))
 
@@ -177,6 +183,9 @@ class UDLModel(SRModel):
                 self.guard.cause = f' {err}'
                 total = torch.stack([part.sum() for part in (self.output, *outputs.values())]).sum()
                 losses['l_pix'] = math.nan * total
+            if getattr(losses['l_pix'], 'shape', None) != ():
+                raise UserError(f'train.pixel_opt: type: {type(self.cri_pix).__name__} returns '
+                                f"{describe_loss(losses['l_pix'])}, not one number; return the mean over all pixels.")
         if self.cri_perceptual:
             perceptual, style = self.cri_perceptual(self.output, gt)
             losses.update({name: loss for name, loss in (('l_percep', perceptual), ('l_style', style))

@@ -20,6 +20,7 @@ from udl_plugin.archs.with_variance import WithVariance
 from udl_plugin.archs.wrapping import base_config
 from udl_plugin.checkpoints.network_file import load_network_file
 from udl_plugin.checkpoints.state_dict import save_checkpoint
+from udl_plugin.config.class_options import is_udl_model
 from udl_plugin.config.cross_checks import check_network, check_options
 from udl_plugin.config.dataset_checks import check_pairs
 from udl_plugin.config.schema import validate_file
@@ -233,7 +234,7 @@ def _get_name(path: str) -> str:
 
 
 def _build_entry(label: str, opt: Config) -> Entry:
-    has_map = opt['model_type'] == 'UDLModel' and issubclass(
+    has_map = is_udl_model(opt['model_type']) and issubclass(
         get_network_class(opt['network_g']['type']), (TwoStep, WithVariance))
     net = build_network(base_config(opt['network_g'])).eval()
     return Entry(label, opt, net, probe_shapes(net)[0][1], has_map)

@@ -11,12 +11,13 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
 from udl_plugin.archs.build import get_network_class
 from udl_plugin.archs.wrapping import wrapped_config
-from udl_plugin.config.class_options import build_loss, scale_key
+from udl_plugin.config.class_options import scale_key
 from udl_plugin.config.problems import OptionError
 from udl_plugin.config.schema import WITH_MAPS, Section
 from udl_plugin.config.value_types import Count, CountOrNone, FileName, Flag, Iterations, Text, Texts, expected
 from udl_plugin.config.yaml_loader import read_yml
 from udl_plugin.errors import UserError, UserErrors, did_you_mean, raise_errors
+from udl_plugin.losses.build import build_loss
 from udl_plugin.utils.user_imports import get_imports, import_user_modules
 
 Config = dict[str, Any]
@@ -227,7 +228,7 @@ class Study:
             cached = train.pop('cached_maps', False)
             built = build_loss(loss, f'{where}.')
             required = getattr(built, 'required_outputs', ())
-            stage = 'plain' if not required else 'step 1' if built.trains_log_var else 'step 2'
+            stage = 'plain' if not required else 'step 1' if getattr(built, 'trains_log_var', False) else 'step 2'
             previous = steps[-1].stage if steps else 'plain'
             if stage == 'step 2' and previous == 'plain':
                 raise UserError(f'{where}: {loss["type"]} requires a network of step 1; train one in the step before, '

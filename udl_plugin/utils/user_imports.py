@@ -6,12 +6,11 @@ import importlib.util
 import os
 import pkgutil
 import sys
-import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from udl_plugin.errors import UserError, truncate_repr
+from udl_plugin.errors import UserError, describe_exception, truncate_repr
 
 # folders of packages that are laid out like BasicSR, such as HAT, and how the modules end that register something
 FOLDERS = {'archs': '_arch', 'data': '_dataset', 'losses': '_loss', 'metrics': '', 'models': '_model'}
@@ -53,9 +52,7 @@ def import_user_modules(names: Iterable[str], where: str = 'imports') -> None:
         except UserError as err:
             raise UserError(f'{where}: {err}') from err
         except (Exception, SystemExit) as err:
-            frame = traceback.extract_tb(err.__traceback__)[-1]
-            raise UserError(f"{where}: '{name}' cannot be imported: {type(err).__name__}: {err} "
-                            f'({frame.filename}, line {frame.lineno}).') from err
+            raise UserError(f"{where}: '{name}' cannot be imported: {describe_exception(err)}.") from err
 
 
 def get_imported() -> list[str]:

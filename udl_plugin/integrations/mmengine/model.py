@@ -13,9 +13,9 @@ from udl_plugin.archs.build import build_network
 from udl_plugin.archs.mixed_precision import keep_image_convs_in_fp32
 from udl_plugin.archs.outputs import EXTRA_OUTPUTS, forward_with_outputs, get_sr_image, required_outputs_of
 from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
-from udl_plugin.config.class_options import build_loss
 from udl_plugin.config.cross_checks import check_required_outputs
 from udl_plugin.errors import check_kwargs, raise_errors
+from udl_plugin.losses.build import build_loss
 from udl_plugin.utils.plain import to_builtins
 
 
