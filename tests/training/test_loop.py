@@ -323,3 +323,25 @@ def test_launcher_that_launched_nothing(runner, train, monkeypatch, launcher, va
     assert status == 2
     assert message.startswith(f'--launcher {launcher}: {variable}, ')
     assert message.endswith(f' is not set. Start the processes with {command} (docs/scaling.md).')
+
+
+def test_checkpoint_that_does_not_fit_srmodel(runner, train, monkeypatch, capfd):
+    """BasicSR's own model would fail with a traceback, or load weights that give other images."""
+    monkeypatch.chdir(runner.folder)
+    assert train(runner.write_yml('edsr', 'demo/train_l1_step1', model_type='UDLModel', val=None))[0] == 0
+    start = 'experiments/edsr/models/net_g_latest.pth'
+    yml = runner.write_yml('l1', 'demo/train_l1_step2', path__pretrain_network_g=start, val=None)
+    assert train(yml) == (0, [])
+    for override, reason in (('num_block=5', 'does not fit network_g: EDSR: tensors missing'),
+                             ('res_scale=0.1', 'was trained with network_g.res_scale: 1, the yml has 0.1')):
+        status, (message,) = train(yml, '--force_yml', f'network_g:{override}')
+        assert status == 2
+        assert f"path.pretrain_network_g: '{start}' {reason}" in message
+    status, (message,) = train(yml, '--auto_resume', '--force_yml', 'network_g:num_block=5')
+    assert status == 2
+    assert "net_g_4.pth' does not fit network_g: EDSR: tensors missing" in message
+    test = runner.write_yml('test', 'demo/test_l1', path__pretrain_network_g=start)
+    assert main(False, ['-opt', str(test), '--force_yml', 'network_g:rgb_mean=[0,0,0]']) == 2
+    assert 'was trained with network_g.rgb_mean: [0.4488, ' in capfd.readouterr().err
+    assert {path.name for path in (runner.folder / 'experiments').iterdir()} == {'edsr', 'l1'}
+    assert not (runner.folder / 'results').exists()

@@ -3,20 +3,26 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from basicsr.utils import get_root_logger
 
+from udl_plugin.archs.build import with_defaults
+from udl_plugin.archs.wrapping import base_config
 from udl_plugin.checkpoints.safe_load import PathLike, load_checkpoint
-from udl_plugin.errors import UserError
+from udl_plugin.errors import UserError, truncate_repr
 from udl_plugin.utils.atomic_io import atomic_write
 from udl_plugin.utils.plain import to_builtins
 from udl_plugin.utils.user_imports import get_imported
 
 StateDict = dict[str, torch.Tensor]
+# options of a network that do not change its output: they save memory, or act in training only, as dropout does
+COST_ONLY = re.compile('checkpoint|drop')
 
 
 def read_state_dict(path: PathLike, param_key: str | None = 'params') -> tuple[StateDict, str | None]:
@@ -62,19 +68,29 @@ def ensure_state_dict(content: Any, path: PathLike, param_key: str | None) -> St
 
 
 def load_matching_state_dict(net: torch.nn.Module, path: PathLike, param_key: str | None = 'params',
-                             strict: bool = True, read: Callable[[PathLike], Any] = load_checkpoint
-                             ) -> tuple[StateDict, str | None, str]:
+                             strict: bool = True, read: Callable[[PathLike], Any] = load_checkpoint,
+                             network_g: Mapping[str, Any] | None = None) -> tuple[StateDict, str | None, str]:
     """Reads the checkpoint of `path.pretrain_network_g` and matches it with `net`; see `match_state_dict`.
 
     Args:
         read: What reads the file. To match several networks with one file, pass a caching one, such as
             `functools.lru_cache(load_checkpoint)`.
+        network_g: Config of `net`, to be compared with the one that the file records.
 
     Raises:
-        UserError: names the option, the file and the mismatch.
+        UserError: names the option, the file, and the mismatch or contradiction. Without `strict`, a contradiction is
+            logged instead.
     """
     try:
-        return match_state_dict(net, read(path), path, param_key, strict)
+        content = read(path)
+        result = match_state_dict(net, content, path, param_key, strict)
+        contradiction = network_g and describe_contradiction(content.get('network_g'), network_g)
+        if contradiction and strict:
+            raise UserError(f"'{path}' {contradiction}. Write what it was trained with, or path.strict_load_g: false "
+                            'to load it anyway.')
+        if contradiction:
+            get_root_logger().warning(f"'{path}' {contradiction}. Loaded anyway: path.strict_load_g is false.")
+        return result
     except UserError as err:
         hint = ' Train step 1 first, or name its checkpoint.' if hasattr(net, 'expand') and not Path(path).exists() \
             else ''
@@ -142,6 +158,40 @@ def describe_mismatch(net: torch.nn.Module, state_dict: Mapping[str, torch.Tenso
                                      for name in expected if found[name] != expected[name])
     return 'tensors ' + ', '.join(f'{what}: {len(names)} ({_first_names(names)})'
                                   for what, names in groups.items() if names)
+
+
+def describe_contradiction(recorded: Any, network_g: Mapping[str, Any], source: str = 'the yml') -> str:
+    """Describes where `network_g` contradicts the config that a checkpoint records; an empty string if it does not.
+
+    Weights of the right shapes give other images if `res_scale`, `img_range` or `rgb_mean` changed. Base networks are
+    compared, with the defaults of their class, because step 2 starts from step 1; and `features` where both name it.
+
+    Args:
+        recorded: Not trusted; nothing is compared if it is no config.
+        network_g: Of the network that takes the weights.
+        source: Where that is from, for the message.
+    """
+    old, new = (base_config(config) if isinstance(config, Mapping) else None for config in (recorded, network_g))
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping) or 'type' not in old:
+        return ''
+    if old['type'] == new['type']:
+        old, new = to_builtins(with_defaults(old)), to_builtins(with_defaults(new))
+    else:
+        old, new = {'type': old['type']}, {'type': new['type']}
+    where = 'network_g.backbone' if 'backbone' in network_g else 'network_g'
+    pairs = [(f'{where}.{key}', old[key], new[key]) for key in new if key in old and not COST_ONLY.search(key)]
+    if recorded.get('features') and network_g.get('features'):
+        pairs.append(('network_g.features', recorded['features'], network_g['features']))
+    found = [f'{key}: {truncate_repr(one)}, {source} has {truncate_repr(other)}' for key, one, other in pairs
+             if _differ(one, other)]
+    return f'was trained with {"; ".join(found)}' if found else ''
+
+
+def _differ(one: Any, other: Any) -> bool:
+    try:
+        return bool(one != other)
+    except (RuntimeError, TypeError, ValueError):  # a file may record a tensor, which has no single answer
+        return True
 
 
 def _first_names(names: Sequence[Any]) -> str:

@@ -22,7 +22,7 @@ from udl_plugin.checkpoints.state_dict import fingerprint, load_matching_state_d
 from udl_plugin.config.class_options import build_loss, scale_key
 from udl_plugin.config.dataset_checks import check_maps, check_pairs, too_few_images
 from udl_plugin.config.problems import ErrorCollector, KeyPath, OptionError, errors_at, get_section
-from udl_plugin.config.schema import LOADER_OPTIONS, PAIRS, WITH_MAPS, validate_dataset, validate_sections
+from udl_plugin.config.schema import LOADER_OPTIONS, PAIRS, STRICT, WITH_MAPS, validate_dataset, validate_sections
 from udl_plugin.data.map_format import read_metadata
 from udl_plugin.errors import UserError, UserErrors, lookup_class, raise_errors
 
@@ -113,7 +113,7 @@ def network_errors(opt: Opt, known: Iterable[Any] = ()) -> list[Any]:
 
 
 def check_network(opt: Opt) -> None:
-    """Builds `network_g`, and for UDLModel reads `path.pretrain_network_g` and matches it with the network.
+    """Builds `network_g`, and for UDLModel and SRModel reads `path.pretrain_network_g` and matches it with the network.
 
     The state of the random number generators does not change.
 
@@ -124,10 +124,10 @@ def check_network(opt: Opt) -> None:
     with torch.random.fork_rng(devices=[]), errors_at('network_g'):
         net = build_network(opt['network_g'])
     path = opt['path']
-    if path.get('pretrain_network_g') is not None and opt['model_type'] == 'UDLModel':
+    if path.get('pretrain_network_g') is not None and opt['model_type'] in STRICT:
         with errors_at(*PRETRAINED):
             state_dict, _, _ = load_matching_state_dict(net, path['pretrain_network_g'], path.get(
-                'param_key_g', 'params'), path.get('strict_load_g', True))
+                'param_key_g', 'params'), path.get('strict_load_g', True), network_g=opt['network_g'])
         check_map_fingerprint(opt, sub_state_dict(state_dict, 'var_net'))
 
 

@@ -239,7 +239,7 @@ class UDLModel(SRModel):
         if self.opt['path'].get('param_key_g', 'params') is None:
             param_key = None  # the file is a state dict itself, for EMA too, where BasicSR reads `params_ema`
         state_dict, found_key, mismatch = load_matching_state_dict(net, load_path, param_key, strict,
-                                                                   self._read_checkpoint)
+                                                                   self._read_checkpoint, self.opt['network_g'])
         logger = get_root_logger()
         if found_key != param_key:
             logger.info(f'Loading: {param_key} does not exist, use {found_key}.')
