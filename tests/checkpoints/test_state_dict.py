@@ -30,12 +30,12 @@ def save(path, **content):
 
 def test_keys(tmp_path):
     path = save(tmp_path / 'x.pth', params={'a': torch.ones(1)}, params_ema={'a': torch.zeros(1)})
-    assert read_state_dict(path) == ({'a': torch.ones(1)}, 'params')
-    assert read_state_dict(path, 'params_ema') == ({'a': torch.zeros(1)}, 'params_ema')
+    assert read_state_dict(path) == ({'a': torch.zeros(1)}, 'params_ema')
+    assert read_state_dict(path, 'params') == ({'a': torch.ones(1)}, 'params')
     with pytest.raises(UserError, match=r"has no 'parmas_ema' \(it has: params, params_ema\)"):
         read_state_dict(path, 'parmas_ema')
     path = save(tmp_path / 'y.pth', params={'module.a': torch.ones(1)})
-    assert read_state_dict(path, 'params_ema') == ({'a': torch.ones(1)}, 'params')
+    assert read_state_dict(path) == ({'a': torch.ones(1)}, 'params')
     path = save(tmp_path / 'z.pth', a=torch.ones(1))
     assert read_state_dict(path, None) == ({'a': torch.ones(1)}, None)
     with pytest.raises(UserError, match=r"z\.pth' has no 'params' \(it has: a\).*param_key_g"):

@@ -13,8 +13,11 @@ import pytest
 import torch
 import yaml
 from basicsr.archs.edsr_arch import EDSR
+from basicsr.models import build_model
 from basicsr.utils import get_root_logger
+from conftest import TINY, model_options
 
+from udl_plugin.archs import EDSRVar
 from udl_plugin.models.udl_model import UDLModel
 from udl_plugin.training import loop, run
 from udl_plugin.training.run import main
@@ -345,3 +348,18 @@ def test_checkpoint_that_does_not_fit_srmodel(runner, train, monkeypatch, capfd)
     assert 'was trained with network_g.rgb_mean: [0.4488, ' in capfd.readouterr().err
     assert {path.name for path in (runner.folder / 'experiments').iterdir()} == {'edsr', 'l1'}
     assert not (runner.folder / 'results').exists()
+
+
+@pytest.mark.parametrize(('model_type', 'build'), [
+    ('UDLModel', build_model), ('UDLModel', loop._build_model), ('SRModel', loop._build_model)])
+def test_moving_average_is_read_unless_a_training_resumes(tmp_path, model_type, build):
+    """Under BasicSR's own command too, with UDLModel."""
+    saved = {key: EDSRVar(**TINY).state_dict() for key in ('params', 'params_ema')}
+    torch.save(saved, tmp_path / 'x.pth')
+    opt = model_options(1, tmp_path, model_type, pixel_opt={'type': 'L1Loss'})
+    opt['path']['pretrain_network_g'] = str(tmp_path / 'x.pth')
+    for path, is_train, key in (({}, False, 'params_ema'), ({}, True, 'params_ema'),
+                                ({'param_key_g': 'params'}, False, 'params'),
+                                ({'resume_state': '3.state'}, True, 'params')):
+        model = build({**opt, 'is_train': is_train, 'path': {**opt['path'], **path}})
+        assert all(torch.equal(value, saved[key][name]) for name, value in model.net_g.state_dict().items())

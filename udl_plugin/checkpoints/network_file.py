@@ -48,12 +48,14 @@ class NetworkFile:
         network_g: Config that builds the network.
         notes: What a user should know: what was assumed, what was left out.
         uncertainty_loss: Loss that the variance head was trained with, as far as the file records it.
+        param_key: Key of the state dict in the file; None: the file is a state dict itself.
     """
 
     state_dict: StateDict = field(repr=False)
     network_g: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     uncertainty_loss: str | None = None
+    param_key: str | None = None
 
     @property
     def architecture(self) -> str:
@@ -134,7 +136,7 @@ def load_network_file(path: PathLike, param_key: str | None = None,
             raise UserError(f'it {contradiction}. Pass the option file that trained it, or leave out --opt.')
     except UserError as err:
         raise UserError(f"'{path}': {err}{_import_hint(declared, metadata.get('imports'))}") from err
-    file.notes = notes + file.notes
+    file.notes, file.param_key = notes + file.notes, param_key
     file.uncertainty_loss = None if file.stage == 'plain' else get_uncertainty_loss(metadata)
     return file
 

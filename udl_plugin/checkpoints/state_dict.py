@@ -21,11 +21,12 @@ from udl_plugin.utils.plain import to_builtins
 from udl_plugin.utils.user_imports import get_imported
 
 StateDict = dict[str, torch.Tensor]
+DEFAULT_KEY = 'params_ema'  # the moving average, which validation used; where there is none, `params`
 # options of a network that do not change its output: they save memory, or act in training only, as dropout does
 COST_ONLY = re.compile('checkpoint|drop')
 
 
-def read_state_dict(path: PathLike, param_key: str | None = 'params') -> tuple[StateDict, str | None]:
+def read_state_dict(path: PathLike, param_key: str | None = DEFAULT_KEY) -> tuple[StateDict, str | None]:
     """Reads the state dict of a network from a checkpoint of BasicSR, or of mmengine with our model.
 
     Args:
@@ -45,7 +46,7 @@ def read_state_dict(path: PathLike, param_key: str | None = 'params') -> tuple[S
 def _get_state_dict(content: Any, path: PathLike, param_key: str | None) -> tuple[StateDict, str | None]:
     if param_key is not None:
         keys = list(content) if isinstance(content, dict) else []
-        if param_key == 'params_ema' and param_key not in keys and 'params' in keys:
+        if param_key == DEFAULT_KEY and param_key not in keys:
             param_key = 'params'
         if param_key not in keys:
             raise UserError(f"'{path}' has no '{param_key}' (it has: {_first_names(keys)}). Set path.param_key_g to "
@@ -67,7 +68,7 @@ def ensure_state_dict(content: Any, path: PathLike, param_key: str | None) -> St
     return {name.removeprefix('module.'): value for name, value in content.items()}
 
 
-def load_matching_state_dict(net: torch.nn.Module, path: PathLike, param_key: str | None = 'params',
+def load_matching_state_dict(net: torch.nn.Module, path: PathLike, param_key: str | None = DEFAULT_KEY,
                              strict: bool = True, read: Callable[[PathLike], Any] = load_checkpoint,
                              network_g: Mapping[str, Any] | None = None) -> tuple[StateDict, str | None, str]:
     """Reads the checkpoint of `path.pretrain_network_g` and matches it with `net`; see `match_state_dict`.
@@ -97,7 +98,7 @@ def load_matching_state_dict(net: torch.nn.Module, path: PathLike, param_key: st
         raise UserError(f'path.pretrain_network_g: {err}{hint}') from err.__cause__
 
 
-def match_state_dict(net: torch.nn.Module, content: Any, path: PathLike, param_key: str | None = 'params',
+def match_state_dict(net: torch.nn.Module, content: Any, path: PathLike, param_key: str | None = DEFAULT_KEY,
                      strict: bool = True, option: str = 'network_g') -> tuple[StateDict, str | None, str]:
     """Finds the state dict for `net` in a checkpoint that `load_checkpoint` read.
 

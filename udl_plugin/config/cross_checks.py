@@ -18,7 +18,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, METRIC_REGISTRY
 
 from udl_plugin.archs.build import build_network
 from udl_plugin.archs.wrapping import base_config, sub_state_dict
-from udl_plugin.checkpoints.state_dict import fingerprint, load_matching_state_dict
+from udl_plugin.checkpoints.state_dict import DEFAULT_KEY, fingerprint, load_matching_state_dict
 from udl_plugin.config.class_options import build_loss, scale_key
 from udl_plugin.config.dataset_checks import check_maps, check_pairs, too_few_images
 from udl_plugin.config.problems import ErrorCollector, KeyPath, OptionError, errors_at, get_section
@@ -126,9 +126,15 @@ def check_network(opt: Opt) -> None:
     path = opt['path']
     if path.get('pretrain_network_g') is not None and opt['model_type'] in STRICT:
         with errors_at(*PRETRAINED):
-            state_dict, _, _ = load_matching_state_dict(net, path['pretrain_network_g'], path.get(
-                'param_key_g', 'params'), path.get('strict_load_g', True), network_g=opt['network_g'])
+            state_dict, _, _ = load_matching_state_dict(net, path['pretrain_network_g'], get_param_key(opt),
+                                                        path.get('strict_load_g', True), network_g=opt['network_g'])
         check_map_fingerprint(opt, sub_state_dict(state_dict, 'var_net'))
+
+
+def get_param_key(opt: Opt) -> str | None:
+    """`path.param_key_g`. By default the moving average, if the file has one; in a resume the weights that it is of."""
+    path = opt['path']
+    return path.get('param_key_g', 'params' if opt['is_train'] and path.get('resume_state') else DEFAULT_KEY)
 
 
 def check_data(phase: str, scale: int, dataset_opt: Opt) -> None:

@@ -19,7 +19,7 @@ from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
 from udl_plugin.archs.two_step import TwoStep
 from udl_plugin.checkpoints.safe_load import load_checkpoint
 from udl_plugin.checkpoints.state_dict import fingerprint, get_uncertainty_loss, load_matching_state_dict
-from udl_plugin.config.cross_checks import check_map_fingerprint, check_options, metrics_of_maps
+from udl_plugin.config.cross_checks import check_map_fingerprint, check_options, get_param_key, metrics_of_maps
 from udl_plugin.errors import UserError
 from udl_plugin.models.checkpoint_manager import CheckpointManager, schedule_of_options
 from udl_plugin.models.nonfinite_guard import NonFiniteGuard
@@ -66,6 +66,7 @@ class UDLModel(SRModel):
     def __init__(self, opt: dict[str, Any]):
         import_user_modules(get_imports(opt))  # already done by udl-train; under BasicSR's command, here
         check_options(opt)
+        opt['path']['param_key_g'] = get_param_key(opt)  # under BasicSR's command too; `opt` is a copy
         train_opt, val_opt = opt.get('train') or {}, opt.get('val') or {}
         self.amp, self.val_amp = (DTYPES[section.get('amp')] for section in (train_opt, val_opt))
         self.channels_last = train_opt.get('channels_last', False)
@@ -236,7 +237,7 @@ class UDLModel(SRModel):
             UserError: names the option, the file and the mismatch.
         """
         net = self.get_bare_model(net)
-        if self.opt['path'].get('param_key_g', 'params') is None:
+        if self.opt['path']['param_key_g'] is None:
             param_key = None  # the file is a state dict itself, for EMA too, where BasicSR reads `params_ema`
         state_dict, found_key, mismatch = load_matching_state_dict(net, load_path, param_key, strict,
                                                                    self._read_checkpoint, self.opt['network_g'])

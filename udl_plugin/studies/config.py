@@ -258,8 +258,6 @@ class Study:
                 'val': {'val_freq': self.config['val']['val_freq'], 'save_img': False, 'metrics': build_metrics(scale)},
                 'logger': {**LogOptions(**(self.config.get('logger') or {})).model_dump(), 'use_tb_logger': True},
             }
-            if parent and parent.opt['train'].get('ema_decay'):
-                opt['path']['param_key_g'] = 'params_ema'
             opt['datasets']['val'] = self.get_benchmark(self.config['val']['benchmark'], scale)
             if step.cached_maps:
                 opt['datasets']['train'].update(type=WITH_MAPS, dataroot_uncertainty=f'maps/{name}/uncertainty.lmdb')

@@ -58,7 +58,7 @@ def _newest_complete(states: Path, models: Path) -> tuple[str | None, dict[str, 
             if state['iter'] != iteration:
                 raise UserError(f"'{path}' is the state of iteration {state['iter']}.")
             network = models / f'net_g_{iteration}.pth'
-            state_dict, _ = read_state_dict(network)
+            state_dict, _ = read_state_dict(network, 'params')
             if state.get('network', '') not in ('', fingerprint(state_dict)):
                 raise UserError(f"'{network}' was written by another training than this state.")
             if not state.get('skips_in_row'):
