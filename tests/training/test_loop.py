@@ -328,6 +328,22 @@ def test_launcher_that_launched_nothing(runner, train, monkeypatch, launcher, va
     assert message.endswith(f' is not set. Start the processes with {command} (docs/scaling.md).')
 
 
+@pytest.mark.parametrize(('arguments', 'message'), [
+    ((), 'torchrun started 2 processes, each of which would run alone: pass --launcher pytorch.'),
+    (('--launcher', 'pytorch'), '--launcher pytorch: BasicSR trains with several processes on GPUs only, and PyTorch '
+                                'finds none. On the CPU, start one process, without --launcher.')])
+def test_torchrun(runner, train, monkeypatch, arguments, message):
+    """Without --launcher, or without a GPU: one line for all processes."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    yml = runner.write_yml('step1')
+    for rank in ('0', '1'):
+        for name, value in {'WORLD_SIZE': '2', 'MASTER_ADDR': 'x', 'MASTER_PORT': '1', 'RANK': rank,
+                            'LOCAL_RANK': rank}.items():
+            monkeypatch.setenv(name, value)
+        assert train(yml, *arguments) == (2, [message] if rank == '0' else [])
+    assert not (runner.folder / 'experiments').exists()
+
+
 def test_checkpoint_that_does_not_fit_srmodel(runner, train, monkeypatch, capfd):
     """BasicSR's own model would fail with a traceback, or load weights that give other images."""
     monkeypatch.chdir(runner.folder)
