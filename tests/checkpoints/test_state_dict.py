@@ -36,6 +36,8 @@ def test_keys(tmp_path):
         read_state_dict(path, 'parmas_ema')
     path = save(tmp_path / 'y.pth', params={'module.a': torch.ones(1)})
     assert read_state_dict(path) == ({'a': torch.ones(1)}, 'params')
+    for name in ('_orig_mod.a', 'module._orig_mod.a', '_orig_mod.module.a'):  # of torch.compile
+        assert read_state_dict(save(tmp_path / 'y.pth', params={name: torch.ones(1)}))[0].keys() == {'a'}
     path = save(tmp_path / 'z.pth', a=torch.ones(1))
     assert read_state_dict(path, None) == ({'a': torch.ones(1)}, None)
     with pytest.raises(UserError, match=r"z\.pth' has no 'params' \(it has: a\).*param_key_g"):

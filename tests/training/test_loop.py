@@ -379,3 +379,13 @@ def test_moving_average_is_read_unless_a_training_resumes(tmp_path, model_type, 
                                 ({'resume_state': '3.state'}, True, 'params')):
         model = build({**opt, 'is_train': is_train, 'path': {**opt['path'], **path}})
         assert all(torch.equal(value, saved[key][name]) for name, value in model.net_g.state_dict().items())
+
+
+def test_step_1_resumed_as_step_2(runner, train):
+    """Step 2 starts from a checkpoint of step 1, but does not resume one."""
+    assert train(runner.write_yml('step1', val=None))[0] == 0
+    yml = runner.write_yml('step1', 'demo/train_udl_step2', val=None)
+    status, (message,) = train(yml, '--auto_resume')
+    assert status == 2
+    assert re.search(r"path\.resume_state: '.*net_g_4\.pth' has the stage step 1, and network_g: EDSRTwo .* step 2; "
+                     r'.* write another name and path\.pretrain_network_g: .*/net_g_4\.pth, and do not ', message)

@@ -13,7 +13,7 @@ import torch
 from basicsr.utils import get_root_logger
 
 from udl_plugin.archs.build import with_defaults
-from udl_plugin.archs.wrapping import base_config
+from udl_plugin.archs.wrapping import base_config, network_stage
 from udl_plugin.checkpoints.safe_load import PathLike, load_checkpoint
 from udl_plugin.errors import UserError, truncate_repr
 from udl_plugin.utils.atomic_io import atomic_write
@@ -35,7 +35,8 @@ def read_state_dict(path: PathLike, param_key: str | None = DEFAULT_KEY) -> tupl
             dict itself.
 
     Returns:
-        Name to tensor, on the CPU, without DataParallel's `module.`; and the key that it was found under.
+        Name to tensor, on the CPU, under the network's own names (see `ensure_state_dict`); and the key that it was
+        found under.
 
     Raises:
         UserError: see `load_tensors_only`; or the file has no such key, or no state dict there.
@@ -56,7 +57,7 @@ def _get_state_dict(content: Any, path: PathLike, param_key: str | None) -> tupl
 
 
 def ensure_state_dict(content: Any, path: PathLike, param_key: str | None) -> StateDict:
-    """Returns `content` without DataParallel's `module.`.
+    """Returns `content` without DataParallel's `module.` and torch.compile's `_orig_mod.` in the names.
 
     Raises:
         UserError: it is not a state dict, names to tensors; names the file and the key.
@@ -65,18 +66,20 @@ def ensure_state_dict(content: Any, path: PathLike, param_key: str | None) -> St
             isinstance(name, str) and torch.is_tensor(value) for name, value in content.items()):
         where = f" under '{param_key}'" if param_key else ''
         raise UserError(f"'{path}' holds no state dict (names to tensors){where}.")
-    return {name.removeprefix('module.'): value for name, value in content.items()}
+    return {name.replace('_orig_mod.', '').removeprefix('module.'): value for name, value in content.items()}
 
 
 def load_matching_state_dict(net: torch.nn.Module, path: PathLike, param_key: str | None = DEFAULT_KEY,
                              strict: bool = True, read: Callable[[PathLike], Any] = load_checkpoint,
-                             network_g: Mapping[str, Any] | None = None) -> tuple[StateDict, str | None, str]:
+                             network_g: Mapping[str, Any] | None = None, resumed: bool = False
+                             ) -> tuple[StateDict, str | None, str]:
     """Reads the checkpoint of `path.pretrain_network_g` and matches it with `net`; see `match_state_dict`.
 
     Args:
         read: What reads the file. To match several networks with one file, pass a caching one, such as
             `functools.lru_cache(load_checkpoint)`.
         network_g: Config of `net`, to be compared with the one that the file records.
+        resumed: The file belongs to the training state of `path.resume_state`; then step 2 accepts none of step 1.
 
     Raises:
         UserError: names the option, the file, and the mismatch or contradiction. Without `strict`, a contradiction is
@@ -84,6 +87,8 @@ def load_matching_state_dict(net: torch.nn.Module, path: PathLike, param_key: st
     """
     try:
         content = read(path)
+        if resumed:
+            _check_stage(net, _get_state_dict(content, path, param_key)[0], path)
         result = match_state_dict(net, content, path, param_key, strict)
         contradiction = network_g and describe_contradiction(content.get('network_g'), network_g)
         if contradiction and strict:
@@ -93,9 +98,18 @@ def load_matching_state_dict(net: torch.nn.Module, path: PathLike, param_key: st
             get_root_logger().warning(f"'{path}' {contradiction}. Loaded anyway: path.strict_load_g is false.")
         return result
     except UserError as err:
-        hint = ' Train step 1 first, or name its checkpoint.' if hasattr(net, 'expand') and not Path(path).exists() \
-            else ''
-        raise UserError(f'path.pretrain_network_g: {err}{hint}') from err.__cause__
+        option = 'path.resume_state' if resumed else 'path.pretrain_network_g'
+        hint = ' Train step 1 first, or name its checkpoint.' if hasattr(net, 'expand') and not (
+            resumed or Path(path).exists()) else ''
+        raise UserError(f'{option}: {err}{hint}') from err.__cause__
+
+
+def _check_stage(net: torch.nn.Module, state_dict: StateDict, path: PathLike) -> None:
+    found, own = network_stage(state_dict), network_stage(net.state_dict())
+    if found != own:
+        raise UserError(f"'{path}' has the stage {found}, and network_g: {type(net).__name__} the stage {own}; a "
+                        'resume continues the same network. To start a new training from it, write another name and '
+                        f'path.pretrain_network_g: {path}, and do not resume.')
 
 
 def match_state_dict(net: torch.nn.Module, content: Any, path: PathLike, param_key: str | None = DEFAULT_KEY,

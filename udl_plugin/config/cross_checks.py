@@ -125,16 +125,24 @@ def check_network(opt: Opt) -> None:
         net = build_network(opt['network_g'])
     path = opt['path']
     if path.get('pretrain_network_g') is not None and opt['model_type'] in STRICT:
-        with errors_at(*PRETRAINED):
-            state_dict, _, _ = load_matching_state_dict(net, path['pretrain_network_g'], get_param_key(opt),
-                                                        path.get('strict_load_g', True), network_g=opt['network_g'])
+        resumed = is_resumed(opt)
+        with errors_at(*RESUME_STATE if resumed else PRETRAINED):
+            state_dict, _, _ = load_matching_state_dict(
+                net, path['pretrain_network_g'], get_param_key(opt), path.get('strict_load_g', True),
+                network_g=opt['network_g'], resumed=resumed)
         check_map_fingerprint(opt, sub_state_dict(state_dict, 'var_net'))
+
+
+def is_resumed(opt: Opt) -> bool:
+    """Whether `path.pretrain_network_g` is the network of a training state, as BasicSR's `check_resume` sets it."""
+    path = opt['path']
+    return bool(opt['is_train'] and path.get('resume_state')) and 'network_g' not in (
+        path.get('ignore_resume_networks') or ())
 
 
 def get_param_key(opt: Opt) -> str | None:
     """`path.param_key_g`. By default the moving average, if the file has one; in a resume the weights that it is of."""
-    path = opt['path']
-    return path.get('param_key_g', 'params' if opt['is_train'] and path.get('resume_state') else DEFAULT_KEY)
+    return opt['path'].get('param_key_g', 'params' if is_resumed(opt) else DEFAULT_KEY)
 
 
 def check_data(phase: str, scale: int, dataset_opt: Opt) -> None:
