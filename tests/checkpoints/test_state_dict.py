@@ -190,6 +190,8 @@ def test_contradiction(recorded, network_g, found):
     ({'type': 'SwinIR'}, {'type': 'SwinIR', 'use_checkpoint': True, 'drop_path_rate': 0}),
     ({'type': 'WithVariance', 'backbone': {'type': 'EDSR', **TINY}},
      {'type': 'EDSRVar', **TINY, 'features': 'upsample'}),
+    ({'type': torch.ones(2)}, {'type': 'EDSR'}),
+    ({'type': 'EDSR', **TINY, 'features': torch.ones(2)}, {'type': 'EDSRVar', **TINY, 'features': 'upsample'}),
     (None, {'type': 'EDSR'}), (3, {'type': 'EDSR'}), ({'backbone': 3}, {'type': 'EDSR'}),
 ])
 def test_no_contradiction(recorded, network_g):

@@ -187,7 +187,7 @@ def describe_contradiction(recorded: Any, network_g: Mapping[str, Any], source: 
         source: Where that is from, for the message.
     """
     old, new = (base_config(config) if isinstance(config, Mapping) else None for config in (recorded, network_g))
-    if not isinstance(old, Mapping) or not isinstance(new, Mapping) or 'type' not in old:
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping) or not isinstance(old.get('type'), str):
         return ''
     if old['type'] == new['type']:
         old, new = to_builtins(with_defaults(old)), to_builtins(with_defaults(new))
@@ -195,8 +195,9 @@ def describe_contradiction(recorded: Any, network_g: Mapping[str, Any], source: 
         old, new = {'type': old['type']}, {'type': new['type']}
     where = 'network_g.backbone' if 'backbone' in network_g else 'network_g'
     pairs = [(f'{where}.{key}', old[key], new[key]) for key in new if key in old and not COST_ONLY.search(key)]
-    if recorded.get('features') and network_g.get('features'):
-        pairs.append(('network_g.features', recorded['features'], network_g['features']))
+    features = recorded.get('features'), network_g.get('features')
+    if all(isinstance(name, str) for name in features):
+        pairs.append(('network_g.features', *features))
     found = [f'{key}: {truncate_repr(one)}, {source} has {truncate_repr(other)}' for key, one, other in pairs
              if _differ(one, other)]
     return f'was trained with {"; ".join(found)}' if found else ''
