@@ -389,3 +389,30 @@ def test_step_1_resumed_as_step_2(runner, train):
     assert status == 2
     assert re.search(r"path\.resume_state: '.*net_g_4\.pth' has the stage step 1, and network_g: EDSRTwo .* step 2; "
                      r'.* write another name and path\.pretrain_network_g: .*/net_g_4\.pth, and do not ', message)
+
+
+def test_network_that_contradicts_its_checkpoint(runner, train, monkeypatch, capfd):
+    """In step 2, a resume, a test and a command, before anything is made; unless path.strict_load_g is false."""
+    from udl_plugin.cli import prepare
+    monkeypatch.chdir(runner.folder)
+    yml = runner.write_yml('step1', val=None)
+    assert train(yml)[0] == 0
+    start, wrong = 'experiments/step1/models/net_g_latest.pth', ('--force_yml', 'network_g:res_scale=0.1')
+    reason = 'was trained with network_g.res_scale: 1, the yml has 0.1. Write '
+    step2 = runner.write_yml('step2', 'demo/train_udl_step2', path__pretrain_network_g=start, val=None)
+    test = runner.write_yml('test', 'demo/test_udl_step1', path__pretrain_network_g=start)
+    status, (message,) = train(step2, *wrong)
+    assert (status, f"path.pretrain_network_g: '{start}' {reason}" in message) == (2, True)
+    status, (message,) = train(yml, '--auto_resume', *wrong)
+    assert (status, f"models/net_g_4.pth' {reason}" in message) == (2, True)
+    assert main(False, ['-opt', str(test), *wrong]) == 2
+    assert f"path.pretrain_network_g: '{start}' {reason}" in capfd.readouterr().err
+    (runner.folder / 'x.yml').write_text(yaml.safe_dump({'network_g': {'type': 'EDSRVar', **TINY, 'img_range': 1}}))
+    data = [f'datasets/demo/demo_train_{side}_sub.lmdb' for side in ('HR', 'LR_bicubic_X2')]
+    assert prepare.main(['uncertainty', '--model', start, '--data', *data, '--out', 'maps.lmdb', '--opt', 'x.yml']) == 2
+    assert 'was trained with network_g.img_range: 255.0, --opt has 1. Pass ' in capfd.readouterr().err
+    assert {path.name for path in (runner.folder / 'experiments').iterdir()} == {'step1'}
+    assert not (runner.folder / 'results').exists()
+    assert main(False, ['-opt', str(test), *wrong, 'path:strict_load_g=false']) == 0
+    log, = (runner.folder / 'results/test').glob('*.log')
+    assert 'res_scale: 1, the yml has 0.1. Loaded anyway: path.strict_load_g is false.' in log.read_text()
