@@ -122,7 +122,6 @@ def set_l1(text: str) -> str:
     text = re.sub(r'(?<=^  pixel_opt:\n).*?(?=\n\n)', loss, text, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r'milestones: .*', 'milestones: [65000]', text)
     text = re.sub(r'total_iter: .*', 'total_iter: 130000', text)
-    text = text.replace('if step 2 was trained', 'if it was trained')
     return re.sub(r'^  save_uncertainty: .*\n', '', text, flags=re.MULTILINE)
 
 

@@ -111,12 +111,13 @@ def test_fast_training_with_cached_maps(runner):
     step1, roots = 'experiments/step1/models/net_g_latest.pth', [
         f'datasets/demo/demo_train_{side}_sub.lmdb' for side in ('HR', 'LR_bicubic_X2')]
     log = ok(runner.run('-m', 'udl_plugin.cli.prepare', 'uncertainty', '--model', step1, '--data', *roots, '--out',
-                        'maps/x2.lmdb', '--param-key', 'params_ema'))
+                        'maps/x2.lmdb'))
+    assert 'using params_ema, the moving average' in log
     assert '\n  type: PairedImageUncertaintyDataset\n  dataroot_uncertainty: maps/x2.lmdb\n' in log
     ok(runner.run('-m', 'udl_plugin.cli.prepare', 'check', 'maps/x2.lmdb'))
 
     cached = {'datasets__train__type': 'PairedImageUncertaintyDataset',
-              'datasets__train__dataroot_uncertainty': 'maps/x2.lmdb', 'path__param_key_g': 'params_ema', **FAST}
+              'datasets__train__dataroot_uncertainty': 'maps/x2.lmdb', **FAST}
     yml = step2(runner, **cached)
     log = ok(runner.train(yml))
     assert 'Dataset [PairedImageUncertaintyDataset] - ' in log
@@ -157,7 +158,7 @@ def test_unmodified_basicsr(checkout):
         'udl_plugin is not installed: pip install -e .'
     log = ok(runner.run('basicsr/train.py', '-opt', runner.write_yml('step1', train__ema_decay=0.9)))
     assert 'Model [UDLModel] is created' in log
-    ok(runner.run('basicsr/train.py', '-opt', step2(runner, train__ema_decay=0.9, path__param_key_g='params_ema')))
+    ok(runner.run('basicsr/train.py', '-opt', step2(runner, train__ema_decay=0.9)))
     step1 = torch.load(runner.folder / 'experiments/step1/models/net_g_latest.pth')['params_ema']
     full = torch.load(runner.folder / 'experiments/step2/models/net_g_latest.pth')
     assert equal(step1, full['params'], 'var_net.')

@@ -349,3 +349,10 @@ def test_network_of_an_own_module(tmp_path, monkeypatch):
     assert not (tmp_path / 'imported').exists()
     save_checkpoint('x.pth', {'params': build_network(CONFIGS[0]).state_dict()}, CONFIGS[0])
     assert load_network_file('x.pth').architecture == 'EDSR'
+
+
+def test_config_of_the_user_that_contradicts_the_recorded_one(tmp_path):
+    _, path = save_new(tmp_path, CONFIGS[1])
+    assert load_network_file(path, network_g=CONFIGS[2] | {'upscale': 2}).stage == 'step 1'
+    with pytest.raises(UserError, match=r"net\.pth': it was trained with network_g\.res_scale: 0\.1, --opt has 1\. "):
+        load_network_file(path, network_g={**CONFIGS[1], 'res_scale': 1})

@@ -6,12 +6,14 @@ import pytest
 import torch
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.srresnet_arch import MSRResNet
+from basicsr.utils import get_root_logger
 from conftest import TINY
 
 from udl_plugin.archs import EDSRTwo, EDSRVar
 from udl_plugin.archs.build import build_network
 from udl_plugin.checkpoints.safe_load import load_checkpoint
 from udl_plugin.checkpoints.state_dict import (
+    describe_contradiction,
     describe_mismatch,
     get_uncertainty_loss,
     load_matching_state_dict,
@@ -28,12 +30,14 @@ def save(path, **content):
 
 def test_keys(tmp_path):
     path = save(tmp_path / 'x.pth', params={'a': torch.ones(1)}, params_ema={'a': torch.zeros(1)})
-    assert read_state_dict(path) == ({'a': torch.ones(1)}, 'params')
-    assert read_state_dict(path, 'params_ema') == ({'a': torch.zeros(1)}, 'params_ema')
+    assert read_state_dict(path) == ({'a': torch.zeros(1)}, 'params_ema')
+    assert read_state_dict(path, 'params') == ({'a': torch.ones(1)}, 'params')
     with pytest.raises(UserError, match=r"has no 'parmas_ema' \(it has: params, params_ema\)"):
         read_state_dict(path, 'parmas_ema')
     path = save(tmp_path / 'y.pth', params={'module.a': torch.ones(1)})
-    assert read_state_dict(path, 'params_ema') == ({'a': torch.ones(1)}, 'params')
+    assert read_state_dict(path) == ({'a': torch.ones(1)}, 'params')
+    for name in ('_orig_mod.a', 'module._orig_mod.a', '_orig_mod.module.a'):  # of torch.compile
+        assert read_state_dict(save(tmp_path / 'y.pth', params={name: torch.ones(1)}))[0].keys() == {'a'}
     path = save(tmp_path / 'z.pth', a=torch.ones(1))
     assert read_state_dict(path, None) == ({'a': torch.ones(1)}, None)
     with pytest.raises(UserError, match=r"z\.pth' has no 'params' \(it has: a\).*param_key_g"):
@@ -160,3 +164,48 @@ def test_advice_and_result_with_strict_load(tmp_path):
     assert mismatch.startswith('tensors missing: 6 (var_conv')
     with pytest.raises(UserError, match=r'Set the same options in network_g\.$'):  # nothing fits
         load_matching_state_dict(torch.nn.Conv2d(1, 1, 1), tmp_path / 'net.pth', strict=False)
+
+
+@pytest.mark.parametrize(('recorded', 'network_g', 'found'), [
+    ({'type': 'EDSR', **TINY}, {'type': 'EDSR', **TINY, 'res_scale': 0.1}, 'network_g.res_scale: 1, the yml has 0.1'),
+    ({'type': 'EDSR', **TINY, 'rgb_mean': [0, 0, 0]}, {'type': 'EDSRTwo', **TINY, 'img_range': 1},
+     'network_g.img_range: 255.0, the yml has 1; '
+     'network_g.rgb_mean: [0, 0, 0], the yml has [0.4488, 0.4371, 0.404]'),
+    ({'type': 'EDSRVar', **TINY, 'res_scale': 0.1}, {'type': 'TwoStep', 'backbone': {'type': 'EDSR', **TINY}},
+     'network_g.backbone.res_scale: 0.1, the yml has 1'),
+    ({'type': 'EDSR', **TINY}, {'type': 'RCAN', **TINY}, 'network_g.type: EDSR, the yml has RCAN'),
+    ({'type': 'WithVariance', 'backbone': {'type': 'EDSR', **TINY}, 'features': 'upsample'},
+     {'type': 'TwoStep', 'backbone': {'type': 'EDSR', **TINY}, 'features': 'conv_last'},
+     'network_g.features: upsample, the yml has conv_last'),
+    ({'type': 'EDSR', **TINY, 'res_scale': torch.ones(2)}, {'type': 'EDSR', **TINY}, 'network_g.res_scale: tensor'),
+])
+def test_contradiction(recorded, network_g, found):
+    assert describe_contradiction(recorded, network_g).startswith(f'was trained with {found}')
+
+
+@pytest.mark.parametrize(('recorded', 'network_g'), [
+    ({'type': 'EDSRVar', **TINY}, {'type': 'TwoStep', 'backbone': {'type': 'EDSR', **TINY, 'res_scale': 1.0}}),
+    ({'type': 'EDSR', **TINY}, {'type': 'EDSR', **TINY, 'rgb_mean': [0.4488, 0.4371, 0.4040]}),
+    ({'type': 'DPDNN', 'checkpointing': True}, {'type': 'DPDNNVar', 'checkpointing': False}),  # of no effect on images
+    ({'type': 'SwinIR'}, {'type': 'SwinIR', 'use_checkpoint': True, 'drop_path_rate': 0}),
+    ({'type': 'WithVariance', 'backbone': {'type': 'EDSR', **TINY}},
+     {'type': 'EDSRVar', **TINY, 'features': 'upsample'}),
+    ({'type': torch.ones(2)}, {'type': 'EDSR'}),
+    ({'type': 'EDSR', **TINY, 'features': torch.ones(2)}, {'type': 'EDSRVar', **TINY, 'features': 'upsample'}),
+    (None, {'type': 'EDSR'}), (3, {'type': 'EDSR'}), ({'backbone': 3}, {'type': 'EDSR'}),
+])
+def test_no_contradiction(recorded, network_g):
+    assert describe_contradiction(recorded, network_g) == ''
+
+
+def test_contradiction_is_an_error_or_logged(tmp_path, caplog, monkeypatch):
+    """The weights fit, and would give other images."""
+    path, network_g = tmp_path / 'x.pth', {'type': 'EDSRTwo', **TINY, 'res_scale': 0.1}
+    save_checkpoint(path, {'params': EDSRVar(**TINY).state_dict()}, {'type': 'EDSRVar', **TINY})
+    message = (r"path\.pretrain_network_g: '.*x\.pth' was trained with network_g\.res_scale: 1, the yml has 0\.1\. "
+               r'Write .* or path\.strict_load_g: false')
+    with pytest.raises(UserError, match=message):
+        load_matching_state_dict(EDSRTwo(**TINY), path, network_g=network_g)
+    monkeypatch.setattr(get_root_logger(), 'propagate', True)
+    load_matching_state_dict(EDSRTwo(**TINY), path, strict=False, network_g=network_g)
+    assert 'res_scale: 1, the yml has 0.1. Loaded anyway' in caplog.text

@@ -73,8 +73,8 @@ def test_demo_trainings_differ_only_in_what_must():
 
 def test_the_two_steps_differ_only_in_what_must():
     assert differences('train_udl_step1.yml', 'train_udl_step2.yml') == {
-        'name', 'network_g.type', 'path.pretrain_network_g', 'path.param_key_g', 'train.scheduler.milestones',
-        'train.total_iter', 'train.pixel_opt.type', 'train.pixel_opt.offset'}
+        'name', 'network_g.type', 'path.pretrain_network_g', 'train.scheduler.milestones', 'train.total_iter',
+        'train.pixel_opt.type', 'train.pixel_opt.offset'}
 
 
 FAMILY = [(network, scale) for network in ('EDSR_S', 'EDSR', 'DPDNN') for scale in (2, 3, 4)]
@@ -106,7 +106,7 @@ def test_family(network, scale):
     step1, step2, l1 = (member(network, scale, kind) for kind in ('udl_step1', 'udl_step2', 'l1'))
     schedule = {'name', 'network_g.type', 'train.scheduler.milestones', 'train.total_iter', 'train.pixel_opt.type'}
     assert differences(step1, step2) == \
-        {*schedule, 'path.pretrain_network_g', 'path.param_key_g', 'train.pixel_opt.offset'}
+        {*schedule, 'path.pretrain_network_g', 'train.pixel_opt.offset'}
     assert differences(step1, l1) == {*schedule, 'train.pixel_opt.img_range', 'val.save_uncertainty'}
     assert differences(*(member(network, scale, kind) for kind in ('test_udl', 'test_l1'))) == \
         {'name', 'network_g.type', 'path.pretrain_network_g', 'val.save_uncertainty'}

@@ -212,8 +212,7 @@ def test_checkpoints_record_the_loss_of_the_variance_head(tmp_path, trained):
 
 
 @pytest.mark.parametrize(('trains', 'param_key', 'expected'), [
-    (True, None, 'params'), (False, None, 'params_ema'), (False, 'params', 'params'),
-    (True, 'params_ema', 'params_ema')])
+    (True, None, 'params_ema'), (False, None, 'params_ema'), (False, 'params', 'params'), (True, 'params', 'params')])
 def test_weights_and_moving_average(tmp_path, averaged, trains, param_key, expected):
     """mmengine saves the moving average in the place of the weights."""
     weights = averaged.model.generator.state_dict()

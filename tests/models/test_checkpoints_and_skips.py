@@ -113,7 +113,8 @@ def test_too_many_in_a_row_end_the_training(tmp_path):
     for number in (4, 5):
         step(model, number, NAN)
         model.save(0, number)  # the weights of iteration 3
-    message = r"3 iterations in a row .* the last one 6\. Its batch is in '(.*not_finite_6_0\.pth)'"
+    message = (r"3 iterations in a row .* the last one 6\. Its batch is in '(.*not_finite_6_0\.pth)' \(.*\)\. "
+               'The checkpoints are from before')
     with pytest.raises(FloatingPointError, match=message):
         step(model, 6, NAN)
     content = torch.load(tmp_path / 'net_g_5.pth', weights_only=True)
@@ -123,6 +124,12 @@ def test_too_many_in_a_row_end_the_training(tmp_path):
     batch = torch.load(tmp_path / 'not_finite_6_0.pth', weights_only=True)
     assert batch['paths'] == ['6_a', '6_b']
     assert batch['lq'].isnan().all() and batch['gt'].shape == (2, 3, 16, 16)
+
+
+def test_too_many_before_the_first_checkpoint(tmp_path):
+    model = build_model(model_options(1, tmp_path, max_skips=1))
+    with pytest.raises(FloatingPointError, match=r'\(torch.load returns lq, gt and paths\)\. Try a lower lr'):
+        step(model, 1, NAN)
 
 
 def test_running_statistics_are_restored(tmp_path):
@@ -179,7 +186,7 @@ def test_state_that_does_not_fit(tmp_path):
         step(model, 1)
         model.save(0, 1)
         state = {**torch.load(tmp_path / '1.state', weights_only=True), **harm}
-        with pytest.raises(UserError, match='The training state of iteration 1 does not fit this training'):
+        with pytest.raises(UserError, match='The training state of iteration 1 is of another network or'):
             build_model(model_options(1, tmp_path)).resume_training(state)
 
 

@@ -303,12 +303,14 @@ def test_ema(tmp_path, step):
     assert same(model.net_g.state_dict(), ema, 'var_net.')
 
 
-@pytest.mark.parametrize('key', ['params', 'params_ema'])
+@pytest.mark.parametrize('key', ['params', 'params_ema', None])
 def test_step_2_loads_the_selected_weights(tmp_path, key):
+    """By default the moving average."""
     opt = step2_options(tmp_path, ema=True, ema_decay=0.9)
-    opt['path']['param_key_g'] = key
+    if key:
+        opt['path']['param_key_g'] = key
     model = build_model(opt)
-    wanted = torch.load(opt['path']['pretrain_network_g'])[key]
+    wanted = torch.load(opt['path']['pretrain_network_g'])[key or 'params_ema']
     assert same({f'var_net.{name}': value for name, value in wanted.items()}, model.net_g.state_dict())
     assert same(model.net_g.state_dict(), model.net_g_ema.state_dict(), 'var_net.')
 

@@ -134,14 +134,17 @@ def test_existing_maps_are_replaced_with_force_only(tmp_path):
     assert (out / 'data.mdb').read_bytes() != before
 
 
-def test_param_key_selects_the_moving_average(tmp_path):
+def test_moving_average_unless_the_weights_are_asked_for(tmp_path):
     hr, lr = training_set(tmp_path, random_images(1, 16))
     nets = {key: EDSRVar(**TINY).eval() for key in ('params', 'params_ema')}
     path = tmp_path / 'net.pth'
     save_checkpoint(path, {key: copy.deepcopy(net.state_dict()) for key, net in nets.items()},
                     {'type': 'EDSRVar', **TINY})
     for key, net in nets.items():
-        prepare_uncertainty(path, hr, lr, tmp_path / f'{key}.lmdb', param_key=key)
+        stats = prepare_uncertainty(path, hr, lr, tmp_path / f'{key}.lmdb', param_key=None if 'ema' in key else key)
+        assert read_metadata(tmp_path / f'{key}.lmdb')['param_key'] == key
+        assert [note.split(': ')[1] for note in stats.notes] == ['using params_ema, the moving average; --param-key '
+                                                                 'params selects the other.'] * ('ema' in key)
         expected = log_var_of(net, random_images(1, 16)['image_0'])
         got = read_maps(tmp_path / f'{key}.lmdb')['image_0']
         assert np.abs(got - expected).max() <= (expected.max() - expected.min()) / 510 + 1e-4

@@ -173,19 +173,11 @@ def test_cached_maps(tmp_path):
     assert run.name == 'tiny_x2_ESU_then_UDL-cached_maps=True_seed0'
     assert train_set['type'] == 'PairedImageUncertaintyDataset'
     assert train_set['dataroot_uncertainty'] == f'maps/{run.name}/uncertainty.lmdb'
-    assert run.opt['path']['param_key_g'] == 'params_ema'
     assert 'cached_maps' not in run.opt['train']
     variants['cached'][0] = {'pixel_opt': {'type': 'ESU'}, 'ema_decay': 0}  # for this variant only
     study = Study(study_config(variants=variants, steps=steps), tmp_path)
-    assert 'param_key_g' not in study.runs[-1].opt['path']
     assert ['dataroot_uncertainty' in run.opt['datasets']['train'] for run in study.runs].count(True) == 1
 
-
-def test_next_step_starts_from_the_moving_average():
-    study = Study(study_config(steps=[{**STEP, 'ema_decay': 0.9}, STEP]), '.')
-    keys = {run.losses: run.opt['path'].get('param_key_g') for run in study.runs}
-    assert keys['ESU', 'UDL'] == keys['L1Loss', 'L1Loss'] == 'params_ema'
-    assert keys['ESU',] is None
 
 
 def test_network_whose_scale_has_another_name():

@@ -3,6 +3,7 @@ import errno
 import logging
 import time
 
+import basicsr
 import pytest
 from basicsr.utils import get_root_logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -66,6 +67,18 @@ def test_no_curves():
 @pytest.fixture
 def opt(tmp_path):
     return {'name': 'x', 'is_train': True, 'rank': 0, 'path': {'log': str(tmp_path)}}
+
+
+@pytest.mark.parametrize('is_foreign', [True, False])
+def test_basicsr_of_the_current_folder(tmp_path, opt, monkeypatch, is_foreign):
+    folder = tmp_path / 'basicsr'
+    if is_foreign:
+        monkeypatch.setattr(basicsr, '__file__', str(folder / '__init__.py'))
+    monkeypatch.chdir(tmp_path)
+    with open_log(opt):
+        pass
+    path, = tmp_path.glob('train_x_*.log')
+    assert (f"Using the basicsr of the current folder, '{folder}', not an installed" in path.read_text()) == is_foreign
 
 
 def test_log_file(tmp_path, opt, capsys, monkeypatch):

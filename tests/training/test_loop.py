@@ -13,8 +13,11 @@ import pytest
 import torch
 import yaml
 from basicsr.archs.edsr_arch import EDSR
+from basicsr.models import build_model
 from basicsr.utils import get_root_logger
+from conftest import TINY, model_options
 
+from udl_plugin.archs import EDSRVar
 from udl_plugin.models.udl_model import UDLModel
 from udl_plugin.training import loop, run
 from udl_plugin.training.run import main
@@ -397,3 +400,93 @@ def test_launcher_that_launched_nothing(runner, train, monkeypatch, launcher, va
     assert status == 2
     assert message.startswith(f'--launcher {launcher}: {variable}, ')
     assert message.endswith(f' is not set. Start the processes with {command} (docs/scaling.md).')
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    ((), 'torchrun started 2 processes, each of which would run alone: pass --launcher pytorch.'),
+    (('--launcher', 'pytorch'), '--launcher pytorch: BasicSR trains with several processes on GPUs only, and PyTorch '
+                                'finds none. On the CPU, start one process, without --launcher.')])
+def test_torchrun(runner, train, monkeypatch, arguments, message):
+    """Without --launcher, or without a GPU: one line for all processes."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    yml = runner.write_yml('step1')
+    for rank in ('0', '1'):
+        for name, value in {'WORLD_SIZE': '2', 'MASTER_ADDR': 'x', 'MASTER_PORT': '1', 'RANK': rank,
+                            'LOCAL_RANK': rank}.items():
+            monkeypatch.setenv(name, value)
+        assert train(yml, *arguments) == (2, [message] if rank == '0' else [])
+    assert not (runner.folder / 'experiments').exists()
+
+
+def test_checkpoint_that_does_not_fit_srmodel(runner, train, monkeypatch, capfd):
+    """BasicSR's own model would fail with a traceback, or load weights that give other images."""
+    monkeypatch.chdir(runner.folder)
+    assert train(runner.write_yml('edsr', 'demo/train_l1_step1', model_type='UDLModel', val=None))[0] == 0
+    start = 'experiments/edsr/models/net_g_latest.pth'
+    yml = runner.write_yml('l1', 'demo/train_l1_step2', path__pretrain_network_g=start, val=None)
+    assert train(yml) == (0, [])
+    for override, reason in (('num_block=5', 'does not fit network_g: EDSR: tensors missing'),
+                             ('res_scale=0.1', 'was trained with network_g.res_scale: 1, the yml has 0.1')):
+        status, (message,) = train(yml, '--force_yml', f'network_g:{override}')
+        assert status == 2
+        assert f"path.pretrain_network_g: '{start}' {reason}" in message
+    status, (message,) = train(yml, '--auto_resume', '--force_yml', 'network_g:num_block=5')
+    assert status == 2
+    assert "net_g_4.pth' does not fit network_g: EDSR: tensors missing" in message
+    test = runner.write_yml('test', 'demo/test_l1', path__pretrain_network_g=start)
+    assert main(False, ['-opt', str(test), '--force_yml', 'network_g:rgb_mean=[0,0,0]']) == 2
+    assert 'was trained with network_g.rgb_mean: [0.4488, ' in capfd.readouterr().err
+    assert {path.name for path in (runner.folder / 'experiments').iterdir()} == {'edsr', 'l1'}
+    assert not (runner.folder / 'results').exists()
+
+
+@pytest.mark.parametrize(('model_type', 'build'), [
+    ('UDLModel', build_model), ('UDLModel', loop._build_model), ('SRModel', loop._build_model)])
+def test_moving_average_is_read_unless_a_training_resumes(tmp_path, model_type, build):
+    """Under BasicSR's own command too, with UDLModel."""
+    saved = {key: EDSRVar(**TINY).state_dict() for key in ('params', 'params_ema')}
+    torch.save(saved, tmp_path / 'x.pth')
+    opt = model_options(1, tmp_path, model_type, pixel_opt={'type': 'L1Loss'})
+    opt['path']['pretrain_network_g'] = str(tmp_path / 'x.pth')
+    for path, is_train, key in (({}, False, 'params_ema'), ({}, True, 'params_ema'),
+                                ({'param_key_g': 'params'}, False, 'params'),
+                                ({'resume_state': '3.state'}, True, 'params')):
+        model = build({**opt, 'is_train': is_train, 'path': {**opt['path'], **path}})
+        assert all(torch.equal(value, saved[key][name]) for name, value in model.net_g.state_dict().items())
+
+
+def test_step_1_resumed_as_step_2(runner, train):
+    """Step 2 starts from a checkpoint of step 1, but does not resume one."""
+    assert train(runner.write_yml('step1', val=None))[0] == 0
+    yml = runner.write_yml('step1', 'demo/train_udl_step2', val=None)
+    status, (message,) = train(yml, '--auto_resume')
+    assert status == 2
+    assert re.search(r"path\.resume_state: '.*net_g_4\.pth' has the stage step 1, and network_g: EDSRTwo .* step 2; "
+                     r'.* write another name and path\.pretrain_network_g: .*/net_g_4\.pth, and do not ', message)
+
+
+def test_network_that_contradicts_its_checkpoint(runner, train, monkeypatch, capfd):
+    """In step 2, a resume, a test and a command, before anything is made; unless path.strict_load_g is false."""
+    from udl_plugin.cli import prepare
+    monkeypatch.chdir(runner.folder)
+    yml = runner.write_yml('step1', val=None)
+    assert train(yml)[0] == 0
+    start, wrong = 'experiments/step1/models/net_g_latest.pth', ('--force_yml', 'network_g:res_scale=0.1')
+    reason = 'was trained with network_g.res_scale: 1, the yml has 0.1. Write '
+    step2 = runner.write_yml('step2', 'demo/train_udl_step2', path__pretrain_network_g=start, val=None)
+    test = runner.write_yml('test', 'demo/test_udl_step1', path__pretrain_network_g=start)
+    status, (message,) = train(step2, *wrong)
+    assert (status, f"path.pretrain_network_g: '{start}' {reason}" in message) == (2, True)
+    status, (message,) = train(yml, '--auto_resume', *wrong)
+    assert (status, f"models/net_g_4.pth' {reason}" in message) == (2, True)
+    assert main(False, ['-opt', str(test), *wrong]) == 2
+    assert f"path.pretrain_network_g: '{start}' {reason}" in capfd.readouterr().err
+    (runner.folder / 'x.yml').write_text(yaml.safe_dump({'network_g': {'type': 'EDSRVar', **TINY, 'img_range': 1}}))
+    data = [f'datasets/demo/demo_train_{side}_sub.lmdb' for side in ('HR', 'LR_bicubic_X2')]
+    assert prepare.main(['uncertainty', '--model', start, '--data', *data, '--out', 'maps.lmdb', '--opt', 'x.yml']) == 2
+    assert 'was trained with network_g.img_range: 255.0, --opt has 1. Pass ' in capfd.readouterr().err
+    assert {path.name for path in (runner.folder / 'experiments').iterdir()} == {'step1'}
+    assert not (runner.folder / 'results').exists()
+    assert main(False, ['-opt', str(test), *wrong, 'path:strict_load_g=false']) == 0
+    log, = (runner.folder / 'results/test').glob('*.log')
+    assert 'res_scale: 1, the yml has 0.1. Loaded anyway: path.strict_load_g is false.' in log.read_text()

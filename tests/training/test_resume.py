@@ -17,7 +17,7 @@ def opt(tmp_path):
         torch.save({'params': {'weight': torch.rand(1000)}}, tmp_path / f'models/net_g_{iteration}.pth')
         torch.save({'epoch': 0, 'iter': iteration, 'optimizers': [torch.rand(1000)], 'schedulers': []},
                    tmp_path / f'training_states/{iteration}.state')
-    return {'auto_resume': True, 'network_g': {}, 'path': {
+    return {'auto_resume': True, 'is_train': True, 'network_g': {}, 'path': {
         'models': str(tmp_path / 'models'), 'training_states': str(tmp_path / 'training_states'),
         'resume_state': None, 'pretrain_network_g': None}}
 
@@ -132,3 +132,20 @@ def test_param_key_of_the_initial_weights_does_not_apply(opt):
     opt['path']['param_key_g'] = None
     find_resume_state(opt)
     assert opt['path']['param_key_g'] == 'params'
+
+
+@pytest.mark.parametrize('is_missing', [True, False])
+def test_named_state_of_another_run(opt, tmp_path, is_missing):
+    """Not the network, which BasicSR looks for in this run's folder, is to blame."""
+    other, path = tmp_path / 'other.state', tmp_path / 'models/net_g_4.pth'
+    torch.save({**torch.load(tmp_path / 'training_states/4.state'), 'network': 'that of the other run'}, other)
+    opt.update(auto_resume=False)
+    opt['path']['resume_state'] = str(other)
+    if is_missing:
+        path.unlink()
+    reason = 'there is no file' if is_missing else "models/net_g_4.pth' was written by another training"
+    message = f"path.resume_state: .*{reason}.* To continue the run that wrote '.*other.state', write its name; to "
+    with pytest.raises(UserError, match=f'{message}start from its weights, set pretrain_network_g to its net_g_4.pth'):
+        find_resume_state(opt)
+    opt['path'].update(ignore_resume_networks=['network_g'], pretrain_network_g='x.pth')
+    assert find_resume_state(opt)[0]['iter'] == 4

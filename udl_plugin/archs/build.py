@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import warnings
 from collections.abc import Mapping
@@ -29,6 +30,17 @@ def get_network_class(name: str, where: str = '') -> Any:
         UserError: no such class; suggests the nearest name.
     """
     return lookup_class(ARCH_REGISTRY, name, f'{where}type: ')
+
+
+def with_defaults(network_g: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config of a network with the defaults of the options that it leaves out.
+
+    Raises:
+        UserError: no such type.
+    """
+    parameters = inspect.signature(get_network_class(network_g['type'])).parameters
+    return {**{name: parameter.default for name, parameter in parameters.items()
+               if parameter.default is not parameter.empty}, **network_g}
 
 
 def build_network(network_g: Mapping[str, Any]) -> nn.Module:

@@ -6,7 +6,6 @@ DPDNN; what they cannot tell is assumed, with a note.
 from __future__ import annotations
 
 import functools
-import inspect
 import json
 import re
 from dataclasses import dataclass, field
@@ -16,13 +15,20 @@ from typing import Any
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 
-from udl_plugin.archs.build import build_network, get_network_class, probe_shapes
+from udl_plugin.archs.build import build_network, get_network_class, probe_shapes, with_defaults
 from udl_plugin.archs.dpdnn_arch import infer_dpdnn_config
 from udl_plugin.archs.edsr_arch import infer_edsr_config
 from udl_plugin.archs.wrapping import base_config, base_state_dict, network_stage, wrapped_config
 from udl_plugin.checkpoints.reference_names import REFERENCE_CONFIG, from_reference, is_reference
 from udl_plugin.checkpoints.safe_load import PathLike, load_checkpoint
-from udl_plugin.checkpoints.state_dict import StateDict, describe_mismatch, ensure_state_dict, get_uncertainty_loss
+from udl_plugin.checkpoints.state_dict import (
+    COST_ONLY,
+    StateDict,
+    describe_contradiction,
+    describe_mismatch,
+    ensure_state_dict,
+    get_uncertainty_loss,
+)
 from udl_plugin.errors import UserError, check_kwargs, truncate_repr
 from udl_plugin.utils.packages import import_optional
 from udl_plugin.utils.plain import to_builtins
@@ -42,12 +48,14 @@ class NetworkFile:
         network_g: Config that builds the network.
         notes: What a user should know: what was assumed, what was left out.
         uncertainty_loss: Loss that the variance head was trained with, as far as the file records it.
+        param_key: Key of the state dict in the file; None: the file is a state dict itself.
     """
 
     state_dict: StateDict = field(repr=False)
     network_g: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     uncertainty_loss: str | None = None
+    param_key: str | None = None
 
     @property
     def architecture(self) -> str:
@@ -101,7 +109,8 @@ def load_network_file(path: PathLike, param_key: str | None = None,
         network_g: Config of the network, for files that do not record it.
 
     Raises:
-        UserError: not a file of tensors, no state dict, or its network cannot be identified, built or run.
+        UserError: not a file of tensors, no state dict, its network cannot be identified, built or run, or `network_g`
+            contradicts the config that the file records.
     """
     content, metadata = _load(path)
     keys = list(content) if isinstance(content, dict) else []
@@ -122,9 +131,12 @@ def load_network_file(path: PathLike, param_key: str | None = None,
     try:
         file = identify_network(state_dict, declared, network_g)
         _ = file.channels_and_scale  # raises if the network cannot be built or run
+        contradiction = network_g and describe_contradiction(metadata.get('network_g'), network_g, '--opt')
+        if contradiction:
+            raise UserError(f'it {contradiction}. Pass the option file that trained it, or leave out --opt.')
     except UserError as err:
         raise UserError(f"'{path}': {err}{_import_hint(declared, metadata.get('imports'))}") from err
-    file.notes = notes + file.notes
+    file.notes, file.param_key = notes + file.notes, param_key
     file.uncertainty_loss = None if file.stage == 'plain' else get_uncertainty_loss(metadata)
     return file
 
@@ -177,9 +189,8 @@ def identify_network(state_dict: StateDict, declared: Any = None,
             raise UserError('its weights are neither an EDSR nor a DPDNN, and it does not record its network. Pass the '
                             'option file that it was trained with: --opt FILE.yml.')
         name, shape = next(iter(inferred.items()))
-        parameters = inspect.signature(get_network_class(name)).parameters
-        assumed = {key: to_builtins(parameter.default) for key, parameter in parameters.items()
-                   if key not in (*shape, 'checkpointing')}
+        assumed = {key: to_builtins(value) for key, value in with_defaults({'type': name}).items()
+                   if key not in ('type', *shape) and not COST_ONLY.search(key)}
         note = (f"it does not record {', '.join(assumed)}, which cannot be inferred from the weights; using {name}'s "
                 f"defaults ({', '.join(f'{key}: {value}' for key, value in assumed.items())}). If it was trained with "
                 'others, pass its option file: --opt FILE.yml.')

@@ -3,23 +3,30 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from basicsr.utils import get_root_logger
 
+from udl_plugin.archs.build import with_defaults
+from udl_plugin.archs.wrapping import base_config, network_stage
 from udl_plugin.checkpoints.safe_load import PathLike, load_checkpoint
-from udl_plugin.errors import UserError
+from udl_plugin.errors import UserError, truncate_repr
 from udl_plugin.utils.atomic_io import atomic_write
 from udl_plugin.utils.plain import to_builtins
 from udl_plugin.utils.user_imports import get_imported
 
 StateDict = dict[str, torch.Tensor]
+DEFAULT_KEY = 'params_ema'  # the moving average, which validation used; where there is none, `params`
+# options of a network that do not change its output: they save memory, or act in training only, as dropout does
+COST_ONLY = re.compile('checkpoint|drop')
 
 
-def read_state_dict(path: PathLike, param_key: str | None = 'params') -> tuple[StateDict, str | None]:
+def read_state_dict(path: PathLike, param_key: str | None = DEFAULT_KEY) -> tuple[StateDict, str | None]:
     """Reads the state dict of a network from a checkpoint of BasicSR, or of mmengine with our model.
 
     Args:
@@ -28,7 +35,8 @@ def read_state_dict(path: PathLike, param_key: str | None = 'params') -> tuple[S
             dict itself.
 
     Returns:
-        Name to tensor, on the CPU, without DataParallel's `module.`; and the key that it was found under.
+        Name to tensor, on the CPU, under the network's own names (see `ensure_state_dict`); and the key that it was
+        found under.
 
     Raises:
         UserError: see `load_tensors_only`; or the file has no such key, or no state dict there.
@@ -39,7 +47,7 @@ def read_state_dict(path: PathLike, param_key: str | None = 'params') -> tuple[S
 def _get_state_dict(content: Any, path: PathLike, param_key: str | None) -> tuple[StateDict, str | None]:
     if param_key is not None:
         keys = list(content) if isinstance(content, dict) else []
-        if param_key == 'params_ema' and param_key not in keys and 'params' in keys:
+        if param_key == DEFAULT_KEY and param_key not in keys:
             param_key = 'params'
         if param_key not in keys:
             raise UserError(f"'{path}' has no '{param_key}' (it has: {_first_names(keys)}). Set path.param_key_g to "
@@ -49,7 +57,7 @@ def _get_state_dict(content: Any, path: PathLike, param_key: str | None) -> tupl
 
 
 def ensure_state_dict(content: Any, path: PathLike, param_key: str | None) -> StateDict:
-    """Returns `content` without DataParallel's `module.`.
+    """Returns `content` without DataParallel's `module.` and torch.compile's `_orig_mod.` in the names.
 
     Raises:
         UserError: it is not a state dict, names to tensors; names the file and the key.
@@ -58,30 +66,53 @@ def ensure_state_dict(content: Any, path: PathLike, param_key: str | None) -> St
             isinstance(name, str) and torch.is_tensor(value) for name, value in content.items()):
         where = f" under '{param_key}'" if param_key else ''
         raise UserError(f"'{path}' holds no state dict (names to tensors){where}.")
-    return {name.removeprefix('module.'): value for name, value in content.items()}
+    return {name.replace('_orig_mod.', '').removeprefix('module.'): value for name, value in content.items()}
 
 
-def load_matching_state_dict(net: torch.nn.Module, path: PathLike, param_key: str | None = 'params',
-                             strict: bool = True, read: Callable[[PathLike], Any] = load_checkpoint
+def load_matching_state_dict(net: torch.nn.Module, path: PathLike, param_key: str | None = DEFAULT_KEY,
+                             strict: bool = True, read: Callable[[PathLike], Any] = load_checkpoint,
+                             network_g: Mapping[str, Any] | None = None, resumed: bool = False
                              ) -> tuple[StateDict, str | None, str]:
     """Reads the checkpoint of `path.pretrain_network_g` and matches it with `net`; see `match_state_dict`.
 
     Args:
         read: What reads the file. To match several networks with one file, pass a caching one, such as
             `functools.lru_cache(load_checkpoint)`.
+        network_g: Config of `net`, to be compared with the one that the file records.
+        resumed: The file belongs to the training state of `path.resume_state`; then step 2 accepts none of step 1.
 
     Raises:
-        UserError: names the option, the file and the mismatch.
+        UserError: names the option, the file, and the mismatch or contradiction. Without `strict`, a contradiction is
+            logged instead.
     """
     try:
-        return match_state_dict(net, read(path), path, param_key, strict)
+        content = read(path)
+        if resumed:
+            _check_stage(net, _get_state_dict(content, path, param_key)[0], path)
+        result = match_state_dict(net, content, path, param_key, strict)
+        contradiction = network_g and describe_contradiction(content.get('network_g'), network_g)
+        if contradiction and strict:
+            raise UserError(f"'{path}' {contradiction}. Write what it was trained with, or path.strict_load_g: false "
+                            'to load it anyway.')
+        if contradiction:
+            get_root_logger().warning(f"'{path}' {contradiction}. Loaded anyway: path.strict_load_g is false.")
+        return result
     except UserError as err:
-        hint = ' Train step 1 first, or name its checkpoint.' if hasattr(net, 'expand') and not Path(path).exists() \
-            else ''
-        raise UserError(f'path.pretrain_network_g: {err}{hint}') from err.__cause__
+        option = 'path.resume_state' if resumed else 'path.pretrain_network_g'
+        hint = ' Train step 1 first, or name its checkpoint.' if hasattr(net, 'expand') and not (
+            resumed or Path(path).exists()) else ''
+        raise UserError(f'{option}: {err}{hint}') from err.__cause__
 
 
-def match_state_dict(net: torch.nn.Module, content: Any, path: PathLike, param_key: str | None = 'params',
+def _check_stage(net: torch.nn.Module, state_dict: StateDict, path: PathLike) -> None:
+    found, own = network_stage(state_dict), network_stage(net.state_dict())
+    if found != own:
+        raise UserError(f"'{path}' has the stage {found}, and network_g: {type(net).__name__} the stage {own}; a "
+                        'resume continues the same network. To start a new training from it, write another name and '
+                        f'path.pretrain_network_g: {path}, and do not resume.')
+
+
+def match_state_dict(net: torch.nn.Module, content: Any, path: PathLike, param_key: str | None = DEFAULT_KEY,
                      strict: bool = True, option: str = 'network_g') -> tuple[StateDict, str | None, str]:
     """Finds the state dict for `net` in a checkpoint that `load_checkpoint` read.
 
@@ -142,6 +173,41 @@ def describe_mismatch(net: torch.nn.Module, state_dict: Mapping[str, torch.Tenso
                                      for name in expected if found[name] != expected[name])
     return 'tensors ' + ', '.join(f'{what}: {len(names)} ({_first_names(names)})'
                                   for what, names in groups.items() if names)
+
+
+def describe_contradiction(recorded: Any, network_g: Mapping[str, Any], source: str = 'the yml') -> str:
+    """Describes where `network_g` contradicts the config that a checkpoint records; an empty string if it does not.
+
+    Weights of the right shapes give other images if `res_scale`, `img_range` or `rgb_mean` changed. Base networks are
+    compared, with the defaults of their class, because step 2 starts from step 1; and `features` where both name it.
+
+    Args:
+        recorded: Not trusted; nothing is compared if it is no config.
+        network_g: Of the network that takes the weights.
+        source: Where that is from, for the message.
+    """
+    old, new = (base_config(config) if isinstance(config, Mapping) else None for config in (recorded, network_g))
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping) or not isinstance(old.get('type'), str):
+        return ''
+    if old['type'] == new['type']:
+        old, new = to_builtins(with_defaults(old)), to_builtins(with_defaults(new))
+    else:
+        old, new = {'type': old['type']}, {'type': new['type']}
+    where = 'network_g.backbone' if 'backbone' in network_g else 'network_g'
+    pairs = [(f'{where}.{key}', old[key], new[key]) for key in new if key in old and not COST_ONLY.search(key)]
+    features = recorded.get('features'), network_g.get('features')
+    if all(isinstance(name, str) for name in features):
+        pairs.append(('network_g.features', *features))
+    found = [f'{key}: {truncate_repr(one)}, {source} has {truncate_repr(other)}' for key, one, other in pairs
+             if _differ(one, other)]
+    return f'was trained with {"; ".join(found)}' if found else ''
+
+
+def _differ(one: Any, other: Any) -> bool:
+    try:
+        return bool(one != other)
+    except (RuntimeError, TypeError, ValueError):  # a file may record a tensor, which has no single answer
+        return True
 
 
 def _first_names(names: Sequence[Any]) -> str:

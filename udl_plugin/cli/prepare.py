@@ -7,7 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from udl_plugin.cli.common import add_import_option, path_arg, positive_int, read_network_g, run_command, show
+from udl_plugin.cli.common import (
+    add_import_option,
+    add_reading_options,
+    path_arg,
+    positive_int,
+    print_notes,
+    read_network_g,
+    run_command,
+    show,
+)
 from udl_plugin.data.image_io import pair_names
 from udl_plugin.data.lmdb_io import is_lmdb
 from udl_plugin.prepare.datasets import prepare_benchmark, prepare_train
@@ -103,10 +112,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--model', type=path_arg, required=True, metavar='FILE', help='checkpoint of step 1')
     add('--data', nargs=2, type=path_arg, required=True, metavar='LMDB', help='training set: HR, then LR')
     add('--out', type=path_arg, required=True, metavar='LMDB', help='LMDB to write')
-    add('--param-key', default='params', metavar='KEY', help='key of the state dict, as param_key_g in the option '
-        'file of step 2; params_ema is the moving average (%(default)s)')
-    add('--opt', type=path_arg, metavar='YML', help='option file whose network_g describes the checkpoint, if the '
-        'checkpoint does not')
+    add_reading_options(uncertainty)
     add_import_option(uncertainty)
     _add_uncompressed(uncertainty)
     add('--batch', type=positive_int, metavar='N', help='sub-images per batch (default: 16 on a GPU, otherwise 1)')
@@ -176,6 +182,7 @@ def run_uncertainty(args: argparse.Namespace) -> int:
     hr, lr = args.data
     stats = prepare_uncertainty(args.model, hr, lr, args.out, args.param_key, read_network_g(args.opt), args.batch,
                                 args.compress, args.force, args.workers, args.progress)
+    print_notes(stats.notes)
     if not args.quiet:
         print(f'{args.out}: {stats.images} maps, {stats.size / 1e6:.1f} MB, {stats.size / stats.pixels:.2f} MB per '
               'megapixel.')

@@ -19,7 +19,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, METRIC_REGISTRY
 from udl_plugin.archs.build import build_network
 from udl_plugin.archs.padding import get_required_multiple
 from udl_plugin.archs.wrapping import base_config, sub_state_dict
-from udl_plugin.checkpoints.state_dict import fingerprint, load_matching_state_dict
+from udl_plugin.checkpoints.state_dict import DEFAULT_KEY, fingerprint, load_matching_state_dict
 from udl_plugin.config.class_options import is_udl_model, scale_key
 from udl_plugin.config.dataset_checks import check_maps, check_pairs, too_few_images
 from udl_plugin.config.problems import ErrorCollector, KeyPath, OptionError, errors_at, get_section
@@ -118,7 +118,7 @@ def network_errors(opt: Opt, known: Iterable[Any] = ()) -> list[Any]:
 
 
 def check_network(opt: Opt) -> None:
-    """Builds `network_g`, and for UDLModel reads `path.pretrain_network_g` and matches it with the network.
+    """Builds `network_g`, and for UDLModel and SRModel reads `path.pretrain_network_g` and matches it with the network.
 
     The state of the random number generators does not change.
 
@@ -128,14 +128,29 @@ def check_network(opt: Opt) -> None:
     """
     with torch.random.fork_rng(devices=[]), errors_at('network_g'):
         net = build_network(opt['network_g'])
-        if opt['model_type'] == 'UDLModel':
+        if is_udl_model(opt['model_type']):
             get_required_multiple(opt['network_g'])  # now, not at the first validation
     path = opt['path']
-    if path.get('pretrain_network_g') is not None and is_udl_model(opt['model_type']):
-        with errors_at(*PRETRAINED):
-            state_dict, _, _ = load_matching_state_dict(net, path['pretrain_network_g'], path.get(
-                'param_key_g', 'params'), path.get('strict_load_g', True))
+    if path.get('pretrain_network_g') is not None and (
+            opt['model_type'] == 'SRModel' or is_udl_model(opt['model_type'])):
+        resumed = is_resumed(opt)
+        with errors_at(*RESUME_STATE if resumed else PRETRAINED):
+            state_dict, _, _ = load_matching_state_dict(
+                net, path['pretrain_network_g'], get_param_key(opt), path.get('strict_load_g', True),
+                network_g=opt['network_g'], resumed=resumed)
         check_map_fingerprint(opt, sub_state_dict(state_dict, 'var_net'))
+
+
+def is_resumed(opt: Opt) -> bool:
+    """Whether `path.pretrain_network_g` is the network of a training state, as BasicSR's `check_resume` sets it."""
+    path = opt['path']
+    return bool(opt['is_train'] and path.get('resume_state')) and 'network_g' not in (
+        path.get('ignore_resume_networks') or ())
+
+
+def get_param_key(opt: Opt) -> str | None:
+    """`path.param_key_g`. By default the moving average, if the file has one; in a resume the weights that it is of."""
+    return opt['path'].get('param_key_g', 'params' if is_resumed(opt) else DEFAULT_KEY)
 
 
 def check_data(phase: str, scale: int, dataset_opt: Opt) -> None:

@@ -39,13 +39,13 @@ def dequantize(img: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
     return img.astype(np.float32) * np.float32((high - low) / LEVELS) + np.float32(low)
 
 
-def make_metadata(model: str | Path, param_key: str, fingerprint: str, network_g: Mapping[str, Any], scale: int,
+def make_metadata(model: str | Path, param_key: str | None, fingerprint: str, network_g: Mapping[str, Any], scale: int,
                   limits: Mapping[str, tuple[float, float]]) -> bytes:
     """Content of `uncertainty.json`.
 
     Args:
         model: Checkpoint of the network.
-        param_key: Key of the state dict in it.
+        param_key: Key of the state dict in it; None: it is a state dict itself.
         fingerprint: Of the state dict.
         network_g: Config of the network.
         scale: Size of the maps over that of the LR images.

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from os import path as osp
+from pathlib import Path
 from typing import Any
 
 from basicsr.utils import get_root_logger
@@ -60,7 +61,8 @@ class NonFiniteGuard:
         write_or_log(atomic_torch_save, path, {'iter': iteration, 'paths': paths,
                                                **{name: value.cpu() for name, value in batch.items()}})
         advice = ' fp16 overflows beyond 65504: try train: amp: bf16.' if self.opt['train'].get('amp') == 'fp16' else ''
+        saved = ' The checkpoints are from before.' if any(Path(self.opt['path']['models']).glob('net_g_*.pth')) else ''
         raise FloatingPointError(
             f'{self.max_skips} iterations in a row had a loss or gradients that are not finite, the last one '
-            f"{iteration}. Its batch is in '{path}' (torch.load returns lq, gt and paths). The checkpoints are from "
-            f'before. Try a lower lr; train: max_skips allows more.{advice}')
+            f"{iteration}. Its batch is in '{path}' (torch.load returns lq, gt and paths).{saved} Try a lower lr; "
+            f'train: max_skips allows more.{advice}')

@@ -19,7 +19,13 @@ from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
 from udl_plugin.archs.two_step import TwoStep
 from udl_plugin.checkpoints.safe_load import load_checkpoint
 from udl_plugin.checkpoints.state_dict import fingerprint, get_uncertainty_loss, load_matching_state_dict
-from udl_plugin.config.cross_checks import check_map_fingerprint, check_options, metrics_of_maps
+from udl_plugin.config.cross_checks import (
+    check_map_fingerprint,
+    check_options,
+    get_param_key,
+    is_resumed,
+    metrics_of_maps,
+)
 from udl_plugin.errors import UserError
 from udl_plugin.inference.tiles import find_overlap, get_receptive_radius, run_in_tiles
 from udl_plugin.losses.build import describe_loss
@@ -74,6 +80,7 @@ class UDLModel(SRModel):
     def __init__(self, opt: dict[str, Any]):
         import_user_modules(get_imports(opt))  # already done by udl-train; under BasicSR's command, here
         check_options(opt)
+        opt['path']['param_key_g'] = get_param_key(opt)  # under BasicSR's command too; `opt` is a copy
         train_opt, val_opt = opt.get('train') or {}, opt.get('val') or {}
         self.amp, self.val_amp = (DTYPES[section.get('amp')] for section in (train_opt, val_opt))
         self.channels_last = train_opt.get('channels_last', False)
@@ -270,10 +277,10 @@ class UDLModel(SRModel):
             UserError: names the option, the file and the mismatch.
         """
         net = self.get_bare_model(net)
-        if self.opt['path'].get('param_key_g', 'params') is None:
+        if self.opt['path']['param_key_g'] is None:
             param_key = None  # the file is a state dict itself, for EMA too, where BasicSR reads `params_ema`
-        state_dict, found_key, mismatch = load_matching_state_dict(net, load_path, param_key, strict,
-                                                                   self._read_checkpoint)
+        state_dict, found_key, mismatch = load_matching_state_dict(
+            net, load_path, param_key, strict, self._read_checkpoint, self.opt['network_g'], is_resumed(self.opt))
         logger = get_root_logger()
         if found_key != param_key:
             logger.info(f'Loading: {param_key} does not exist, use {found_key}.')
@@ -369,8 +376,9 @@ class UDLModel(SRModel):
             try:
                 super().resume_training(resume_state)
             except (LookupError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as err:
-                raise UserError(f'The training state of iteration {iteration} does not fit this training: '
-                                f'{type(err).__name__}: {err}') from err
+                raise UserError(f'The training state of iteration {iteration} is of another network or optimizer '
+                                f'({type(err).__name__}: {err}). Resume it with the yml that wrote it, or start a new '
+                                'training from its weights: path.pretrain_network_g.') from err
         if resume_state.get('scaler') and self.scaler.is_enabled():  # not in BasicSR's states, nor in those of bf16
             self.scaler.load_state_dict(resume_state['scaler'])
         self.guard.skips = resume_state.get('skips', 0)

@@ -34,16 +34,19 @@ class MapStats(NamedTuple):
         images: Number of maps.
         pixels: In all maps.
         size: Bytes on the disk.
+        notes: What a user should know about the network file.
     """
 
     images: int
     pixels: int
     size: int
+    notes: list[str]
 
 
-def prepare_uncertainty(model: str | Path, hr: str | Path, lr: str | Path, out: str | Path, param_key: str = 'params',
-                        network_g: dict[str, Any] | None = None, batch: int | None = None, compress: bool = True,
-                        force: bool = False, workers: int = 0, progress: Progress = no_progress) -> MapStats:
+def prepare_uncertainty(model: str | Path, hr: str | Path, lr: str | Path, out: str | Path,
+                        param_key: str | None = None, network_g: dict[str, Any] | None = None,
+                        batch: int | None = None, compress: bool = True, force: bool = False, workers: int = 0,
+                        progress: Progress = no_progress) -> MapStats:
     """Writes the log-variance of all LR images of a training set as an LMDB, for `dataroot_uncertainty`.
 
     Args:
@@ -91,12 +94,12 @@ def prepare_uncertainty(model: str | Path, hr: str | Path, lr: str | Path, out: 
                 limits[key] = limits_of_map
                 pixels += shape[0] * shape[1]
         atomic_write(unfinished / out.name / METADATA, make_metadata(
-            model, param_key, fingerprint(net.state_dict()), to_builtins(network.network_g), scale, limits))
+            model, network.param_key, fingerprint(net.state_dict()), to_builtins(network.network_g), scale, limits))
         problems = check_images(unfinished / out.name, workers, progress).problems
         if problems:
             raise UserError(f'the written data does not read back: {problems[0]}. Disk or memory may be faulty; '
                             'nothing was kept.')
-    return MapStats(len(limits), pixels, sum(path.stat().st_size for path in out.iterdir()))
+    return MapStats(len(limits), pixels, sum(path.stat().st_size for path in out.iterdir()), network.notes)
 
 
 def _encode_maps(env: lmdb.Environment, shapes: dict[str, tuple[int, int, int]], batch: int, predict: Callable,

@@ -264,8 +264,6 @@ class Study:
             if self.config.get('imports'):
                 opt['imports'] = [self._make_relative(name) if name.endswith('.py') else name
                                   for name in self.config['imports']]
-            if parent and parent.opt['train'].get('ema_decay'):
-                opt['path']['param_key_g'] = 'params_ema'
             opt['datasets']['val'] = self.get_benchmark(self.config['val']['benchmark'], scale)
             if step.cached_maps:
                 opt['datasets']['train'].update(type=WITH_MAPS, dataroot_uncertainty=f'maps/{name}/uncertainty.lmdb')

@@ -13,6 +13,7 @@ from basicsr.metrics import calculate_metric
 from basicsr.models import build_model
 from basicsr.utils import tensor2img
 
+from udl_plugin.checkpoints.state_dict import DEFAULT_KEY
 from udl_plugin.data.checked_dataset import CheckedDataset
 from udl_plugin.studies.config import Config, build_metrics
 from udl_plugin.utils.imresize import imresize
@@ -96,8 +97,8 @@ def build_test_opt(name: str, network_g: Config, path: Config, scale: int | None
     return {
         'name': name, 'model_type': 'UDLModel', 'scale': scale, 'num_gpu': torch.cuda.device_count(),
         'manual_seed': 0, 'dist': False, 'rank': 0, 'world_size': 1, 'is_train': False, 'auto_resume': False,
-        'datasets': {}, 'network_g': network_g,
-        'path': {'visualization': f'results/{name}/visualization', **path}, 'val': {'save_img': False, 'tile': tile},
+        'datasets': {}, 'network_g': network_g, 'val': {'save_img': False, 'tile': tile},
+        'path': {'visualization': f'results/{name}/visualization', 'param_key_g': DEFAULT_KEY, **path},
     }
 
 

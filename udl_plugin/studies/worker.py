@@ -58,13 +58,12 @@ def write_maps(opt: Config) -> None:
     if out is not None and not Path(out).exists():
         from udl_plugin.prepare.uncertainty_maps import prepare_uncertainty
         prepare_uncertainty(path['pretrain_network_g'], train_set['dataroot_gt'], train_set['dataroot_lq'], out,
-                            param_key=path.get('param_key_g', 'params'), force=True)  # one may have been killed here
+                            force=True)  # one may have been killed here
 
 
 def score(opt: Config, benchmarks: list[Config]) -> Scores:
     """The scores of a finished run."""
-    path = {'pretrain_network_g': f'experiments/{opt["name"]}/models/net_g_latest.pth',
-            'param_key_g': 'params_ema' if opt['train'].get('ema_decay') else 'params'}
+    path = {'pretrain_network_g': f'experiments/{opt["name"]}/models/net_g_latest.pth'}
     scores: Scores = {benchmark['name']: {} for benchmark in benchmarks}
     for image in evaluate(build_test_opt(opt['name'], opt['network_g'], path, opt['scale']), benchmarks):
         scores[image.benchmark][image.name] = image.compute_scores(opt['scale'])

@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterator
 from logging.handlers import MemoryHandler
 from os import path as osp
+from pathlib import Path
 from typing import Any
 
+import basicsr
 from basicsr.train import init_tb_loggers
 from basicsr.utils import get_env_info, get_root_logger, get_time_str
 from basicsr.utils.options import dict2str
@@ -31,6 +33,9 @@ def open_log(opt: dict[str, Any]) -> Iterator[logging.Logger]:
     try:
         logger.info(get_env_info())
         logger.info(dict2str(opt))
+        folder = Path(basicsr.__file__).parent
+        if folder.parent == Path.cwd():  # as of a checkout, which `python -m` and torchrun import first
+            logger.warning(f"Using the basicsr of the current folder, '{folder}', not an installed one.")
         yield logger
     finally:
         if handler:

@@ -19,7 +19,7 @@ from basicsr.data import build_dataloader, build_dataset
 from basicsr.models import build_model
 from basicsr.utils import AvgTimer, MessageLogger, get_root_logger, make_exp_dirs, mkdir_and_rename
 
-from udl_plugin.config.cross_checks import network_errors
+from udl_plugin.config.cross_checks import check_network, get_param_key, network_errors
 from udl_plugin.data.checked_dataset import CheckedDataset
 from udl_plugin.errors import raise_errors
 from udl_plugin.models.udl_model import UDLModel
@@ -229,8 +229,11 @@ def test(opt: dict[str, Any], messages: list[str]) -> None:
 
 
 def _build_model(opt: dict[str, Any]) -> Any:
+    if opt['model_type'] == 'SRModel':
+        check_network(opt)  # UDLModel matches a checkpoint with the network itself
     try:
-        return build_model(opt)
+        # BasicSR's default is `params`; not in `opt`, which is logged as the user wrote it
+        return build_model({**opt, 'path': {**opt['path'], 'param_key_g': get_param_key(opt)}})
     except Exception:
         raise_errors(network_errors(opt))  # the reason, as errors of options, if it is one of them
         raise

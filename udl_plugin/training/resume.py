@@ -10,6 +10,7 @@ from basicsr.utils import check_resume
 
 from udl_plugin.checkpoints.safe_load import load_checkpoint
 from udl_plugin.checkpoints.state_dict import fingerprint, read_state_dict
+from udl_plugin.config.cross_checks import is_resumed
 from udl_plugin.config.problems import errors_at
 from udl_plugin.errors import UserError
 
@@ -28,18 +29,23 @@ def find_resume_state(opt: dict[str, Any]) -> tuple[dict[str, Any] | None, list[
         The state, or None for a new training; one line for each state that was skipped.
 
     Raises:
-        UserError: the named state is missing or unreadable; or there are states, and none of them is usable.
+        UserError: the named state is missing, unreadable or of another run; or there are states, and none of them is
+            usable.
     """
     state: dict[str, Any] | None = None
     messages: list[str] = []
     if opt['auto_resume']:
         path, state, messages = _newest_complete(Path(opt['path']['training_states']), Path(opt['path']['models']))
         opt['path']['resume_state'] = path or opt['path'].get('resume_state')
-    if state is None and opt['path'].get('resume_state'):
+    is_named = state is None and opt['path'].get('resume_state')
+    if is_named:
         with errors_at('path', 'resume_state'):
             state = read_state(opt['path']['resume_state'])
     if state is not None:
         check_resume(opt, state['iter'])
+        if is_named and is_resumed(opt):
+            with errors_at('path', 'resume_state'):
+                _check_network_of_run(state, opt['path']['resume_state'], opt['path']['pretrain_network_g'])
         if opt['path'].get('param_key_g', 'params') is None:  # of the file that the training started from
             opt['path']['param_key_g'] = 'params'
     elif opt['auto_resume']:
@@ -58,9 +64,7 @@ def _newest_complete(states: Path, models: Path) -> tuple[str | None, dict[str, 
             if state['iter'] != iteration:
                 raise UserError(f"'{path}' is the state of iteration {state['iter']}.")
             network = models / f'net_g_{iteration}.pth'
-            state_dict, _ = read_state_dict(network)
-            if state.get('network', '') not in ('', fingerprint(state_dict)):
-                raise UserError(f"'{network}' was written by another training than this state.")
+            _check_network(state, network)
             if not state.get('skips_in_row'):
                 return str(path), state, messages
             doubtful = doubtful or (str(path), state, [*messages])
@@ -74,6 +78,22 @@ def _newest_complete(states: Path, models: Path) -> tuple[str | None, dict[str, 
         raise UserError('; '.join(messages) + f' No usable state is left in {states}. Without --auto_resume a new '
                         'training starts, and this one is kept under another name.')
     return None, None, []
+
+
+def _check_network(state: dict[str, Any], network: str | Path) -> None:
+    """Raises a `UserError` if the network's file is missing, unreadable, or not of the state's iteration."""
+    state_dict, _ = read_state_dict(network, 'params')
+    if state.get('network', '') not in ('', fingerprint(state_dict)):
+        raise UserError(f"'{network}' was written by another training than this state.")
+
+
+def _check_network_of_run(state: dict[str, Any], path: str, network: str) -> None:
+    try:
+        _check_network(state, network)
+    except UserError as err:
+        raise UserError(f"{err} A resume reads the network of this run. To continue the run that wrote '{path}', write "
+                        f"its name; to start from its weights, set pretrain_network_g to its {osp.basename(network)} "
+                        'and resume_state: ~.') from err
 
 
 def read_state(path: str | Path) -> dict[str, Any]:

@@ -115,9 +115,16 @@ def _prepare(option_file: OptionFile, args: argparse.Namespace, is_train: bool) 
 
 
 def _start_process(opt: dict[str, Any], launcher: str) -> None:
-    """Joins the process group, seeds the generators and sets up cuDNN, as BasicSR does."""
+    """Joins the process group, seeds the generators and sets up cuDNN, as BasicSR does.
+
+    Raises:
+        UserError: several processes without a GPU.
+    """
     opt['dist'] = launcher != 'none'
     if opt['dist']:
+        if not torch.cuda.is_available():
+            raise UserError(f'--launcher {launcher}: BasicSR trains with several processes on GPUs only, and PyTorch '
+                            'finds none. On the CPU, start one process, without --launcher.')
         init_dist(launcher, **(opt.get('dist_params') or {} if launcher == 'slurm' else {}))
     opt['rank'], opt['world_size'] = get_dist_info()
     set_random_seed(opt['manual_seed'] + opt['rank'])

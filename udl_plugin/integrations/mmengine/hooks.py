@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import BaseLoop
 
 from udl_plugin.archs.build import build_network
 from udl_plugin.checkpoints.mmengine_format import from_mmengine, is_mmengine_checkpoint
-from udl_plugin.checkpoints.state_dict import describe_mismatch, match_state_dict
+from udl_plugin.checkpoints.state_dict import DEFAULT_KEY, describe_mismatch, match_state_dict
 from udl_plugin.errors import UserError, raise_errors
 from udl_plugin.inference.visualize import swap_red_blue, uncertainty_picture
 from udl_plugin.integrations.mmengine.checkpoints import can_be_resumed
@@ -33,8 +32,8 @@ class NetworkCheckpointHook(Hook):
     - Each checkpoint records its network and the loss that its variance head was trained with.
 
     Args:
-        param_key: `params`, the trained weights, or `params_ema`, their moving average. Default: `params`, but in a
-            test of a mmengine checkpoint the average, if there is one, because its validation used it.
+        param_key: `params`, the trained weights, or `params_ema`, their moving average. Default: the average if the
+            checkpoint has one, because its validation used it.
     """
 
     priority = 'VERY_HIGH'  # before EMAHook, which copies the weights that it finds
@@ -61,10 +60,9 @@ class NetworkCheckpointHook(Hook):
             keep_foreign_best(runner, checkpoint)
             apply_config_schedule(runner, checkpoint)
             return
-        is_test, is_mmengine = not isinstance(runner._train_loop, BaseLoop), is_mmengine_checkpoint(checkpoint)
-        key = self.param_key or ('params_ema' if is_test and is_mmengine else 'params')
-        content = from_mmengine(checkpoint) if is_mmengine else checkpoint
-        state_dict, found_key, _ = match_state_dict(net, content, runner._load_from, key, option='generator')
+        content = from_mmengine(checkpoint) if is_mmengine_checkpoint(checkpoint) else checkpoint
+        state_dict, found_key, _ = match_state_dict(net, content, runner._load_from, self.param_key or DEFAULT_KEY,
+                                                    option='generator')
         runner.logger.info(f'NetworkCheckpointHook: {found_key} of {runner._load_from}')
         checkpoint.pop('ema_state_dict', None)
         checkpoint['state_dict'] = {f'generator.{name}': value for name, value in state_dict.items()}
