@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 
@@ -32,6 +34,19 @@ def test_other_errors_pass():
     with pytest.raises(RuntimeError, match='^shape mismatch$'):
         explain_out_of_memory('', fail)
     assert explain_out_of_memory('', max, 3, 2) == 3
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+def test_ulimit_counts():
+    import resource
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    with open('/proc/self/statm') as file:
+        size = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + 2 ** 27, hard))
+    try:
+        assert available_memory() <= 2 ** 27
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def test_limit_of_a_container_counts(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Memory that runs out: recognising it, explaining it, and how much there is."""
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -40,12 +41,16 @@ def explain_out_of_memory(message: str, function: Callable[..., T], *args: Any, 
 def available_memory() -> int | None:
     """Bytes of main memory that this process can still get; None if unknown, as on systems other than Linux.
 
-    The limit of a container or batch job counts too.
+    The limit of a container or batch job, and of `ulimit -v`, counts too.
     """
     try:
         lines = Path('/proc/meminfo').read_text().splitlines()
         free = [1024 * int(line.split()[1]) for line in lines if line.startswith('MemAvailable:')]
         group = CGROUPS / Path('/proc/self/cgroup').read_text().split('0::/')[-1].strip()
+        limit_of_process = re.search(r'^Max address space +(\d+)', Path('/proc/self/limits').read_text(), re.MULTILINE)
+        if limit_of_process:
+            pages = int(Path('/proc/self/statm').read_text().split()[0])
+            free.append(int(limit_of_process[1]) - pages * os.sysconf('SC_PAGE_SIZE'))
     except OSError:
         return None
     for folder in (group, *group.parents):
