@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from basicsr.utils import img2tensor
+from basicsr.utils import get_root_logger, img2tensor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +18,7 @@ from udl_plugin.archs.two_step import TwoStep
 from udl_plugin.archs.with_variance import WithVariance
 from udl_plugin.archs.wrapping import base_config
 from udl_plugin.checkpoints.network_file import load_network_file
-from udl_plugin.checkpoints.state_dict import save_checkpoint
+from udl_plugin.checkpoints.state_dict import DEFAULT_KEY, save_checkpoint
 from udl_plugin.config.cross_checks import check_network, check_options
 from udl_plugin.config.dataset_checks import check_pairs
 from udl_plugin.config.schema import validate_file
@@ -192,6 +192,9 @@ def _read_test_yml(path: str) -> Config:
 def _copy_checkpoint(path: str, copy: Path) -> Config:
     """Options of a test of a checkpoint, whose weights are copied to a file in BasicSR's layout."""
     network_file = load_network_file(path)
+    if network_file.param_key == DEFAULT_KEY:
+        get_root_logger().warning(f"'{path}': using {DEFAULT_KEY}, the moving average; path.param_key_g: params in a "
+                                  'test yml selects the weights.')
     save_checkpoint(copy, {'params': network_file.state_dict}, network_file.network_g)
     file = Path(path).resolve()
     if file.parent.name == 'models' and file.parts[-4:-3] == ('experiments',):  # BasicSR's experiments/NAME/models
