@@ -11,6 +11,7 @@ from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.rcan_arch import RCAN
 from basicsr.archs.swinir_arch import SwinIR
 from basicsr.metrics import calculate_psnr, calculate_ssim
+from basicsr.utils import get_root_logger
 from conftest import OPTIONS, TINY
 
 from udl_plugin.archs import DPDNNVar, EDSRTwo, EDSRVar
@@ -308,3 +309,13 @@ def test_networks_of_several_scales(models, tmp_path):
     save_checkpoint(tmp_path / 'x3.pth', {'params': EDSRVar(**x3).state_dict()}, {'type': 'EDSRVar', **x3})
     with pytest.raises(UserError, match='var has scale 2, x3 has scale 3; compare networks of one scale'):
         read_entries([f'{models}/var.pth', str(tmp_path / 'x3.pth')], tmp_path)
+
+
+def test_moving_average_of_a_checkpoint_is_reported(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(get_root_logger(), 'propagate', True)
+    content = {key: EDSR(**TINY).state_dict() for key in ('params', 'params_ema')}
+    save_checkpoint(tmp_path / 'x.pth', content, {'type': 'EDSR', **TINY})
+    (entry,), _, _ = read_entries([str(tmp_path / 'x.pth')], tmp_path)
+    copy = torch.load(entry.opt['path']['pretrain_network_g'])['params']
+    assert all(torch.equal(value, copy[name]) for name, value in content['params_ema'].items())
+    assert "x.pth': using params_ema, the moving average; " in caplog.text

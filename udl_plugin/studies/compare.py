@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from basicsr.utils import img2tensor
+from basicsr.utils import get_root_logger, img2tensor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +19,7 @@ from udl_plugin.archs.two_step import TwoStep
 from udl_plugin.archs.with_variance import WithVariance
 from udl_plugin.archs.wrapping import base_config
 from udl_plugin.checkpoints.network_file import load_network_file
-from udl_plugin.checkpoints.state_dict import save_checkpoint
+from udl_plugin.checkpoints.state_dict import DEFAULT_KEY, save_checkpoint
 from udl_plugin.config.class_options import is_udl_model
 from udl_plugin.config.cross_checks import check_network, check_options
 from udl_plugin.config.dataset_checks import check_pairs
@@ -220,6 +220,9 @@ def _read_test_yml(path: str, tile: int | None) -> Config:
 def _copy_checkpoint(path: str, copy: Path, network_g: Config | None, tile: int | None) -> Config:
     """Options of a test of a checkpoint, whose weights are copied to a file in BasicSR's layout."""
     network_file = load_network_file(path, network_g=network_g)
+    if network_file.param_key == DEFAULT_KEY:
+        get_root_logger().warning(f"'{path}': using {DEFAULT_KEY}, the moving average; path.param_key_g: params in a "
+                                  'test yml selects the weights.')
     save_checkpoint(copy, {'params': network_file.state_dict}, network_file.network_g)
     return build_test_opt(_get_name(path), network_file.network_g, {'pretrain_network_g': str(copy)},
                           network_file.channels_and_scale[1], tile)
