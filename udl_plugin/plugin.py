@@ -60,9 +60,9 @@ def register() -> None:
     """Adds the classes of `REGISTERED` to BasicSR's registries. Repeated and nested calls do no harm.
 
     Wherever `basicsr` is first imported, the hook calls this function, which imports the registered modules and what
-    they depend on; no module of these may be half imported by then. So packages whose modules import both `basicsr`
-    and each other (archs, checkpoints, config, models) call `register` first, or import one that does. In `data`, which
-    must stay cheap to import, the dataset's module calls it in its last line, and is skipped until then.
+    they depend on; no module of these may be half imported by then. So packages whose modules import both `basicsr` and
+    each other (archs, checkpoints, config, inference, models) call `register` first, or import one that does. In
+    `data`, which must stay cheap to import, the dataset's module calls it in its last line, and is skipped until then.
 
     Raises:
         RuntimeError: another class already has one of our names.

@@ -92,7 +92,8 @@ def test_checkpoints_look_like_those_of_plain_training(tmp_path, step, change):
             assert value.is_contiguous()
 
     opt = options(step, tmp_path / 'changed', ema_decay=0.9, **CHANGES[change])
-    opt['path']['pretrain_network_g'] = str(tmp_path / 'changed/net_g_2.pth')
+    opt['path'].update(pretrain_network_g=str(tmp_path / 'changed/net_g_2.pth'),
+                       resume_state=str(tmp_path / 'changed/2.state'))
     resumed = build_model(opt)
     resumed.resume_training(torch.load(tmp_path / 'changed/2.state'))
     for one in (resumed, model):

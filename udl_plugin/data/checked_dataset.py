@@ -38,6 +38,7 @@ class CheckedDataset(Dataset):
         if not hasattr(dataset, 'opt'):  # BasicSR's validation reads it
             raise UserError(f'{where}: type: {type(dataset).__name__} must keep its options: self.opt = opt.')
         self.opt = dataset.opt
+        self.is_own = type(dataset).__module__.split('.')[0] not in ('basicsr', 'udl_plugin')  # a user's class
         self.client: _RecordingClient | None = None
         backend = (self.opt.get('io_backend') or {}).get('type', BACKENDS[0])  # BasicSR has added other keys
         if backend not in BACKENDS:  # BasicSR's `memcached` imports code from paths in its options
@@ -69,9 +70,10 @@ class CheckedDataset(Dataset):
                 return self._load((index + offset) % len(self)), skipped
             except CorruptSampleError as err:
                 if not self.skip:
-                    hint = 'on_bad_record: skip skips such samples.' if self.opt.get('phase') == 'train' else \
-                        'Restore the image, or remove it from GT and LQ: validation and test skip none.'
-                    raise UserError(f'{self.where}: {err} {hint}') from err
+                    hint = ' on_bad_record: skip skips such samples.' if self.opt.get('phase') == 'train' else \
+                        '' if self.is_own else \
+                        ' Restore the image, or remove it from GT and LQ: validation and test skip none.'
+                    raise UserError(f'{self.where}: {err}{hint}') from err
                 skipped.append(str(err))
         raise UserError(f'{self.where}: {len(skipped)} samples in a row are corrupted; the last one: {skipped[-1]}')
 
@@ -108,7 +110,7 @@ class CheckedDataset(Dataset):
             # BasicSR's errors of sizes have their message in parts
             message = ''.join(err.args) if all(isinstance(part, str) for part in err.args) else str(err)
             message = ' '.join(message.split()) or type(err).__name__
-            if type(self.dataset).__module__.split('.')[0] not in ('basicsr', 'udl_plugin'):
+            if self.is_own:
                 message = f'{describe_exception(err)}.'  # it may be the code of the user's data set
             raise CorruptSampleError(f'{name}: {message}') from err
 
