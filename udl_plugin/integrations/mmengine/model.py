@@ -14,7 +14,7 @@ from udl_plugin.archs.mixed_precision import keep_image_convs_in_fp32
 from udl_plugin.archs.outputs import EXTRA_OUTPUTS, forward_with_outputs, get_sr_image, required_outputs_of
 from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
 from udl_plugin.config.cross_checks import check_required_outputs
-from udl_plugin.errors import check_kwargs, raise_errors
+from udl_plugin.errors import raise_errors
 from udl_plugin.losses.build import build_loss
 from udl_plugin.utils.plain import to_builtins
 
@@ -44,7 +44,7 @@ class UDLRestorer(BaseModel):
         self.network_g = to_builtins(generator)
         self.generator = build_network(self.network_g)
         keep_image_convs_in_fp32(self.generator)  # when an optimizer wrapper autocasts
-        self.pixel_loss: Any = _build_loss(to_builtins(pixel_loss)) if pixel_loss else None
+        self.pixel_loss: Any = build_loss(to_builtins(pixel_loss), 'pixel_loss: ') if pixel_loss else None
         self.required_outputs = required_outputs_of(self.pixel_loss)
         raise_errors(check_required_outputs(type(self.generator), self.pixel_loss, names=('pixel_loss', 'generator')))
 
@@ -87,13 +87,3 @@ class UDLRestorer(BaseModel):
 def get_model(model: Any) -> Any:
     """The model itself, without mmengine's wrapper for distributed training."""
     return model.module if is_model_wrapper(model) else model
-
-
-def _build_loss(loss_opt: dict[str, Any]) -> Any:
-    """Builds a loss of BasicSR's registry: one of ours or BasicSR's."""
-    loss = build_loss(loss_opt, 'pixel_loss: ')
-    if isinstance(loss, type):
-        options = {key: value for key, value in loss_opt.items() if key != 'type'}
-        check_kwargs(loss, options, 'pixel_loss: ')
-        loss = loss(**options)
-    return loss
