@@ -40,6 +40,7 @@ REGISTERED = {
         'EU': 'udl_plugin.losses.uncertainty_loss',
         'ESU': 'udl_plugin.losses.uncertainty_loss',
         'UDL': 'udl_plugin.losses.uncertainty_loss',
+        'JointUDL': 'udl_plugin.losses.uncertainty_loss',
     },
     'METRIC_REGISTRY': {
         'calculate_map_spearman': 'udl_plugin.metrics.uncertainty_metrics',

@@ -10,7 +10,8 @@ from torch import Tensor
 from udl_plugin.errors import UserError
 
 SR_KEYS = ('sr', 'out', 'output', 'pred')  # of the SR image, where a network returns a dict
-EXTRA_OUTPUTS = ('log_var', 'frozen_sr')  # in the order in which networks return them
+TEACHER_OUTPUTS = ('teacher_sr', 'bicubic')  # of `train.teacher`, not of the trained network
+EXTRA_OUTPUTS = ('log_var', 'frozen_sr', *TEACHER_OUTPUTS)  # networks return them in this order
 
 
 def get_sr_image(output: Any) -> Tensor:

@@ -10,7 +10,7 @@ from udl_plugin.archs.build import build_backbone
 from udl_plugin.archs.feature_hook import FeatureCapture, capture_hook, find_feature_layer
 from udl_plugin.archs.outputs import get_sr_image
 from udl_plugin.archs.variance_head import VarianceHead
-from udl_plugin.archs.wrapping import HEAD
+from udl_plugin.archs.wrapping import HEAD, HEAD_OPTIONS
 from udl_plugin.errors import check_kwargs, reject_unknown_kwargs
 
 T = TypeVar('T', bound=type)
@@ -30,6 +30,8 @@ class WithVariance(nn.Module):
             more than once, the input of its last call. None finds it by running the backbone on a small image: the
             first layer that enlarges features (of a convolution and a pixel shuffle, the convolution), or the last
             convolution if none does. Layers that take the image itself, such as a global skip, do not count.
+        detach_features: Stop the head's gradient at the features: the head learns from them and does not shape them.
+            For `JointUDL`, which then trains the backbone with its L1 term alone.
 
     Raises:
         UserError: an unknown option or type, a backbone that cannot run, features that cannot be found.
@@ -37,8 +39,9 @@ class WithVariance(nn.Module):
 
     trains_log_var = True
 
-    def __init__(self, backbone: dict[str, Any], features: str | None = None):
+    def __init__(self, backbone: dict[str, Any], features: str | None = None, detach_features: bool = False):
         super().__init__()
+        self.detach_features = detach_features
         self.backbone = build_backbone(backbone)
         layer = find_feature_layer(self.backbone, features)
         self.backbone.get_submodule(layer.module).register_forward_pre_hook(capture_hook)
@@ -69,6 +72,8 @@ class WithVariance(nn.Module):
 
     def _run_head(self, features: Tensor, x: Tensor) -> Tensor:
         height, width = x.shape[2:]  # a backbone that pads its input has larger features
+        if self.detach_features:
+            features = features.detach()
         return self.var_conv(features)[:, :, :self.scale * height, :self.scale * width]
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = '', keep_vars: bool = False) -> Any:
@@ -95,17 +100,22 @@ def takes_options_of(backbone: type[nn.Module], features: str | None = None) -> 
         features: Default of the option `features`; see `WithVariance`.
     """
     signature = inspect.signature(backbone)
-    own = inspect.Parameter('features', inspect.Parameter.KEYWORD_ONLY, default=features)
 
     def decorate(cls: T) -> T:
-        def __init__(self: Any, *args: Any, features: str | None = features, **options: Any) -> None:
+        parameters = inspect.signature(cls.__bases__[0]).parameters
+        own = {name: parameters[name].replace(kind=inspect.Parameter.KEYWORD_ONLY)
+               for name in HEAD_OPTIONS if name in parameters}
+        own['features'] = own['features'].replace(default=features)
+
+        def __init__(self: Any, *args: Any, **options: Any) -> None:
             check_kwargs(cls, options)
+            of_head = {name: options.pop(name, own[name].default) for name in own}
             config = {'type': backbone.__name__, **signature.bind(*args, **options).arguments}
-            super(cls, self).__init__(config, features)  # type: ignore[arg-type]
+            super(cls, self).__init__(config, **of_head)  # type: ignore[arg-type]
 
         cls.__init__ = __init__  # type: ignore[misc]
         cls.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=[*signature.parameters.values(), own])
+            parameters=[*signature.parameters.values(), *own.values()])
         for name in ('required_multiple', 'receptive_radius'):
             if hasattr(backbone, name):
                 setattr(cls, name, getattr(backbone, name))

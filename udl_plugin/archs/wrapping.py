@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 HEAD = 'var_conv'  # key of the variance head in state dicts, as in the reference implementation
+HEAD_OPTIONS = ('features', 'detach_features')  # of the networks with it, beside those of the base network
 NAMED_STEPS = ('EDSR', 'DPDNN')  # base networks with registered classes for the steps, such as EDSRVar and EDSRTwo
 WRAPPERS = {'step 1': ('Var', 'WithVariance'), 'step 2': ('Two', 'TwoStep')}  # suffix of NAMED_STEPS, general class
 
@@ -22,25 +23,28 @@ def base_config(network_g: Mapping[str, Any]) -> dict[str, Any]:
         return network_g['backbone']
     for name in NAMED_STEPS:
         if network_g.get('type') in (f'{name}Var', f'{name}Two'):
-            return {**{key: value for key, value in network_g.items() if key != 'features'}, 'type': name}
+            return {**{key: value for key, value in network_g.items() if key not in HEAD_OPTIONS}, 'type': name}
     return dict(network_g)
 
 
-def wrapped_config(stage: str, base: dict[str, Any], features: str | None = None) -> dict[str, Any]:
+def wrapped_config(stage: str, base: dict[str, Any], features: str | None = None,
+                   detach_features: bool = False) -> dict[str, Any]:
     """Returns the config of the network of a stage around a base network.
 
     Args:
         stage: `plain`, `step 1` or `step 2`.
         base: Config of the base network.
-        features: As in `WithVariance`.
+        features, detach_features: As in `WithVariance`; the latter for step 1 only.
     """
     if stage == 'plain':
         return base
     suffix, wrapper = WRAPPERS[stage]
+    of_head: dict[str, Any] = {} if features is None else {'features': features}
+    if detach_features:
+        of_head['detach_features'] = True
     if base['type'] in NAMED_STEPS and features is None:
-        return {**base, 'type': base['type'] + suffix}
-    config = {'type': wrapper, 'backbone': base}
-    return config if features is None else {**config, 'features': features}
+        return {**base, 'type': base['type'] + suffix, **of_head}
+    return {'type': wrapper, 'backbone': base, **of_head}
 
 
 # ---- state dicts

@@ -17,6 +17,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY, METRIC_REGISTRY
 
 from udl_plugin.archs.build import build_network
+from udl_plugin.archs.outputs import TEACHER_OUTPUTS
 from udl_plugin.archs.padding import get_required_multiple
 from udl_plugin.archs.wrapping import base_config, sub_state_dict
 from udl_plugin.checkpoints.state_dict import DEFAULT_KEY, fingerprint, load_matching_state_dict
@@ -32,6 +33,8 @@ Opt = Mapping[str, Any]
 PROVIDERS = {
     'log_var': 'EDSRVar, DPDNNVar and WithVariance do in step 1, EDSRTwo, DPDNNTwo and TwoStep in step 2',
     'frozen_sr': 'EDSRTwo, DPDNNTwo and TwoStep do, the networks of step 2',
+    **dict.fromkeys(TEACHER_OUTPUTS, 'a teacher does, any SR network: train.teacher: {path: FILE.pth} (with mmengine: '
+                                     'teacher of the model)'),
 }
 PIXEL_OPT: KeyPath = ('train', 'pixel_opt')
 RESUME_STATE: KeyPath = ('path', 'resume_state')
@@ -88,11 +91,18 @@ def validate_options(opt: Opt, known: Iterable[Any] | None = None, notes: list[s
     errors.check(_check_gpus, opt)
     errors.check(_check_accumulation, opt)
     errors.check(_check_loss, opt, loss, requires=[PIXEL_OPT])
+    if getattr(loss, 'head_loss', None) and not get_section(opt, 'network_g').get('detach_features'):
+        notes.append(f'train.pixel_opt: {type(loss).__name__}: without network_g.detach_features: true, the variance '
+                     'head shapes the features too.')
     for check in (_check_channels, _check_scale):
         errors.check(check, opt, requires=[('network_g', 'type'), ('network_g', 'backbone', 'type')])
     if is_udl_model(opt.get('model_type')) and network is not None:
-        in_data = ['log_var'] if get_section(opt, 'datasets', 'train').get('type') == WITH_MAPS else []
-        errors.check(check_required_outputs, network, loss, in_data)
+        given = ['log_var'] if get_section(opt, 'datasets', 'train').get('type') == WITH_MAPS else []
+        has_teacher = bool(get_section(opt, 'train').get('teacher'))
+        errors.check(check_required_outputs, network, loss, [*given, *(TEACHER_OUTPUTS if has_teacher else ())])
+        if has_teacher and not set(TEACHER_OUTPUTS) & set(getattr(loss, 'required_outputs', ())):
+            errors.extend([OptionError(('train', 'teacher'), 'no loss uses it; write source: teacher_residual or '
+                                                             'teacher_error in train.pixel_opt, or delete it.')])
         errors.check(_check_log_var_used, opt, network)
         errors.check(_check_start, opt, network, requires=[RESUME_STATE])
     if known is not None or not is_udl_model(opt.get('model_type')):  # a study trains its networks later
@@ -347,10 +357,13 @@ def check_required_outputs(network: Any, loss: Any, given: Iterable[str] = (),
         if name not in PROVIDERS:
             yield OptionError(path, f"{loss_name}: required_outputs has '{name}'; write a tuple of "
                                     f"{', '.join(PROVIDERS)}, such as ('log_var',).")
+        elif name == 'bicubic' and 'teacher_sr' in outputs:
+            continue  # one error is enough
         elif name not in given and not _provides(network, name):
             yield OptionError(path, f'{loss_name} requires {name}, which {network_name} does not provide; '
                                     f'{PROVIDERS[name]}.')
-    steps = 'Step 1 is a network such as EDSRVar with ESU, step 2 one such as EDSRTwo with UDL.'
+    steps = ('Step 1 is a network such as EDSRVar with ESU, step 2 one such as EDSRTwo with UDL; one run has EDSRVar '
+             'with JointUDL.')
     loss_trains, network_trains = (getattr(part, 'trains_log_var', None) for part in (loss, network))
     if loss_trains is True and network_trains is False:
         yield OptionError(path, f'{loss_name} trains the log-variance, which is frozen in {network_name}. {steps}')

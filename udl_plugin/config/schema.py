@@ -119,6 +119,12 @@ Scheduler = Annotated[Options, options_of(SCHEDULERS, OF_SCHEDULERS)]
 # ---- the table. An option without a default is required
 
 
+class TeacherOptions(Section):
+    path: t.Text
+    network_g: Optional[Network] = None
+    param_key: Optional[t.Text] = None
+
+
 class TrainOptions(Section):
     total_iter: t.Iterations
     warmup_iter: t.Warmup = -1
@@ -133,6 +139,7 @@ class TrainOptions(Section):
     accumulate: Annotated[Optional[t.Count], udl_only(1)] = None
     grad_clip: Annotated[Optional[t.Positive], udl_only()] = None
     max_skips: Annotated[Optional[t.Count], udl_only()] = None
+    teacher: Annotated[Optional[TeacherOptions], udl_only()] = None
 
 
 class ValOptions(Section):

@@ -14,6 +14,13 @@ def describe_loss(value: Any) -> str:
     return f'a tensor of shape {tuple(value.shape)}' if isinstance(value, Tensor) else f'a {type(value).__name__}'
 
 
+def get_head_loss(loss: Any) -> str | None:
+    """Name of the loss that trains the variance head, which gives the map its unit; None if `loss` trains none."""
+    if not getattr(loss, 'trains_log_var', False):
+        return None
+    return getattr(loss, 'head_loss', None) or type(loss).__name__
+
+
 def build_loss(loss_opt: Mapping[str, Any], where: str = '') -> Any:
     """Builds a loss of BasicSR's registry: one of ours, which knows its `required_outputs`, BasicSR's or a user's.
 

@@ -55,7 +55,8 @@ class _UncertaintyLoss(nn.Module):
     """
 
     required_outputs: tuple[str, ...] = ('log_var',)  # of the network, beside the SR image: keywords of `forward`
-    trains_log_var = True  # a loss of step 1: gradients reach the variance head
+    trains_log_var = True  # gradients reach the variance head
+    head_loss: str | None = None  # loss that this trains the head with, which gives maps their unit; None: itself
     function: Callable[[Tensor, Tensor], Tensor]  # (error, log_var) -> loss of each pixel
 
     def __init__(self, loss_weight: float = 1.0, reduction: str = 'mean', img_range: float = 255.0):
@@ -66,38 +67,35 @@ class _UncertaintyLoss(nn.Module):
         self.reduction = reduction
         self.img_range = img_range
 
-    def term(self, error: Tensor, target: Tensor, log_var: Tensor, frozen_error: Tensor) -> Tensor:
-        """Returns the loss of each pixel. All but `log_var` are multiplied by `img_range`."""
-        return self.function(error, log_var)
+    def term(self, error: Tensor, target: Tensor, outputs: Mapping[str, Tensor]) -> Tensor:
+        """Returns the loss of each pixel. Error and images are in 8-bit levels."""
+        return self.function(error, outputs['log_var'])
 
-    def forward(self, pred: Tensor, target: Tensor, log_var: Tensor | None = None,
-                frozen_sr: Tensor | None = None) -> Tensor:
+    def forward(self, pred: Tensor, target: Tensor, log_var: Tensor | None = None, **outputs: Tensor) -> Tensor:
         """
         Args:
             pred: SR image `(N, C, H, W)` in [0, 1].
             target: Ground truth, same shape and range.
             log_var: Log of the error's scale in 8-bit levels, same shape.
-            frozen_sr: SR image of the frozen step-1 network, same shape and range. Only `UDL` may require it.
+            outputs: Other `required_outputs`, images of the same shape and range.
 
         Raises:
             ValueError: a required output is missing, or the shapes differ.
             FloatingPointError: the loss is not finite; names the input that is to blame.
         """
         name = type(self).__name__
-        outputs = {'log_var': log_var, 'frozen_sr': frozen_sr}
-        inputs = {'pred': pred, 'target': target}
-        for required in self.required_outputs:
-            tensor = outputs[required]
-            if tensor is None:
-                raise ValueError(f'{name} requires {required}: call the network with return_{required}=True '
-                                 '(model_type: UDLModel does), and use one that supports it, such as EDSRTwo.')
-            inputs[required] = tensor
+        if log_var is not None:
+            outputs['log_var'] = log_var
+        missing = [required for required in self.required_outputs if required not in outputs]
+        if missing:
+            raise ValueError(f'{name} requires {missing[0]}: call the network with return_{missing[0]}=True '
+                             '(model_type: UDLModel does), and use one that supports it, such as EDSRTwo.')
+        inputs = {'pred': pred, 'target': target, **{required: outputs[required] for required in self.required_outputs}}
         if len({tensor.shape for tensor in inputs.values()}) > 1:
             raise ValueError(f'{name} requires tensors of one shape, got '
                              + ', '.join(f'{key} {tuple(tensor.shape)}' for key, tensor in inputs.items()) + '.')
-        frozen_error = None if frozen_sr is None else (target - frozen_sr) * self.img_range
-        loss = self.term((target - pred) * self.img_range, target * self.img_range,
-                         log_var, frozen_error)  # type: ignore[arg-type]  # None only where not required
+        levels = {key: tensor if key == 'log_var' else tensor * self.img_range for key, tensor in inputs.items()}
+        loss = self.term((target - pred) * self.img_range, levels['target'], levels)
         if self.reduction != 'none':
             loss = loss.mean() if self.reduction == 'mean' else loss.sum()
         if not torch.isfinite(loss).all():
@@ -142,9 +140,10 @@ class UDL(_UncertaintyLoss):
     Args:
         loss_weight, reduction, img_range: See `_UncertaintyLoss`.
         offset: 1 as in the authors' released code, 0 as in the paper.
-        source: Map that gives the weights: `log_var`; `error`, the frozen network's absolute error; or `gradient`, the
-            gradient magnitude of the ground truth.
-        scaling: `linear`, `log`, `exp` (of log_var only), `sqrt` or `minmax`.
+        source: Map that gives the weights: `log_var`; `error`, the frozen network's absolute error; `gradient`, the
+            gradient magnitude of the ground truth; or of `path.pretrain_network_teacher`, which any base network can
+            be: `teacher_error`, its absolute error, or `teacher_residual`, what it adds to bicubic upsampling.
+        scaling: `linear`, `log`, `exp` (of log_var only), `sqrt`, `minmax`, or `none` for plain L1.
         criterion: The loss of each pixel that is weighted, in place of `|e|`: options of a registered loss with
             `reduction: none`. It is called with SR image and ground truth in 8-bit levels.
 
@@ -160,28 +159,84 @@ class UDL(_UncertaintyLoss):
         super().__init__(loss_weight, reduction, img_range)
         for key, value, known in (('source', source, list(SOURCES)), ('scaling', scaling, list(SCALINGS))):
             if value not in known:
-                raise UserError(f"type: UDL: {key} is '{value}'{did_you_mean(value, known)}, not one of "
-                                f"{', '.join(known)}.")
+                raise UserError(f"type: {type(self).__name__}: {key} is '{value}'{did_you_mean(value, known)}, not one "
+                                f"of {', '.join(known)}.")
         if scaling == 'exp' and not SOURCES[source].is_log:
-            raise UserError(f'type: UDL: scaling: exp requires source: log_var; with source: {source}, which reaches '
-                            '255, it overflows. Use another scaling.')
+            raise UserError(f'type: {type(self).__name__}: scaling: exp requires source: log_var; with source: '
+                            f'{source}, which reaches 255, it overflows. Use another scaling.')
         self.offset, self.source, self.scaling = offset, source, scaling
         self.required_outputs = SOURCES[source].required_outputs
-        self.criterion = None if criterion is None else _build_criterion(criterion)
+        self.criterion = None if criterion is None else _build_criterion(criterion, f'type: {type(self).__name__}: ')
 
-    def term(self, error: Tensor, target: Tensor, log_var: Tensor, frozen_error: Tensor) -> Tensor:
-        source_map = SOURCES[self.source].weight_map(target, log_var, frozen_error)
-        if self.criterion is None:
-            return udl(error, source_map, self.offset, self.scaling)
-        loss = self.criterion(target - error, target)
+    def weight(self, target: Tensor, outputs: Mapping[str, Tensor]) -> Tensor:
+        """Returns the weight of each pixel, without gradient."""
+        return udl_weight(SOURCES[self.source].weight_map(target, outputs), self.offset, self.scaling)
+
+    def term(self, error: Tensor, target: Tensor, outputs: Mapping[str, Tensor]) -> Tensor:
+        loss = error.abs() if self.criterion is None else self.criterion(target - error, target)
         if getattr(loss, 'shape', None) != error.shape:
-            raise UserError(f'type: UDL: criterion: type: {type(self.criterion).__name__} returns '
+            raise UserError(f'type: {type(self).__name__}: criterion: type: {type(self.criterion).__name__} returns '
                             f'{describe_loss(loss)}, not the loss of each pixel, {tuple(error.shape)}.')
-        return udl_weight(source_map, self.offset, self.scaling) * loss
+        return self.weight(target, outputs) * loss
 
 
-def _build_criterion(options: Any) -> nn.Module:
-    where = 'type: UDL: criterion: '
+@reject_unknown_kwargs
+class JointUDL(UDL):
+    """One run in place of two steps: `w * |e| + ESU(|e|, s)`, with gradients of `w * |e|` for the SR image alone and
+    of ESU for the log-variance `s` alone. The weights `w` are UDL's, from the `s` of the moment.
+
+    For a network with a variance head and `detach_features: true`, so that the head does not shape the features either.
+    The map then tells of the errors of this network, while a map of two steps tells of step 1's.
+
+    Args:
+        loss_weight, reduction, img_range: See `_UncertaintyLoss`.
+        offset, source, scaling, criterion: See `UDL`. The source `error` is the network's own. `scaling: none` is plain
+            L1, with a map.
+        warmup: Iterations with weights of 1, in which the head learns first.
+        beta_start, beta_end: If given, the weights are `exp((beta - 1) * s)` instead, with `beta` from the one to the
+            other, linearly over the training (beta-NLL: Seitzer et al., ICLR 2022). 0 is the weight of a likelihood,
+            1 is plain L1, more emphasises uncertain pixels, as UDL does.
+
+    Raises:
+        UserError: see `UDL`; or only one of `beta_start` and `beta_end`, or both beside other options of weights.
+    """
+
+    trains_log_var = True
+    head_loss = 'ESU'
+
+    def __init__(self, loss_weight: float = 1.0, reduction: str = 'mean', img_range: float = 255.0,
+                 offset: float = 1.0, source: str = 'log_var', scaling: str = 'linear',
+                 criterion: Mapping[str, Any] | None = None, warmup: int = 500,
+                 beta_start: float | None = None, beta_end: float | None = None):
+        super().__init__(loss_weight, reduction, img_range, offset, source, scaling, criterion)
+        if (beta_start is None) != (beta_end is None):
+            raise UserError('type: JointUDL: beta_start and beta_end: set both, or none.')
+        if beta_start is not None and (offset, source, scaling) != (1.0, 'log_var', 'linear'):
+            raise UserError('type: JointUDL: beta_start and beta_end replace offset, source and scaling; delete those.')
+        others = [name for name in self.required_outputs if name not in ('log_var', 'frozen_sr')]
+        self.required_outputs = ('log_var', *others)
+        self.warmup, self.beta_start, self.beta_end = warmup, beta_start, beta_end
+        self.iteration, self.total_iter = 1, 1
+
+    def set_progress(self, iteration: int, total_iter: int) -> None:
+        """Called by the model before each iteration, which counts from 1 to `total_iter`."""
+        self.iteration, self.total_iter = iteration, total_iter
+
+    def weight(self, target: Tensor, outputs: Mapping[str, Tensor]) -> Tensor:
+        if self.iteration <= self.warmup:
+            return torch.ones_like(target)
+        if self.beta_start is None or self.beta_end is None:
+            return super().weight(target, outputs)
+        beta = self.beta_start + (self.beta_end - self.beta_start) * self.iteration / self.total_iter
+        return torch.exp((beta - 1) * outputs['log_var'].detach())
+
+    def term(self, error: Tensor, target: Tensor, outputs: Mapping[str, Tensor]) -> Tensor:
+        own_sr = target - error.detach()
+        return super().term(error, target, {**outputs, 'frozen_sr': own_sr}) + esu(error.detach(), outputs['log_var'])
+
+
+def _build_criterion(options: Any, where: str) -> nn.Module:
+    where = f'{where}criterion: '
     if not isinstance(options, Mapping) or options.get('reduction') != 'none':
         raise UserError(f'{where}each pixel is weighted; write a loss such as {{type: CharbonnierLoss, reduction: '
                         f'none}}, not {options}.')

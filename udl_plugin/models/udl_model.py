@@ -26,11 +26,13 @@ from udl_plugin.config.cross_checks import (
     is_resumed,
     metrics_of_maps,
 )
+from udl_plugin.config.problems import errors_at
 from udl_plugin.errors import UserError
 from udl_plugin.inference.tiles import find_overlap, get_receptive_radius, run_in_tiles
-from udl_plugin.losses.build import describe_loss
+from udl_plugin.losses.build import describe_loss, get_head_loss
 from udl_plugin.models.checkpoint_manager import CheckpointManager, schedule_of_options
 from udl_plugin.models.nonfinite_guard import NonFiniteGuard
+from udl_plugin.models.teacher import Teacher
 from udl_plugin.models.train_step import TrainStep
 from udl_plugin.models.validation import COLLAPSED_SPREAD, map_spread, validate
 from udl_plugin.utils.distributed import gather_over_ranks, max_over_ranks
@@ -49,6 +51,7 @@ class UDLModel(SRModel):
           accumulate: 4                # each batch passes through in so many parts: same result, less memory
           grad_clip: 10                # upper limit of the gradients' norm, logged as grad_norm
           max_skips: 10                # end after so many iterations in a row whose loss or gradients are not finite
+          teacher: {path: FILE.pth}    # any SR network, for losses with `source: teacher_residual`; see `Teacher`
         logger:
           save_keep: 3                 # how many checkpoints and states to keep; default: all
         val:
@@ -63,7 +66,8 @@ class UDLModel(SRModel):
 
     A loss with `required_outputs`, such as `log_var`, is called as `loss(sr, gt, log_var=...)`, with the batch's tensor
     of that name (see `PairedImageUncertaintyDataset`), or else the network's output under `return_log_var=True`; any
-    other loss as `loss(sr, gt)`.
+    other loss as `loss(sr, gt)`. A loss with a method `set_progress(iteration, total_iter)` is told both before each
+    iteration.
 
     A class derived from this one declares the options that it adds: section, name and type (bool, int, float, str, list
     or dict). They may be missing from a yml: `extra_options = {'train': {'my_weight': float}}`.
@@ -136,6 +140,10 @@ class UDLModel(SRModel):
             (lambda: self.model_ema(decay=self.ema_decay)) if self.ema_decay > 0 else None, self._all_agree,
             train_opt.get('accumulate') or 1, train_opt.get('grad_clip'))
         self.loss_outputs = required_outputs_of(self.cri_pix)
+        self.teacher = None
+        if train_opt.get('teacher'):
+            with errors_at('train', 'teacher'):
+                self.teacher = Teacher(train_opt['teacher'], self.opt.get('scale'), self._convert)
         self.best_metric_results: dict[str, dict[str, dict]] = {}
         paths = self.opt['path']
         self.checkpoints = CheckpointManager(paths['models'], paths['training_states'], self.opt['network_g'],
@@ -150,7 +158,7 @@ class UDLModel(SRModel):
         None if the head is not trained on errors in 8-bit levels: its map has another unit.
         """
         if getattr(self.cri_pix, 'trains_log_var', False):
-            return type(self.cri_pix).__name__ if getattr(self.cri_pix, 'img_range', None) == 255 else None
+            return get_head_loss(self.cri_pix) if getattr(self.cri_pix, 'img_range', None) == 255 else None
         path = self.opt['path'].get('pretrain_network_g')
         return path and get_uncertainty_loss(self._read_checkpoint(path))
 
@@ -163,6 +171,8 @@ class UDLModel(SRModel):
         self.given = {name: data[name].to(self.device) for name in EXTRA_OUTPUTS if name in data}
 
     def optimize_parameters(self, current_iter: int) -> None:
+        if hasattr(self.cri_pix, 'set_progress'):
+            self.cri_pix.set_progress(current_iter, self.opt['train']['total_iter'])
         batch = {'lq': self.lq, 'gt': self.gt}
         result = self.train_step({**batch, **self.given})
         self.log_dict = self.reduce_loss_dict(result.losses)
@@ -180,6 +190,8 @@ class UDLModel(SRModel):
         """
         losses: dict[str, Tensor] = OrderedDict()
         with self._autocast(self.amp):
+            if self.teacher:
+                given = {**given, **self.teacher.run(lq, self.loss_outputs)}
             self.output, outputs = forward_with_outputs(self.trained_net, lq, self.loss_outputs, given)
         if self.cri_pix:
             if 'log_var' in outputs:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Optional, Union
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
 from udl_plugin.archs.build import get_network_class
+from udl_plugin.archs.outputs import TEACHER_OUTPUTS
 from udl_plugin.archs.wrapping import wrapped_config
 from udl_plugin.config.class_options import scale_key
 from udl_plugin.config.problems import OptionError
@@ -43,6 +44,7 @@ class StepOptions(OpenSection):
 
     pixel_opt: LossOptions
     cached_maps: Flag = False
+    detach_features: Flag = False
     total_iter: Annotated[None, expected('no value here: steps sets it, the same for all variants')] = None
 
 
@@ -136,6 +138,8 @@ class Step(NamedTuple):
         train: Options of `train` for this variant only.
         stage: Of the network that the loss trains: `plain`, `step 1` or `step 2`.
         cached_maps: Whether it reads maps of the previous step's network instead of running that network.
+        detach_features: Of the network's variance head.
+        taught: Whether the previous step's network is its teacher.
     """
 
     name: str
@@ -143,6 +147,8 @@ class Step(NamedTuple):
     train: Config
     stage: str
     cached_maps: bool
+    detach_features: bool
+    taught: bool
 
 
 class Run(NamedTuple):
@@ -225,11 +231,18 @@ class Study:
             loss = train.pop('pixel_opt')
             options = [f'{key}={value}' for opt in (loss, train) for key, value in sorted(opt.items()) if key != 'type']
             name = '-'.join([loss['type'], *options])
-            cached = train.pop('cached_maps', False)
+            cached, detached = train.pop('cached_maps', False), train.pop('detach_features', False)
             built = build_loss(loss, f'{where}.')
-            required = getattr(built, 'required_outputs', ())
-            stage = 'plain' if not required else 'step 1' if getattr(built, 'trains_log_var', False) else 'step 2'
+            required = set(getattr(built, 'required_outputs', ()))
+            stage = 'plain' if not required - {*TEACHER_OUTPUTS} else \
+                'step 1' if getattr(built, 'trains_log_var', False) else 'step 2'
             previous = steps[-1].stage if steps else 'plain'
+            taught = bool(required & {*TEACHER_OUTPUTS}) and 'teacher' not in train
+            if taught and not steps:
+                raise UserError(f'{where}: {loss["type"]} requires a teacher: a step before this one, or teacher: '
+                                '{path: FILE}.')
+            if detached and stage != 'step 1':
+                raise UserError(f'{where}.detach_features: {loss["type"]} trains no variance head.')
             if stage == 'step 2' and previous == 'plain':
                 raise UserError(f'{where}: {loss["type"]} requires a network of step 1; train one in the step before, '
                                 'for example with ESU.')
@@ -238,7 +251,7 @@ class Study:
             if cached and not (stage == 'step 2' and 'log_var' in required and backend == {'type': 'lmdb'}):
                 raise UserError(f'{where}.cached_maps: requires a loss that is weighted by the uncertainty of step 1, '
                                 'such as UDL, and datasets.train.io_backend: type: lmdb.')
-            steps.append(Step(name, loss, train, stage, cached))
+            steps.append(Step(name, loss, train, stage, cached, detached, taught))
         return steps
 
     def _build_runs(self, variant: str, network: str, scale: int, seed: int) -> Iterator[Run]:
@@ -253,7 +266,7 @@ class Study:
                 'name': name, 'model_type': 'UDLModel', 'scale': scale,
                 'num_gpu': self.config.get('num_gpu', 'auto'), 'manual_seed': seed + SEED_OFFSET * number,
                 'datasets': {'train': self._build_train_set(scale)},
-                'network_g': wrapped_config(step.stage, base),
+                'network_g': wrapped_config(step.stage, base, detach_features=step.detach_features),
                 'path': {'pretrain_network_g': parent and f'experiments/{parent.name}/models/net_g_latest.pth',
                          'strict_load_g': parent is None or step.stage in (previous, 'step 2'),
                          'resume_state': None},
@@ -265,6 +278,8 @@ class Study:
                 opt['imports'] = [self._make_relative(name) if name.endswith('.py') else name
                                   for name in self.config['imports']]
             opt['datasets']['val'] = self.get_benchmark(self.config['val']['benchmark'], scale)
+            if step.taught:
+                opt['train']['teacher'] = {'path': opt['path']['pretrain_network_g']}
             if step.cached_maps:
                 opt['datasets']['train'].update(type=WITH_MAPS, dataroot_uncertainty=f'maps/{name}/uncertainty.lmdb')
             losses = tuple(step.name for step in self.variants[variant][:number + 1])

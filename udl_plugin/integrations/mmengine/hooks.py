@@ -16,6 +16,7 @@ from udl_plugin.inference.visualize import swap_red_blue, uncertainty_picture
 from udl_plugin.integrations.mmengine.checkpoints import can_be_resumed
 from udl_plugin.integrations.mmengine.config_checks import check_training
 from udl_plugin.integrations.mmengine.model import get_model
+from udl_plugin.losses.build import get_head_loss
 from udl_plugin.utils.plain import to_builtins
 
 # what a scheduler's state says of the past; all else in it is its options
@@ -70,8 +71,7 @@ class NetworkCheckpointHook(Hook):
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         model = get_model(runner.model)
         checkpoint['network_g'] = to_builtins(model.network_g)
-        uncertainty_loss = type(model.pixel_loss).__name__ if getattr(
-            model.pixel_loss, 'trains_log_var', None) else self.uncertainty_loss
+        uncertainty_loss = get_head_loss(model.pixel_loss) or self.uncertainty_loss
         if uncertainty_loss is not None:
             checkpoint['uncertainty_loss'] = uncertainty_loss
         if self.done is not None:  # FlexibleRunner counts one too many with `save_best`, and would skip it in a resume

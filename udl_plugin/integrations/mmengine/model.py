@@ -5,17 +5,25 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from mmengine.logging import MessageHub
 from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.registry import MODELS
 from torch import Tensor
 
 from udl_plugin.archs.build import build_network
 from udl_plugin.archs.mixed_precision import keep_image_convs_in_fp32
-from udl_plugin.archs.outputs import EXTRA_OUTPUTS, forward_with_outputs, get_sr_image, required_outputs_of
+from udl_plugin.archs.outputs import (
+    EXTRA_OUTPUTS,
+    TEACHER_OUTPUTS,
+    forward_with_outputs,
+    get_sr_image,
+    required_outputs_of,
+)
 from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
 from udl_plugin.config.cross_checks import check_required_outputs
 from udl_plugin.errors import raise_errors
 from udl_plugin.losses.build import build_loss
+from udl_plugin.models.teacher import Teacher
 from udl_plugin.utils.plain import to_builtins
 
 
@@ -31,6 +39,7 @@ class UDLRestorer(BaseModel):
         pixel_loss: `dict(type='UDL')`; only training requires it.
         data_preprocessor: Default: mmengine's base class, because `BasicSRDataset` returns images in [0, 1].
         init_cfg: As in any module of mmengine.
+        teacher: `dict(path=...)`, options of `Teacher`, for a loss that weights by another network.
 
     Raises:
         UserError: an unknown network, loss or option; a loss that requires what the network does not provide.
@@ -39,14 +48,16 @@ class UDLRestorer(BaseModel):
     predict_log_var = False  # whether 'predict' returns it; UncertaintyVisualizationHook sets it
 
     def __init__(self, generator: Mapping[str, Any], pixel_loss: Mapping[str, Any] | None = None,
-                 data_preprocessor: Any = None, init_cfg: Any = None):
+                 data_preprocessor: Any = None, init_cfg: Any = None, teacher: Mapping[str, Any] | None = None):
         super().__init__(data_preprocessor, init_cfg)
         self.network_g = to_builtins(generator)
         self.generator = build_network(self.network_g)
         keep_image_convs_in_fp32(self.generator)  # when an optimizer wrapper autocasts
         self.pixel_loss: Any = build_loss(to_builtins(pixel_loss), 'pixel_loss: ') if pixel_loss else None
         self.required_outputs = required_outputs_of(self.pixel_loss)
-        raise_errors(check_required_outputs(type(self.generator), self.pixel_loss, names=('pixel_loss', 'generator')))
+        self.teacher = Teacher(to_builtins(teacher), convert=keep_image_convs_in_fp32) if teacher else None
+        raise_errors(check_required_outputs(type(self.generator), self.pixel_loss, TEACHER_OUTPUTS if teacher else (),
+                                            names=('pixel_loss', 'generator')))
 
     def forward(self, inputs: Tensor, data_samples: Mapping[str, Any] | None = None,
                 mode: str = 'tensor') -> Tensor | dict[str, Tensor] | list[dict[str, Any]]:
@@ -65,7 +76,12 @@ class UDLRestorer(BaseModel):
         if mode == 'tensor':
             return get_sr_image(self.generator(inputs))
         if mode == 'loss':
+            if hasattr(self.pixel_loss, 'set_progress'):
+                info = MessageHub.get_current_instance().runtime_info  # RuntimeInfoHook keeps it
+                self.pixel_loss.set_progress(info.get('iter', 0) + 1, info.get('max_iters', 1))
             available = {name: samples[name] for name in EXTRA_OUTPUTS if name in samples}
+            if self.teacher:
+                available.update(self.teacher.run(inputs, self.required_outputs))
             sr, outputs = forward_with_outputs(self.generator, inputs, self.required_outputs, available)
             return {'loss_pix': self.pixel_loss(sr, samples['gt'], **outputs)}
         if mode == 'predict':
