@@ -66,6 +66,7 @@ COMPILED = {'bf16, channels_last, compile': {'amp': 'bf16', 'channels_last': Tru
 METHODS = {  # stage of the network, loss, and whether the batch has cached maps
     'plain, L1': ('plain', 'L1Loss', False),
     'step 1 (ESU)': ('step 1', 'ESU', False),
+    'one run (JointUDL)': ('step 1', 'JointUDL', False),
     'step 2': ('step 2', 'UDL', False),
     'step 2, cached maps': ('step 2', 'UDL', True),
 }
@@ -207,8 +208,9 @@ def build_udl_model(network: str, stage: str, loss: str, speed: Config, is_train
     opt: Config = {
         'name': 'benchmark', 'model_type': 'UDLModel', 'scale': SCALE, 'num_gpu': int(DEVICE.type == 'cuda'),
         'dist': False, 'rank': 0, 'world_size': 1, 'is_train': is_train, 'datasets': {},
-        'network_g': wrapped_config(stage, base), 'path': {'pretrain_network_g': None},
-        'train': {'optim_g': {'type': 'Adam', 'lr': 1e-4}, 'pixel_opt': {'type': loss}, **speed,
+        'network_g': wrapped_config(stage, base, detach_features=loss == 'JointUDL'),
+        'path': {'pretrain_network_g': None},
+        'train': {'total_iter': 10**6, 'optim_g': {'type': 'Adam', 'lr': 1e-4}, 'pixel_opt': {'type': loss}, **speed,
                   'scheduler': {'type': 'MultiStepLR', 'milestones': [10**6], 'gamma': 0.5}},
         'val': {'save_img': False, 'suffix': None, **(val or {}), 'metrics': build_metrics(SCALE)},
     }
@@ -229,7 +231,7 @@ def build_step(network: str, method: str, speed: Config,
 
     def step(batch: Mapping[str, Tensor]) -> None:
         model.feed_data({name: tensor for name, tensor in batch.items() if cached or name != 'log_var'})
-        model.optimize_parameters(1)
+        model.optimize_parameters(10**6)
 
     return step
 

@@ -146,6 +146,39 @@ def test_gradients_reach_head_and_features():
     assert grads['backbone.conv_last.weight'] is None
 
 
+@pytest.mark.parametrize('network_g', [{**EDSR_X2, 'type': 'EDSRVar'}, {'type': 'WithVariance', 'backbone': EDSR_X2},
+                                       {'type': 'DPDNNVar', **RGB, 'num_feat': 4, 'num_step': 1, 'upscale': 2}],
+                         ids=lambda network_g: network_g['type'])
+def test_detached_head(network_g):
+    """The same network; the gradient of the map stops at the features."""
+    nets = [build_network({**network_g, **options}) for options in ({}, {'detach_features': True})]
+    nets[1].load_state_dict(nets[0].state_dict())
+    lq = torch.rand(2, 3, 16, 16)
+    for one, other in zip(*(net(lq, return_log_var=True) for net in nets)):
+        torch.testing.assert_close(one, other)
+    nets[1](lq, return_log_var=True)[1].sum().backward()
+    assert {name.split('.')[0] for name, parameter in nets[1].named_parameters() if parameter.grad is not None} == {
+        'var_conv'}
+    assert 'detach_features' not in base_config({**network_g, 'detach_features': True})
+    step2 = wrapped_config('step 2', base_config({**network_g, 'detach_features': True}))
+    build_network(step2).load_state_dict(nets[1].state_dict())
+
+
+@pytest.mark.parametrize('dtype', [None, torch.bfloat16], ids=str)
+def test_detached_head_learns_from_a_quarter_of_the_images(dtype):
+    net = WithVariance(EDSR_X2, detach_features=True)
+    lq, gradients = torch.rand(6, 3, 8, 8), []
+    for part in (slice(None), slice(2), slice(2, None)):
+        with torch.autocast('cpu', dtype, enabled=dtype is not None):
+            log_var = net(lq, return_log_var=True)[1]
+        net.zero_grad()
+        log_var[part].float().sum().backward()
+        gradients.append(net.var_conv[2].weight.grad)
+    assert gradients[0].abs().sum() > 0
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert not gradients[2].any()
+
+
 def test_features_option():
     net = WithVariance(EDSR_X2, features='conv_last').eval()
     assert net.var_conv[0].upscale == 1
@@ -384,3 +417,4 @@ def test_config_and_stage_of_each_step():
             assert config == expected
             assert base_config(config) == base
             assert network_stage(build_network(config).state_dict()) == stage
+        assert wrapped_config('step 1', base, features, True) == {**step1, 'detach_features': True}

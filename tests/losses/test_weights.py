@@ -9,7 +9,7 @@ from udl_plugin.losses.weights import SCALINGS, SOURCES, udl_weight
 
 SHAPE = (2, 3, 4, 5)
 FORMULAS = {'linear': lambda u, top: u, 'log': lambda u, top: math.log(1 + u), 'exp': lambda u, top: math.exp(u) - 1,
-            'sqrt': lambda u, top: u**0.5, 'minmax': lambda u, top: u / top}
+            'sqrt': lambda u, top: u**0.5, 'minmax': lambda u, top: u / top, 'none': lambda u, top: 0.0}
 
 
 def inputs():
@@ -20,7 +20,7 @@ def inputs():
 
 def test_all_table_entries_are_tested():
     assert set(SCALINGS) == set(FORMULAS)
-    assert set(SOURCES) == {'log_var', 'error', 'gradient'}
+    assert set(SOURCES) == {'log_var', 'error', 'gradient', 'teacher_error', 'teacher_residual'}
 
 
 @pytest.mark.parametrize('scaling', FORMULAS)
@@ -48,6 +48,16 @@ def test_error_source_is_in_8_bit_levels():
     torch.testing.assert_close(UDL(source='error', reduction='none')(pred, target, frozen_sr=frozen_sr), expected)
 
 
+def test_teacher_sources_are_in_8_bit_levels():
+    pred, target, _, teacher_sr = inputs()
+    bicubic = target.flip(-1)
+    for source, of in (('teacher_error', target), ('teacher_residual', bicubic)):
+        u = 255 * (teacher_sr - of).abs()
+        expected = (torch.log1p(u - u.amin((2, 3), keepdim=True)) + 1) * 255 * (target - pred).abs()
+        loss = UDL(source=source, scaling='log', reduction='none')
+        torch.testing.assert_close(loss(pred, target, teacher_sr=teacher_sr, bicubic=bicubic), expected)
+
+
 def test_gradient_of_a_ramp_and_an_edge():
     target = torch.zeros(1, 1, 4, 8, dtype=torch.float64)
     target[..., 4:] = 10 / 255
@@ -55,22 +65,23 @@ def test_gradient_of_a_ramp_and_an_edge():
     expected = torch.tensor([0, 0, 0, 5, 5, 0, 0, 0], dtype=torch.float64).expand(4, 8)  # central differences
     torch.testing.assert_close(weight[0, 0], expected)
     ramp = torch.arange(4.).view(1, 1, 4, 1).expand(1, 1, 4, 4) * 3 + torch.arange(4.).view(1, 1, 1, 4) * 4
-    torch.testing.assert_close(SOURCES['gradient'].weight_map(ramp, None, None), torch.full((1, 1, 4, 4), 5.))
+    torch.testing.assert_close(SOURCES['gradient'].weight_map(ramp, {}), torch.full((1, 1, 4, 4), 5.))
 
 
 @pytest.mark.parametrize(('source', 'required'),
-                         [('log_var', ('log_var',)), ('error', ('frozen_sr',)), ('gradient', ())])
+                         [('log_var', ('log_var',)), ('error', ('frozen_sr',)), ('gradient', ()),
+                          ('teacher_error', ('teacher_sr',)), ('teacher_residual', ('teacher_sr', 'bicubic'))])
 def test_loss_declares_its_required_outputs(source, required):
     loss = UDL(source=source)
     pred, target, log_var, frozen_sr = inputs()
     assert loss.required_outputs == required
-    given = {name: {'log_var': log_var, 'frozen_sr': frozen_sr}[name] for name in required}
+    given = {name: {'log_var': log_var, 'bicubic': target}.get(name, frozen_sr) for name in required}
     assert loss(pred, target, **given).isfinite()
     if required:
         with pytest.raises(ValueError, match=f'UDL requires {required[0]}.*return_{required[0]}=True'):
             loss(pred, target)
         with pytest.raises(ValueError, match='one shape'):
-            loss(pred, target, **{required[0]: given[required[0]][:, :1]})
+            loss(pred, target, **{**given, required[0]: given[required[0]][:, :1]})
 
 
 @pytest.mark.parametrize('source', ['log_var', 'error', 'gradient'])
@@ -79,7 +90,7 @@ def test_no_gradient_flows_through_the_weight(source, scaling):
     pred, target, log_var, frozen_sr = inputs()
     for tensor in (log_var, frozen_sr):
         tensor.requires_grad_()
-    UDL(source=source, scaling=scaling)(pred.requires_grad_(), target, log_var, frozen_sr).backward()
+    UDL(source=source, scaling=scaling)(pred.requires_grad_(), target, log_var, frozen_sr=frozen_sr).backward()
     assert pred.grad.isfinite().all()
     assert log_var.grad is None
     assert frozen_sr.grad is None

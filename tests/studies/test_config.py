@@ -123,6 +123,9 @@ def test_wrong_option(changes, message):
      '.1.cached_maps: requires a loss that is weighted by the uncertainty'),
     ([{'type': 'ESU'}, {'pixel_opt': {'type': 'UDL', 'source': 'error'}, 'cached_maps': True}],
      '.1.cached_maps: requires a loss that is weighted by the uncertainty'),
+    ([{'pixel_opt': {'type': 'JointUDL'}, 'cached_maps': True}], '.0.cached_maps: requires a loss that is weighted by'),
+    ([{'type': 'UDL', 'source': 'teacher_error'}], '.0: UDL requires a teacher: a step before this one, or teacher: {'),
+    ([{'pixel_opt': {'type': 'L1Loss'}, 'detach_features': True}], '.0.detach_features: L1Loss trains no variance'),
 ])
 def test_wrong_step_of_a_variant(steps, message):
     with pytest.raises(UserError, match=f'(?m)^variants.L1{message}'):
@@ -162,6 +165,24 @@ def test_options_of_a_step():
     assert fast['train'] == {**opts['ESU', 'UDL']['train'], 'amp': 'bf16', 'pixel_opt': {'type': 'UDL', 'offset': 0}}
     assert fast['network_g']['type'] == 'EDSRTwo'
     assert study.get_run_name('fast', 'tiny', 2, 0) == 'tiny_x2_ESU_then_UDL-offset=0-amp=bf16_seed0'
+
+
+def test_one_run_and_teacher():
+    joint = {'pixel_opt': {'type': 'JointUDL'}, 'detach_features': True}
+    taught = {'type': 'UDL', 'source': 'teacher_residual'}
+    variants = {'L1': [{'type': 'L1Loss'}] * 2, 'one run': [joint, joint], 'taught': [{'type': 'L1Loss'}, taught],
+                'by another': [{'pixel_opt': taught, 'teacher': {'path': 'other.pth'}}]}
+    opts = {run.losses: run.opt for run in Study(study_config(variants=variants), '.').runs}
+    assert len(opts) == 6
+    one_run = opts[('JointUDL-detach_features=True', ) * 2]
+    assert one_run['network_g'] == {'type': 'EDSRVar', **TINY, 'detach_features': True}
+    assert one_run['path']['strict_load_g']
+    assert 'detach_features' not in one_run['train']
+    of_taught = opts['L1Loss', 'UDL-source=teacher_residual']
+    assert of_taught['network_g']['type'] == 'EDSR'
+    assert of_taught['train']['teacher'] == {'path': 'experiments/tiny_x2_L1Loss_seed0/models/net_g_latest.pth'}
+    by_another = next(opt for losses, opt in opts.items() if 'other.pth' in losses[0])
+    assert by_another['train']['teacher'] == {'path': 'other.pth'}
 
 
 def test_cached_maps(tmp_path):
@@ -211,6 +232,13 @@ def test_base(tmp_path):
     assert study.name == 'top'
     assert str(study.folder) == 'results/top'
     assert {run.seed for run in study.runs} == {4}
+
+
+def test_circular_base(tmp_path):
+    (tmp_path / 'one.yml').write_text('base: two.yml\n')
+    (tmp_path / 'two.yml').write_text('base: one.yml\n')
+    with pytest.raises(UserError, match="one.yml': base: leads back to this file"):
+        read_study(tmp_path / 'one.yml')
 
 
 @pytest.mark.parametrize(('content', 'message'), [

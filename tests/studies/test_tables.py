@@ -13,7 +13,7 @@ from scipy.stats import t
 from udl_plugin.studies.config import Study
 from udl_plugin.studies.report import markdown_table
 from udl_plugin.studies.significance import Difference, format_mean
-from udl_plugin.studies.tables import build_report, build_rows, build_table, draw_curves, read_scores
+from udl_plugin.studies.tables import POOLED, build_report, build_rows, build_table, draw_curves, read_scores
 
 
 @pytest.fixture
@@ -67,6 +67,18 @@ def test_difference_and_interval_are_paired_by_seed(study):
     assert mean == pytest.approx(statistics.fmean(differences))
     assert interval == pytest.approx((mean - half, mean + half))
     assert row.iterations == 10
+
+
+def test_pooled_images_count_alike(study):
+    rows = get_rows(study)
+    finished = read_scores(study)
+    for variant in ('L1', 'UDL'):
+        row = find(rows, variant, POOLED)
+        for seed, mean in zip(row.seeds, row.scores['psnr']):
+            scores = finished[study.get_run_name(variant, 'tiny', 2, seed)]['scores']
+            assert mean == pytest.approx(statistics.fmean(
+                image['psnr'] for images in scores.values() for image in images.values()))
+    assert find(rows, 'UDL', POOLED).difference.interval is not None
 
 
 def test_shorter_variant_is_compared_after_equal_iterations(study):

@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any, Callable, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from udl_plugin.archs.build import build_backbone
@@ -14,6 +16,7 @@ from udl_plugin.archs.wrapping import HEAD, HEAD_OPTIONS
 from udl_plugin.errors import check_kwargs, reject_unknown_kwargs
 
 T = TypeVar('T', bound=type)
+LEARNING_SHARE = 4  # a detached head learns from one of so many images of a batch, and costs half as much
 
 
 @reject_unknown_kwargs
@@ -72,9 +75,19 @@ class WithVariance(nn.Module):
 
     def _run_head(self, features: Tensor, x: Tensor) -> Tensor:
         height, width = x.shape[2:]  # a backbone that pads its input has larger features
-        if self.detach_features:
-            features = features.detach()
-        return self.var_conv(features)[:, :, :self.scale * height, :self.scale * width]
+        log_var = self._run_detached(features) if self.detach_features else self.var_conv(features)
+        return log_var[:, :, :self.scale * height, :self.scale * width]
+
+    def _run_detached(self, features: Tensor) -> Tensor:
+        """Runs the head on features that get no gradient; in training, it learns from some images of the batch."""
+        features = features.detach()
+        number = math.ceil(len(features) / LEARNING_SHARE)
+        if number == len(features) or not (self.training and torch.is_grad_enabled()):
+            return self.var_conv(features)
+        learning = self.var_conv(features[:number])  # first: autocast keeps the cast weights, here with gradient
+        with torch.no_grad():
+            others = self.var_conv(features[number:])
+        return torch.cat((learning, others))
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = '', keep_vars: bool = False) -> Any:
         """Like `nn.Module.state_dict`, with the backbone's own names."""

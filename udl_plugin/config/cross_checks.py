@@ -5,10 +5,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from os import path as osp
 from typing import Any
@@ -20,6 +21,7 @@ from udl_plugin.archs.build import build_network
 from udl_plugin.archs.outputs import TEACHER_OUTPUTS
 from udl_plugin.archs.padding import get_required_multiple
 from udl_plugin.archs.wrapping import base_config, sub_state_dict
+from udl_plugin.checkpoints.safe_load import load_checkpoint
 from udl_plugin.checkpoints.state_dict import DEFAULT_KEY, fingerprint, load_matching_state_dict
 from udl_plugin.config.class_options import is_udl_model, scale_key
 from udl_plugin.config.dataset_checks import check_maps, check_pairs, too_few_images
@@ -144,10 +146,16 @@ def check_network(opt: Opt) -> None:
     if path.get('pretrain_network_g') is not None and (
             opt['model_type'] == 'SRModel' or is_udl_model(opt['model_type'])):
         resumed = is_resumed(opt)
+        read: Callable[[Any], Any] = functools.lru_cache(maxsize=1)(load_checkpoint)
         with errors_at(*RESUME_STATE if resumed else PRETRAINED):
-            state_dict, _, _ = load_matching_state_dict(
-                net, path['pretrain_network_g'], get_param_key(opt), path.get('strict_load_g', True),
-                network_g=opt['network_g'], resumed=resumed)
+            state_dict, key, _ = load_matching_state_dict(
+                net, path['pretrain_network_g'], get_param_key(opt), path.get('strict_load_g', True), read,
+                opt['network_g'], resumed)
+            content = read(path['pretrain_network_g'])
+            names = content if key is None else content[key]
+            if opt['model_type'] == 'SRModel' and any('_orig_mod.' in name for name in names):
+                raise UserError(f"'{path['pretrain_network_g']}' has torch.compile's names, _orig_mod..., which "
+                                'SRModel cannot load; write model_type: UDLModel.')
         check_map_fingerprint(opt, sub_state_dict(state_dict, 'var_net'))
 
 
@@ -389,6 +397,10 @@ def _check_channels(opt: Opt) -> Iterator[OptionError]:
     for phase, dataset in get_section(opt, 'datasets').items():
         given = 1 if get_section(dataset).get('color') == 'y' else 3
         if get_section(dataset).get('type') in (PAIRS, WITH_MAPS) and type(channels) is int and channels != given:
+            if base['type'] == 'EDSR' and channels == 3:
+                yield OptionError(('datasets', phase, 'color'), "y gives images of one channel, and BasicSR's EDSR "
+                                  'takes RGB images alone; write color: ~, or use DPDNN, which takes both.')
+                continue
             yield OptionError(('datasets', phase, 'color'), f'{dataset.get("color") or "~"} gives images of {given} '
                               f'channels, and {where}num_in_ch is {channels}; write {where}num_in_ch: {given}, or '
                               f'color: {"y" if given == 3 else "~"}.')

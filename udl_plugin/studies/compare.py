@@ -220,9 +220,10 @@ def _read_test_yml(path: str, tile: int | None) -> Config:
 def _copy_checkpoint(path: str, copy: Path, network_g: Config | None, tile: int | None) -> Config:
     """Options of a test of a checkpoint, whose weights are copied to a file in BasicSR's layout."""
     network_file = load_network_file(path, network_g=network_g)
-    if network_file.param_key == DEFAULT_KEY:
-        get_root_logger().warning(f"'{path}': using {DEFAULT_KEY}, the moving average; path.param_key_g: params in a "
-                                  'test yml selects the weights.')
+    for note in network_file.notes:
+        if DEFAULT_KEY in note:  # its advice is an option of other commands
+            note = 'using params_ema, the moving average; path.param_key_g: params in a test yml selects the weights.'
+        get_root_logger().warning(f"'{path}': {note}")
     save_checkpoint(copy, {'params': network_file.state_dict}, network_file.network_g)
     return build_test_opt(_get_name(path), network_file.network_g, {'pretrain_network_g': str(copy)},
                           network_file.channels_and_scale[1], tile)

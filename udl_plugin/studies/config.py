@@ -312,8 +312,8 @@ def read_study(path: Union[str, Path], folder: Union[str, Path, None] = None, im
     Raises:
         UserError: names the file and the keys, or an import fails.
     """
-    config = _read(Path(path))
     try:
+        config = _read(Path(path))
         names = list(dict.fromkeys([*get_imports(config), *imports]))
         import_user_modules(names)
         if names:
@@ -323,11 +323,13 @@ def read_study(path: Union[str, Path], folder: Union[str, Path, None] = None, im
         raise UserErrors(f"'{path}': {message}" for message in err.messages) from err
 
 
-def _read(path: Path) -> Config:
-    """The options of a file and of its bases."""
+def _read(path: Path, readers: tuple[Path, ...] = ()) -> Config:
+    """The options of a file and of its bases. `readers`: the files whose base it is."""
+    if path.resolve() in readers:
+        raise UserError('base: leads back to this file; name another one, or delete it.')
     config = read_yml(path)
     base = config.pop('base', None)
-    return config if base is None else {**_read(path.parent / str(base)), **config}
+    return config if base is None else {**_read(path.parent / str(base), (*readers, path.resolve())), **config}
 
 
 def build_benchmark_opt(name: str, root: Union[str, Path], scale: int) -> Config:

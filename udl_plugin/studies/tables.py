@@ -16,6 +16,7 @@ from udl_plugin.studies.report import Report, encode_figure, markdown_table, new
 from udl_plugin.studies.significance import Difference, compare_pairs, format_mean
 
 Finished = Mapping[str, Mapping[str, Any]]  # name of a run to what the worker wrote
+POOLED = 'all images'  # in place of a benchmark: those of all benchmarks, each with the same weight
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,20 @@ def read_scores(study: Study) -> dict[str, dict[str, Any]]:
 
 
 def build_rows(study: Study, finished: Finished) -> list[Row]:
-    """A row for each network, scale, variant and benchmark for which at least one seed is finished."""
+    """A row for each network, scale, variant and benchmark for which at least one seed is finished.
+
+    Of several benchmarks, `POOLED` is one more.
+    """
+    benchmarks = list(study.config['benchmarks'])
     return [row for network, scale, variant, benchmark in itertools.product(
-                study.config['networks'], study.config['scales'], study.variants, study.config['benchmarks'])
+                study.config['networks'], study.config['scales'], study.variants,
+                benchmarks + [POOLED] * (len(benchmarks) > 1))
             if (row := _build_row(study, finished, network, scale, variant, benchmark)).seeds]
 
 
 def _build_row(study: Study, finished: Finished, network: str, scale: int, variant: str, benchmark: str) -> Row:
     steps = len(study.variants[variant])
-    images, reference = ({seed: finished[name]['scores'][benchmark] for seed in study.config['seeds']
+    images, reference = ({seed: _get_images(finished[name]['scores'], benchmark) for seed in study.config['seeds']
                           if (name := study.get_run_name(of, network, scale, seed, steps)) in finished}
                          for of in (variant, study.baseline))  # seed to image to metrics
     seeds, difference = list(images), None
@@ -68,6 +74,13 @@ def _build_row(study: Study, finished: Finished, network: str, scale: int, varia
         difference = compare_pairs(*pairs)
     scores = {metric: [mean_score(images[seed], metric) for seed in seeds] for metric in METRICS}
     return Row(network, scale, variant, study.count_iterations(steps), benchmark, seeds, scores, difference)
+
+
+def _get_images(scores: Mapping[str, Mapping[str, Any]], benchmark: str) -> Mapping[str, Any]:
+    """Image to metrics."""
+    if benchmark != POOLED:
+        return scores[benchmark]
+    return {f'{name}/{image}': values for name, images in scores.items() for image, values in images.items()}
 
 
 def build_table(rows: Sequence[Row]) -> list[list[str]]:

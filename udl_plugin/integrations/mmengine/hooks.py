@@ -10,7 +10,7 @@ from mmengine.registry import HOOKS
 
 from udl_plugin.archs.build import build_network
 from udl_plugin.checkpoints.mmengine_format import from_mmengine, is_mmengine_checkpoint
-from udl_plugin.checkpoints.state_dict import DEFAULT_KEY, describe_mismatch, match_state_dict
+from udl_plugin.checkpoints.state_dict import DEFAULT_KEY, describe_contradiction, describe_mismatch, match_state_dict
 from udl_plugin.errors import UserError, raise_errors
 from udl_plugin.inference.visualize import swap_red_blue, uncertainty_picture
 from udl_plugin.integrations.mmengine.checkpoints import can_be_resumed
@@ -64,6 +64,9 @@ class NetworkCheckpointHook(Hook):
         content = from_mmengine(checkpoint) if is_mmengine_checkpoint(checkpoint) else checkpoint
         state_dict, found_key, _ = match_state_dict(net, content, runner._load_from, self.param_key or DEFAULT_KEY,
                                                     option='generator')
+        contradiction = describe_contradiction(content.get('network_g'), get_model(runner.model).network_g, 'generator')
+        if contradiction:
+            raise UserError(f"'{runner._load_from}' {contradiction}. Write what it was trained with.")
         runner.logger.info(f'NetworkCheckpointHook: {found_key} of {runner._load_from}')
         checkpoint.pop('ema_state_dict', None)
         checkpoint['state_dict'] = {f'generator.{name}': value for name, value in state_dict.items()}
