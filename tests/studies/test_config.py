@@ -167,6 +167,16 @@ def test_options_of_a_step():
     assert study.get_run_name('fast', 'tiny', 2, 0) == 'tiny_x2_ESU_then_UDL-offset=0-amp=bf16_seed0'
 
 
+def test_long_names_are_cut_and_stay_different():
+    losses = [{'type': 'UDL', 'source': 'gradient', 'criterion': {'type': 'CharbonnierLoss', 'reduction': 'none',
+                                                                 'eps': eps}} for eps in (1.0, 2.0)]
+    variants = {'L1': [{'type': 'L1Loss'}] * 2, **{str(number): [loss, loss] for number, loss in enumerate(losses)}}
+    found = names(Study(study_config(variants=variants), '.'))
+    assert len(set(found)) == 6
+    assert max(map(len, found)) < 150
+    assert all(name.endswith('_seed0') for name in found)
+
+
 def test_one_run_and_teacher():
     joint = {'pixel_opt': {'type': 'JointUDL'}, 'detach_features': True}
     taught = {'type': 'UDL', 'source': 'teacher_residual'}

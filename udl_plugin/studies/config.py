@@ -1,5 +1,6 @@
 """A study's option file: checks it, and expands its variants, networks, scales and seeds into trainings."""
 import copy
+import hashlib
 import itertools
 import os
 import re
@@ -26,6 +27,7 @@ METRICS = {'psnr': ('PSNR-Y (dB)', 3), 'ssim': ('SSIM-Y', 4)}  # name to title a
 PATHS = ('dataroot_gt', 'dataroot_lq', 'meta_info_file')  # options of a dataset
 # added to manual_seed for each step after the first, so that a later step draws other crops
 SEED_OFFSET = 1000
+MAX_LOSSES = 110  # characters in the name of a run
 
 
 # ---- the options of a study. Those of a training that are not listed here are checked with the training's own options
@@ -209,8 +211,13 @@ class Study:
         self.runs = list(runs.values())
 
     def get_run_name(self, variant: str, network: str, scale: int, seed: int, steps: Optional[int] = None) -> str:
-        """The name of a variant's last run, or of its run after so many steps."""
+        """The name of a variant's last run, or of its run after so many steps.
+
+        The losses are cut, with a hash of what they are, where the name would be too long for a file.
+        """
         losses = '_then_'.join(step.name for step in self.variants[variant][:steps])
+        if len(losses) > MAX_LOSSES:
+            losses = f'{losses[:MAX_LOSSES]}-{hashlib.sha256(losses.encode()).hexdigest()[:8]}'
         return re.sub(r'[^\w.=+-]+', '-', f'{network}_x{scale}_{losses}_seed{seed}')
 
     def count_iterations(self, steps: int) -> int:
