@@ -1,4 +1,5 @@
-"""Generates options/train/ and options/test/ from three files in options/: python scripts/make_options.py
+"""Generates options/train/, options/test/ and options/train_udl_one_run.yml from three files in options/:
+python scripts/make_options.py
 
 To change all of them, edit options/train_udl_step1.yml, train_udl_step2.yml or test_udl.yml, or this script; then run
 it. A test checks that they are up to date.
@@ -61,15 +62,33 @@ TITLES = {
 # UDL step 2, {network} x{scale} on DIV2K: trains a copy of step 1's network with an L1 loss that is weighted by the
 # uncertainty of the frozen original. At test time only the copy runs, a plain {plain}.
 """,
+    'udl_one_run': """\
+# UDL in one run, {network} x{scale} on DIV2K, for as many iterations as both steps together: an L1 loss, weighted by
+# the uncertainty of the moment. The variance head learns on the side. At test time only the {plain} runs.
+""",
     'l1': """\
 # The baseline for UDL, {network} x{scale} on DIV2K: plain L1, for as many iterations as both steps together.
 """,
     'test_udl': """\
 # Tests step 2 of {network} x{scale} on the benchmarks. Saves SR images and uncertainty maps to results/.
 """,
+    'test_udl_one_run': """\
+# Tests the one run of {network} x{scale} on the benchmarks. Saves SR images and uncertainty maps to results/.
+""",
     'test_l1': """\
 # Tests the L1 baseline of {network} x{scale} on the benchmarks. Saves SR images to results/.
 """,
+}
+DETACHED = '  detach_features: true  # the head learns from the features and does not shape them\n'
+LOSSES = {  # of trainings without steps
+    'l1': '    type: L1Loss\n    loss_weight: 1.0\n    reduction: mean',
+    'udl_one_run': """\
+    type: JointUDL
+    loss_weight: 1.0
+    reduction: mean
+    img_range: 255  # errors are scaled to 8-bit levels; with 1 the map saturates and the weights are all 1
+    offset: 1.0  # weight of the most certain pixel of each image
+    warmup: 500  # iterations without weights, while the variance head learns""",
 }
 STEP_1, STEP_2, TEST = ('train_udl_step1', 'train_udl_step2', 'test_udl')
 
@@ -86,7 +105,8 @@ def families() -> Iterator[tuple[Path, str]]:
         for scale in scales:
             stem = f'{network}_x{scale}'
             files = [('train', 'udl_step1', STEP_1, 'Var'), ('train', 'udl_step2', STEP_2, 'Two'),
-                     ('test', 'udl', TEST, 'Two')]
+                     ('train', 'udl_one_run', STEP_1, 'Var'), ('test', 'udl', TEST, 'Two'),
+                     ('test', 'udl_one_run', TEST, 'Var')]
             if arch:
                 files += [('train', 'l1', STEP_1, ''), ('test', 'l1', TEST, '')]
             for phase, kind, source, step in files:
@@ -95,12 +115,18 @@ def families() -> Iterator[tuple[Path, str]]:
                 network_type = arch + step if arch else {'Var': 'WithVariance', 'Two': 'TwoStep'}[step]
                 text = (OPTIONS / f'{source}.yml').read_text()
                 text = text[text.index('\nname:') + 1:]
-                text = set_network(text, network_type, options)
+                is_one_run = (phase, kind) == ('train', 'udl_one_run')
+                text = set_network(text, network_type, DETACHED + options if is_one_run else options)
                 text = set_names(text, phase, f'{stem}_{kind}')
+                if phase == 'train' and kind in LOSSES:
+                    text = set_loss(text, LOSSES[kind])
                 if kind == 'l1':
-                    text = set_l1(text)
+                    text = re.sub(r'^  save_uncertainty: .*\n', '', text, flags=re.MULTILINE)
                 text = set_scale(text, scale)
-                yield path, title.format(network=network.replace('_', '-'), scale=scale, plain=arch or network) + text
+                text = title.format(network=network.replace('_', '-'), scale=scale, plain=arch or network) + text
+                yield path, text
+                if is_one_run and stem == 'EDSR_S_x4':
+                    yield OPTIONS / 'train_udl_one_run.yml', text.replace('name: EDSR_S_x4_', 'name: train_')
 
 
 def set_network(text: str, network_type: str, options: str) -> str:
@@ -111,18 +137,17 @@ def set_network(text: str, network_type: str, options: str) -> str:
 
 def set_names(text: str, phase: str, name: str) -> str:
     """Sets the name of the experiment, and that of the experiment whose network it starts from."""
-    before = {'udl_step2': 'udl_step1', 'udl': 'udl_step2', 'l1': 'l1'}
+    before = {'udl_step2': 'udl_step1', 'udl': 'udl_step2'}
     text = re.sub(r'^name: \w+', f'name: {"test_" if phase == "test" else ""}{name}', text, flags=re.MULTILINE)
     network, kind = re.fullmatch(r'(\w+_x\d)_(\w+)', name).groups()
-    return re.sub(r'experiments/\w+/', lambda _: f'experiments/{network}_{before[kind]}/', text)
+    return re.sub(r'experiments/\w+/', lambda _: f'experiments/{network}_{before.get(kind, kind)}/', text)
 
 
-def set_l1(text: str) -> str:
-    loss = '    type: L1Loss\n    loss_weight: 1.0\n    reduction: mean'
-    text = re.sub(r'(?<=^  pixel_opt:\n).*?(?=\n\n)', loss, text, flags=re.MULTILINE | re.DOTALL)
+def set_loss(text: str, loss: str) -> str:
+    """Sets the loss, and the schedule of one training that is as long as both steps."""
+    text = re.sub(r'(?<=^  pixel_opt:\n).*?(?=\n\n)', lambda _: loss, text, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r'milestones: .*', 'milestones: [65000]', text)
-    text = re.sub(r'total_iter: .*', 'total_iter: 130000', text)
-    return re.sub(r'^  save_uncertainty: .*\n', '', text, flags=re.MULTILINE)
+    return re.sub(r'total_iter: .*', 'total_iter: 130000', text)
 
 
 def set_scale(text: str, scale: int) -> str:

@@ -90,7 +90,7 @@ def member(network, scale, kind):
 @pytest.mark.parametrize(('network', 'scale'), FAMILY)
 def test_family(network, scale):
     """Files of one network differ only in what must differ: between scales, and between the kinds of one scale."""
-    for kind in ('udl_step1', 'udl_step2', 'l1', 'test_udl', 'test_l1'):
+    for kind in ('udl_step1', 'udl_step2', 'udl_one_run', 'l1', 'test_udl', 'test_udl_one_run', 'test_l1'):
         other = 2 if scale == 4 else 4
         changed = differences(member(network, scale, kind), member(network, other, kind))
         roots = {key for key in changed if re.fullmatch(r'datasets\.(val|test)\w*\.dataroot_(gt|lq)', key)}
@@ -103,24 +103,27 @@ def test_family(network, scale):
         assert {options[key][-len(f'mod{scale}'):] for key in roots} == {f'mod{scale}', f'icx{scale}'}
         assert options.get('datasets.train.dataroot_lq', f'X{scale}').count(f'X{scale}') == 1
 
-    step1, step2, l1 = (member(network, scale, kind) for kind in ('udl_step1', 'udl_step2', 'l1'))
+    step1, step2, l1, one_run = (member(network, scale, kind) for kind in ('udl_step1', 'udl_step2', 'l1',
+                                                                           'udl_one_run'))
     schedule = {'name', 'network_g.type', 'train.scheduler.milestones', 'train.total_iter', 'train.pixel_opt.type'}
     assert differences(step1, step2) == \
         {*schedule, 'path.pretrain_network_g', 'train.pixel_opt.offset'}
+    assert differences(step1, one_run) == {*schedule, 'network_g.detach_features', 'train.pixel_opt.offset',
+                                           'train.pixel_opt.warmup'} - {'network_g.type'}
     assert differences(step1, l1) == {*schedule, 'train.pixel_opt.img_range', 'val.save_uncertainty'}
     assert differences(*(member(network, scale, kind) for kind in ('test_udl', 'test_l1'))) == \
         {'name', 'network_g.type', 'path.pretrain_network_g', 'val.save_uncertainty'}
-    step1, step2, l1 = (flat(OPTIONS / file) for file in (step1, step2, l1))
-    assert l1['train.total_iter'] == step1['train.total_iter'] + step2['train.total_iter']
+    step1, step2, l1, one_run = (flat(OPTIONS / file) for file in (step1, step2, l1, one_run))
+    assert l1['train.total_iter'] == one_run['train.total_iter'] == step1['train.total_iter'] + step2['train.total_iter']
     assert step2['path.pretrain_network_g'] == f'experiments/{step1["name"]}/models/net_g_latest.pth'
-    for kind, trained in (('test_udl', step2), ('test_l1', l1)):
+    for kind, trained in (('test_udl', step2), ('test_udl_one_run', one_run), ('test_l1', l1)):
         tested = flat(OPTIONS / member(network, scale, kind))
         assert tested['path.pretrain_network_g'] == f'experiments/{trained["name"]}/models/net_g_latest.pth'
         assert tested['network_g.type'] == trained['network_g.type']
 
 
 def test_networks_of_the_family_differ_only_in_the_network():
-    for kind in ('udl_step1', 'udl_step2', 'l1', 'test_udl', 'test_l1'):
+    for kind in ('udl_step1', 'udl_step2', 'udl_one_run', 'l1', 'test_udl', 'test_udl_one_run', 'test_l1'):
         for network in ('EDSR', 'DPDNN'):
             changed = differences(member('EDSR_S', 4, kind), member(network, 4, kind))
             assert {key for key in changed if not key.startswith('network_g.')} <= {'name', 'path.pretrain_network_g'}
@@ -128,7 +131,7 @@ def test_networks_of_the_family_differ_only_in_the_network():
 
 def test_family_has_the_canonical_files():
     for canonical, kind in (('train_udl_step1', 'udl_step1'), ('train_udl_step2', 'udl_step2'),
-                            ('test_udl', 'test_udl')):
+                            ('train_udl_one_run', 'udl_one_run'), ('test_udl', 'test_udl')):
         assert differences(f'{canonical}.yml', member('EDSR_S', 4, kind)) <= {'name', 'path.pretrain_network_g'}
 
 
@@ -137,7 +140,8 @@ def test_family_is_what_the_script_writes():
     make_options = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make_options)
     made = dict(make_options.families())
-    assert {*OPTIONS.glob('train/**/*.yml'), *OPTIONS.glob('test/**/*.yml')} == made.keys()
+    assert {OPTIONS / 'train_udl_one_run.yml', *OPTIONS.glob('train/**/*.yml'), *OPTIONS.glob('test/**/*.yml')} == \
+        made.keys()
     for path, text in made.items():
         assert path.read_text() == text, f'{path}: run python scripts/make_options.py'
 

@@ -273,6 +273,7 @@ def test_config(path, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(('name', 'source'), [
     ('edsr_s_x4_udl_step1', 'train_udl_step1'), ('edsr_s_x4_udl_step2', 'train_udl_step2'),
+    ('edsr_s_x4_udl_one_run', 'train_udl_one_run'),
     ('demo_udl_step1', 'demo/train_udl_step1'), ('demo_udl_step2', 'demo/train_udl_step2')])
 def test_configs_agree_with_option_files(name, source):
     cfg = Config.fromfile(OPTIONS / 'mmengine' / f'{name}.py')
