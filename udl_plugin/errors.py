@@ -4,12 +4,15 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import os
+import re
 import reprlib
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar('T', bound=type)
+NOT_OF_USERS = re.compile(r'^<|[/\\](site-packages|lib[/\\]python[\d.]+)[/\\]')  # files of other code
 
 
 class UserError(ValueError):
@@ -54,10 +57,11 @@ def truncate_repr(value: Any, limit: int = 80) -> str:
 
 
 def describe_exception(err: BaseException) -> str:
-    """Returns type, message and line of an exception in a user's code: `KeyError: 'x' (mynet.py, line 3)`."""
-    frame = traceback.extract_tb(err.__traceback__)[-1]
-    message = ' '.join(str(err).split())
-    return f'{type(err).__name__}: {message} ({frame.filename}, line {frame.lineno})'
+    """Returns type and message of an exception, and where in a user's code: `KeyError: 'x' (mynet.py, line 3)`."""
+    message = f'{type(err).__name__}: {" ".join(str(err).split())}'
+    frames = [frame for frame in traceback.extract_tb(err.__traceback__)
+              if not NOT_OF_USERS.search(frame.filename) and not frame.filename.startswith(os.path.dirname(__file__))]
+    return f'{message} ({frames[-1].filename}, line {frames[-1].lineno})' if frames else message
 
 
 def did_you_mean(name: Any, known: Iterable[str]) -> str:
@@ -80,8 +84,9 @@ def lookup_class(registry: Any, name: Any, where: str = '') -> Any:
     for registered in (str(name), f'{name}_basicsr'):  # as the registry's own `get` does
         if registered in registry:
             return registry.get(registered)
-    hint = '' if isinstance(registry, Mapping) else \
-        ' If it is a class of your own, name its module: imports: [MODULE] in the yml, or --import MODULE.'
+    hint = '' if isinstance(registry, Mapping) else (
+        f' If it is a class of your own, decorate it with @{registry._name.upper()}_REGISTRY.register() and name its '
+        'module: imports: [MODULE] in the yml, or --import MODULE.')
     raise UserError(f"{where}there is no '{name}'{did_you_mean(name, registry.keys())}.{hint}")
 
 

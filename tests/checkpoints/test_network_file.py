@@ -344,7 +344,7 @@ def test_network_of_an_own_module(tmp_path, monkeypatch):
     monkeypatch.setattr(user_imports, '_imported', ['own_module.py'])
     save_checkpoint('x.pth', {'params': build_network(CONFIGS[0]).state_dict()}, {'type': 'OwnNet'})
     with pytest.raises(UserError, match=r"'x.pth': .*there is no 'OwnNet'.* It was trained with imports: "
-                                        r"\['own_module.py'\]; pass those that you trust with --import."):
+                                        r"\['own_module.py'\]; pass those that you trust with --import .in Python"):
         load_network_file('x.pth')
     assert not (tmp_path / 'imported').exists()
     save_checkpoint('x.pth', {'params': build_network(CONFIGS[0]).state_dict()}, CONFIGS[0])

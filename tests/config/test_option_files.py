@@ -114,7 +114,8 @@ def test_family(network, scale):
     assert differences(*(member(network, scale, kind) for kind in ('test_udl', 'test_l1'))) == \
         {'name', 'network_g.type', 'path.pretrain_network_g', 'val.save_uncertainty'}
     step1, step2, l1, one_run = (flat(OPTIONS / file) for file in (step1, step2, l1, one_run))
-    assert l1['train.total_iter'] == one_run['train.total_iter'] == step1['train.total_iter'] + step2['train.total_iter']
+    both = step1['train.total_iter'] + step2['train.total_iter']
+    assert l1['train.total_iter'] == one_run['train.total_iter'] == both
     assert step2['path.pretrain_network_g'] == f'experiments/{step1["name"]}/models/net_g_latest.pth'
     for kind, trained in (('test_udl', step2), ('test_udl_one_run', one_run), ('test_l1', l1)):
         tested = flat(OPTIONS / member(network, scale, kind))

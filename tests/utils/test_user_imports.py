@@ -6,6 +6,7 @@ from basicsr.utils import registry as registries
 from conftest import ROOT
 
 from udl_plugin.errors import UserError
+from udl_plugin.utils import user_imports
 from udl_plugin.utils.user_imports import import_user_modules
 
 ARCH = """
@@ -23,6 +24,7 @@ def folder(tmp_path, monkeypatch):
     """The current folder; what is imported and registered from it is forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'path', sys.path[:])
+    monkeypatch.setattr(user_imports, '_imported', [])
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:
@@ -61,6 +63,14 @@ def test_package_laid_out_like_basicsr(folder):
     assert 'OwnLoss' in registries.LOSS_REGISTRY
 
 
+@pytest.mark.parametrize('name', ['sub/own_pkg', 'sub/own_pkg/', './sub/own_pkg', '../{}/sub/own_pkg'])
+def test_folder_of_a_package(folder, name):
+    write(folder / 'sub/own_pkg/__init__.py', 'from .own_net import OwnNet')
+    write(folder / 'sub/own_pkg/own_net.py', ARCH.format(name='OwnNet'))
+    import_user_modules([name.format(folder.name)])
+    assert 'OwnNet' in registries.ARCH_REGISTRY
+
+
 @pytest.mark.parametrize(('name', 'message'), [
     ('own_net', "imports: there is no module 'own_net', neither in .* nor among the installed packages"),
     ('own_pkg.archs', "imports: there is no module 'own_pkg.archs'"),
@@ -69,7 +79,7 @@ def test_package_laid_out_like_basicsr(folder):
     ('broken', r"imports: 'broken' cannot be imported: ZeroDivisionError: division by zero \(.*broken.py, line 2\)"),
     ('exits', "imports: 'exits' cannot be imported: SystemExit: 3"),
     ('requires', "'requires' cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
-    ('json.py', "imports: 'json.py': the module name json is taken by .*json/__init__.py. Rename the file."),
+    ('json.py', "imports: 'json.py': the module name json is taken by .*json/__init__.py. Rename yours."),
     ('edsr', r"'edsr' cannot be imported: AssertionError: An object named 'EDSR' was already registered"),
 ])
 def test_error_is_one_line(folder, name, message):

@@ -14,7 +14,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
 from udl_plugin.archs.outputs import get_sr_image
-from udl_plugin.errors import UserError, lookup_class
+from udl_plugin.errors import UserError, describe_exception, lookup_class
 
 # heights of the probe image, tried in turn: some networks need more than a few pixels, SwinIR multiples of its window
 PROBE_HEIGHTS = (8, 16, 56, 64, 128)
@@ -62,8 +62,8 @@ def build_network(network_g: Mapping[str, Any]) -> nn.Module:
     except UserError:
         raise
     except Exception as err:  # a string for a number, a negative size: each network fails in its own way
-        raise UserError(f'type: {network_g["type"]}: cannot be built with these options ({type(err).__name__}: {err}): '
-                        f'{dict(network_g)}.') from err
+        raise UserError(f'type: {network_g["type"]}: cannot be built with these options '
+                        f'({describe_exception(err)}): {dict(network_g)}.') from err
 
 
 def build_backbone(backbone: Any) -> nn.Module:
@@ -115,8 +115,9 @@ def probe_shapes(net: nn.Module, min_height: int = 0) -> tuple[tuple[int, ...], 
         net.train(was_training)
     if isinstance(first_error, UserError):
         raise UserError(f'{type(net).__name__}: {first_error}') from first_error
+    assert first_error is not None  # otherwise it has returned
     raise UserError(f'{type(net).__name__} cannot be run on a small image of 3 channels or 1 '
-                    f'({type(first_error).__name__}: {first_error}).') from first_error
+                    f'({describe_exception(first_error)}).') from first_error
 
 
 @dataclass

@@ -48,7 +48,7 @@ class WithVariance(nn.Module):
         self.backbone = build_backbone(backbone)
         layer = find_feature_layer(self.backbone, features)
         self.backbone.get_submodule(layer.module).register_forward_pre_hook(capture_hook)
-        self.calls, self.scale = layer.calls, layer.scale
+        self.calls, self.scale, self.feature_layer = layer.calls, layer.scale, layer
         self.var_conv = VarianceHead(layer.num_feat, layer.num_out_ch, layer.upscale)
 
     def forward(self, x: Tensor, return_log_var: bool = False) -> Tensor | tuple[Tensor, Tensor]:

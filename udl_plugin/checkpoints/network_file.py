@@ -146,7 +146,8 @@ def _import_hint(declared: Any, imports: Any) -> str:
     base = base_config(declared) if isinstance(declared, dict) else {}
     if not imports or 'type' not in base or base['type'] in ARCH_REGISTRY:
         return ''
-    return f' It was trained with imports: {truncate_repr(imports)}; pass those that you trust with --import.'
+    return (f' It was trained with imports: {truncate_repr(imports)}; pass those that you trust with --import (in '
+            'Python, import them first).')
 
 
 def _load(path: PathLike) -> tuple[Any, dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from udl_plugin.errors import UserError, check_kwargs, lookup_class
+from udl_plugin.errors import UserError, check_kwargs, describe_exception, lookup_class
 
 
 def describe_loss(value: Any) -> str:
@@ -40,8 +40,8 @@ def build_loss(loss_opt: Mapping[str, Any], where: str = '') -> Any:
     except UserError as err:
         raise UserError(f'{where}{err}') from err
     except Exception as err:  # losses of BasicSR and of users fail in their own ways
-        raise UserError(f'{where}type: {cls.__name__}: cannot be built with these options ({type(err).__name__}: '
-                        f'{err}): {options}.') from err
+        raise UserError(f'{where}type: {cls.__name__}: cannot be built with these options '
+                        f'({describe_exception(err)}): {options}.') from err
     if not isinstance(loss, nn.Module):
         raise UserError(f'{where}type: {cls.__name__}: must be a class of torch.nn.Module, as losses of BasicSR are.')
     return loss

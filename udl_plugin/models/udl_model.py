@@ -124,6 +124,10 @@ class UDLModel(SRModel):
     def init_training_settings(self) -> None:
         super().init_training_settings()
         net, train_opt = self.get_bare_model(self.net_g), self.opt['train']
+        layer = getattr(getattr(net, 'var_net', net), 'feature_layer', None)
+        if layer:
+            get_root_logger().info(f'Variance head: takes the {layer.num_feat} channels that enter {layer.module}, at '
+                                   f'1/{layer.upscale} of the size of the SR image.')
         if isinstance(net, TwoStep):
             check_map_fingerprint(self.opt, net.var_net.state_dict())
         if self.ema_decay > 0:

@@ -20,7 +20,7 @@ from udl_plugin.config.value_types import Count, CountOrNone, FileName, Flag, It
 from udl_plugin.config.yaml_loader import read_yml
 from udl_plugin.errors import UserError, UserErrors, did_you_mean, raise_errors
 from udl_plugin.losses.build import build_loss
-from udl_plugin.utils.user_imports import get_imports, import_user_modules
+from udl_plugin.utils.user_imports import get_imports, import_user_modules, is_path
 
 Config = dict[str, Any]
 METRICS = {'psnr': ('PSNR-Y (dB)', 3), 'ssim': ('SSIM-Y', 4)}  # name to title and digits
@@ -282,7 +282,7 @@ class Study:
                 'logger': {**LogOptions(**(self.config.get('logger') or {})).model_dump(), 'use_tb_logger': True},
             }
             if self.config.get('imports'):
-                opt['imports'] = [self._make_relative(name) if name.endswith('.py') else name
+                opt['imports'] = [self._make_relative(name) if is_path(name) else name
                                   for name in self.config['imports']]
             opt['datasets']['val'] = self.get_benchmark(self.config['val']['benchmark'], scale)
             if step.taught:

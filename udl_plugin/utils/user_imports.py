@@ -29,7 +29,8 @@ def get_imports(options: Mapping[str, Any]) -> list[str]:
     """
     names = options.get('imports') or []
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise UserError(f'imports: {truncate_repr(names)} must be a list of modules or .py files: [mynet].')
+        raise UserError(f'imports: {truncate_repr(names)} must be a list of modules, packages or .py files: '
+                        f'[{names if isinstance(names, str) else "mynet"}].')
     return names
 
 
@@ -37,8 +38,8 @@ def import_user_modules(names: Iterable[str], where: str = 'imports') -> None:
     """Imports modules, so that what they register in BasicSR's registries can be named in a yml.
 
     Args:
-        names: Each a module or package, searched in the current folder first, or the path of a `.py` file. Of a
-            package, the modules in its folders of `FOLDERS` are imported too.
+        names: Each a module or package, searched in the current folder first, or the path of a `.py` file or of a
+            package's folder. Of a package, the modules in its folders of `FOLDERS` are imported too.
         where: Prefix of error messages: the option that gave the names.
 
     Raises:
@@ -60,28 +61,34 @@ def get_imported() -> list[str]:
     return list(_imported)
 
 
+def is_path(name: str) -> bool:
+    """Whether a name is the path of a file or of a package's folder, not a module to be searched."""
+    return name.endswith('.py') or '/' in name or os.sep in name
+
+
 def _import(name: str) -> None:
-    is_file = name.endswith('.py')
+    is_file, is_folder = name.endswith('.py'), is_path(name) and os.path.isdir(name)
     if is_file and not Path(name).is_file():
-        raise UserError(f"there is no file '{name}'.")
-    folder = os.path.abspath(os.path.dirname(name) if is_file else '')
+        raise UserError(f"there is no file '{name}' (seen from {os.path.abspath('.')}).")
+    folder = os.path.abspath('' if not is_path(name) else os.path.dirname(os.path.abspath(name)))
     if folder not in sys.path:
         sys.path.insert(0, folder)  # also for processes that are spawned: they import what they are sent by name
     importlib.invalidate_caches()
-    module_name = Path(name).stem if is_file else name
+    module_name = Path(name).stem if is_file else os.path.basename(os.path.abspath(name)) if is_folder else name
     if not is_file and not _exists(module_name):
         raise UserError(f"there is no module '{name}', neither in {folder} nor among the installed packages. Write the "
-                        'name of a module or package, or the path of a .py file.')
+                        'name of a module or package, or the path of a .py file or of a package.')
     module = importlib.import_module(module_name)
-    if is_file and not os.path.samefile(module.__file__ or '', name):
-        raise UserError(f"'{name}': the module name {module_name} is taken by {module.__file__}. Rename the file.")
+    found = os.path.dirname(module.__file__ or '') if is_folder else module.__file__ or ''
+    if (is_file or is_folder) and not os.path.samefile(found or '.', name):
+        raise UserError(f"'{name}': the module name {module_name} is taken by {module.__file__}. Rename yours.")
     for subfolder, ending in FOLDERS.items() if hasattr(module, '__path__') else ():
         if not _exists(f'{module_name}.{subfolder}'):
             continue
         package = importlib.import_module(f'{module_name}.{subfolder}')
-        for found in pkgutil.iter_modules(getattr(package, '__path__', ())):
-            if found.name.endswith(ending):
-                importlib.import_module(f'{package.__name__}.{found.name}')
+        for submodule in pkgutil.iter_modules(getattr(package, '__path__', ())):
+            if submodule.name.endswith(ending):
+                importlib.import_module(f'{package.__name__}.{submodule.name}')
 
 
 def _exists(name: str) -> bool:
