@@ -16,7 +16,7 @@ from conftest import TINY, study_config
 
 from udl_plugin.cli.study import main
 from udl_plugin.errors import UserError
-from udl_plugin.studies.config import read_study
+from udl_plugin.studies.config import MAP_METRICS, read_study
 from udl_plugin.studies.runner import run_study
 from udl_plugin.utils.atomic_io import exclusive_lock
 
@@ -38,18 +38,24 @@ def write_study(folder, **changes):
 
 def test_study_from_nothing_to_report(folder, capsys):
     cached = {'pixel_opt': UDL, 'cached_maps': True, 'channels_last': True, 'ema_decay': 0.5}
-    variants = {'L1': [L1, L1], 'UDL': [ESU, UDL], 'cached': [ESU, cached]}
+    joint = {'pixel_opt': {'type': 'JointUDL', 'warmup': 1}, 'detach_features': True}
+    taught = {**UDL, 'source': 'teacher_residual', 'scaling': 'log'}
+    variants = {'L1': [L1, L1], 'UDL': [ESU, UDL], 'cached': [ESU, cached], 'joint': [joint], 'taught': [L1, taught]}
     results = write_study(folder, variants=variants)
     assert main(['tiny.yml', '--jobs', '2']) == 0
-    assert '5 trainings, 5 to do, in results' in capsys.readouterr().out
+    assert '7 trainings, 7 to do, in results' in capsys.readouterr().out
     assert {path.name for path in results.iterdir() if path.name != 'maps'} == {
         'options', 'experiments', 'logs', 'tb_logger', 'scores', 'tiny.md', 'tiny.csv', 'tiny_images.csv',
         'tiny_differences.png', 'tiny_curves.png', 'tiny.html'}
     scores = {path.stem: json.loads(path.read_text()) for path in (results / 'scores').iterdir()}
-    assert len(scores) == 5
+    assert len(scores) == 7
     udl = scores['tiny_x2_ESU_then_UDL_seed0']
     psnr, ssim = (udl['scores']['astronaut']['astronaut'][metric] for metric in ('psnr', 'ssim'))
     assert f'| UDL | 10 | 1 | {psnr:.3f} | {ssim:.4f} |' in (results / 'tiny.md').read_text()
+    maps = {name: {*one['maps']['astronaut'].get('astronaut', {})} for name, one in scores.items()}
+    assert {name for name in maps if maps[name]} == {name for name in maps if 'ESU' in name or 'Joint' in name}
+    assert {metric for rated in maps.values() for metric in rated} == set(MAP_METRICS)
+    assert '| joint | 4 | 1 |' in (results / 'tiny.md').read_text().partition('Uncertainty maps, tiny, x2')[2]
     assert set(udl['curve']) == {'2', '4', '6'}
     assert udl['curve']['6'] == pytest.approx(psnr, abs=1e-4)
 
@@ -80,7 +86,7 @@ def test_study_from_nothing_to_report(folder, capsys):
     # a second time, nothing is trained and nothing changes
     before = {path: path.read_bytes() for path in results.rglob('*') if path.is_file()}
     assert main(['tiny.yml', '--jobs', '2']) == 0
-    assert '5 trainings, 0 to do' in capsys.readouterr().out
+    assert '7 trainings, 0 to do' in capsys.readouterr().out
     assert {path: path.read_bytes() for path in results.rglob('*') if path.is_file()} == before
 
     # other options do not mix with these

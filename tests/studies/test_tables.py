@@ -10,10 +10,18 @@ import pytest
 from conftest import study_config
 from scipy.stats import t
 
-from udl_plugin.studies.config import Study
+from udl_plugin.studies.config import MAP_METRICS, Study
 from udl_plugin.studies.report import markdown_table
 from udl_plugin.studies.significance import Difference, format_mean
-from udl_plugin.studies.tables import POOLED, build_report, build_rows, build_table, draw_curves, read_scores
+from udl_plugin.studies.tables import (
+    POOLED,
+    build_map_table,
+    build_report,
+    build_rows,
+    build_table,
+    draw_curves,
+    read_scores,
+)
 
 
 @pytest.fixture
@@ -138,6 +146,19 @@ def test_table_and_files(study):
     assert len(images) == 4 * 3 * 3
     for name in ('tiny_differences.png', 'tiny_curves.png'):
         assert cv2.imdecode(np.frombuffer(files[name], np.uint8), cv2.IMREAD_COLOR) is not None
+
+
+def test_maps_are_rated_over_all_images(study):
+    for path in (study.folder / 'scores').glob('*ESU*.json'):
+        content = json.loads(path.read_text())
+        seed = int(path.stem[-1])
+        content['maps'] = {'astronaut': {'astronaut': dict.fromkeys(MAP_METRICS, 0.1 * seed)},
+                           'Set2': {'one': dict.fromkeys(MAP_METRICS, 0.4), 'two': dict.fromkeys(MAP_METRICS, 0.5)}}
+        path.write_text(json.dumps(content))
+    table = build_map_table(study, read_scores(study), 'tiny', 2)
+    assert [row[0] for row in table] == ['', 'UDL', 'half']
+    assert table[1][1:4] == ['10', '3', '0.333 ± 0.033']
+    assert markdown_table(table) in build_report(study).files['tiny.md']
 
 
 def test_nothing_finished(study):

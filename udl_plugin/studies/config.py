@@ -24,6 +24,9 @@ from udl_plugin.utils.user_imports import get_imports, import_user_modules, is_p
 
 Config = dict[str, Any]
 METRICS = {'psnr': ('PSNR-Y (dB)', 3), 'ssim': ('SSIM-Y', 4)}  # name to title and digits
+# of uncertainty maps: name in BasicSR's registry, title, digits
+MAP_METRICS = {'calculate_map_ause': ('AUSE', 3), 'calculate_map_calibration': ('calibration error', 3),
+               'calculate_map_spearman': ('Spearman', 3), 'calculate_map_sparsity': ('sparsity (Gini)', 3)}
 PATHS = ('dataroot_gt', 'dataroot_lq', 'meta_info_file')  # options of a dataset
 # added to manual_seed for each step after the first, so that a later step draws other crops
 SEED_OFFSET = 1000

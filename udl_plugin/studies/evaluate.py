@@ -15,7 +15,7 @@ from basicsr.utils import tensor2img
 
 from udl_plugin.checkpoints.state_dict import DEFAULT_KEY
 from udl_plugin.data.checked_dataset import CheckedDataset
-from udl_plugin.studies.config import Config, build_metrics
+from udl_plugin.studies.config import MAP_METRICS, Config, build_metrics
 from udl_plugin.utils.imresize import imresize
 
 Scores = dict[str, dict[str, dict[str, float]]]  # benchmark to image to metric
@@ -40,6 +40,16 @@ class ImageResult(NamedTuple):
         """`psnr` (dB) and `ssim` on Y, with `scale` pixels of border cropped."""
         images = {'img': self.sr, 'img2': self.gt}
         return {name: float(calculate_metric(images, opt)) for name, opt in build_metrics(scale).items()}
+
+    def compute_map_scores(self, scale: int, loss: str) -> dict[str, float]:
+        """The `MAP_METRICS` of `log_var`, with `scale` pixels of border cropped.
+
+        Args:
+            loss: That the map was trained with, such as `ESU`.
+        """
+        images = {'img': self.sr, 'img2': self.gt, 'log_var': self.log_var}
+        return {name: float(calculate_metric(images, {'type': name, 'crop_border': scale, **(
+            {'loss': loss} if name == 'calculate_map_calibration' else {})})) for name in MAP_METRICS}
 
 
 def evaluate(opt: Config, benchmarks: Iterable[Config], uncertainty: bool = False) -> Iterator[ImageResult]:

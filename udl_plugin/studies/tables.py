@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from udl_plugin.studies.config import METRICS, Study
+from udl_plugin.studies.config import MAP_METRICS, METRICS, Study
 from udl_plugin.studies.evaluate import list_scores, mean_score
 from udl_plugin.studies.report import Report, encode_figure, markdown_table, new_figure, to_csv
 from udl_plugin.studies.significance import Difference, compare_pairs, format_mean
@@ -97,6 +97,20 @@ def build_table(rows: Sequence[Row]) -> list[list[str]]:
     return [header, *cells.values()]
 
 
+def build_map_table(study: Study, finished: Finished, network: str, scale: int) -> list[list[str]]:
+    """Cells of the table of the uncertainty maps of one network and scale: means over all images, of each variant."""
+    table = [['', 'iterations', 'seeds', *(title for title, _ in MAP_METRICS.values())]]
+    for variant, steps in study.variants.items():
+        names = [study.get_run_name(variant, network, scale, seed) for seed in study.config['seeds']]
+        images = [_get_images(finished[name].get('maps', {}), POOLED) for name in names if name in finished]
+        images = [one for one in images if one]
+        if images:
+            table.append([variant, str(study.count_iterations(len(steps))), str(len(images)), *(
+                format_mean([mean_score(one, metric) for one in images], digits)
+                for metric, (_, digits) in MAP_METRICS.items())])
+    return table
+
+
 def images_csv(study: Study, finished: Finished) -> str:
     """Every image of every finished run."""
     lines: list[tuple[Any, ...]] = [
@@ -132,6 +146,10 @@ def build_report(study: Study) -> Report:
     report = Report(f'Study: {study.name}')
     report.add_text(_describe(study, finished))
     tables = {f'{network}, x{scale}': build_table(group) for (network, scale), group in groups.items()}
+    for network, scale in groups:
+        maps = build_map_table(study, finished, network, scale)
+        if len(maps) > 1:
+            tables[f'Uncertainty maps, {network}, x{scale}, all images'] = maps
     for title, table in tables.items():
         report.add_heading(title)
         report.add_table(table)

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import yaml
 
+from udl_plugin.archs.wrapping import network_stage
+from udl_plugin.checkpoints.safe_load import load_checkpoint
+from udl_plugin.checkpoints.state_dict import get_uncertainty_loss, read_state_dict
 from udl_plugin.inference.cost import machine
 from udl_plugin.studies.config import Config
 from udl_plugin.studies.evaluate import Scores, build_test_opt, evaluate
@@ -39,10 +42,10 @@ def main() -> int:
         status = run.main(True, ['-opt', str(yml), '--auto_resume'])
         if status:
             return status
-    scores = score(opt, json.loads(Path('options', f'{name}.benchmarks.json').read_text()))
+    scores, maps = score(opt, json.loads(Path('options', f'{name}.benchmarks.json').read_text()))
     curve = read_curve(curves, opt['datasets']['val']['name'], opt['train']['total_iter'])
     atomic_write(Path('scores', f'{name}.json'), json.dumps(
-        {'seconds': read_seconds(experiment), 'machine': machine(), 'scores': scores, 'curve': curve},
+        {'seconds': read_seconds(experiment), 'machine': machine(), 'scores': scores, 'maps': maps, 'curve': curve},
         indent=1).encode())
     shutil.rmtree(experiment / 'training_states')  # large, and only needed to resume
     for path in experiment.glob('models/net_g_[0-9]*.pth'):
@@ -61,13 +64,19 @@ def write_maps(opt: Config) -> None:
                             force=True)  # one may have been killed here
 
 
-def score(opt: Config, benchmarks: list[Config]) -> Scores:
-    """The scores of a finished run."""
+def score(opt: Config, benchmarks: list[Config]) -> tuple[Scores, Scores]:
+    """The scores of a finished run, and those of its uncertainty maps; without a map, of no image."""
     path = {'pretrain_network_g': f'experiments/{opt["name"]}/models/net_g_latest.pth'}
+    content = load_checkpoint(path['pretrain_network_g'])
+    has_map = network_stage(read_state_dict(path['pretrain_network_g'])[0]) != 'plain'
     scores: Scores = {benchmark['name']: {} for benchmark in benchmarks}
-    for image in evaluate(build_test_opt(opt['name'], opt['network_g'], path, opt['scale']), benchmarks):
+    maps: Scores = {benchmark['name']: {} for benchmark in benchmarks}
+    for image in evaluate(build_test_opt(opt['name'], opt['network_g'], path, opt['scale']), benchmarks, has_map):
         scores[image.benchmark][image.name] = image.compute_scores(opt['scale'])
-    return scores
+        if has_map:
+            maps[image.benchmark][image.name] = image.compute_map_scores(
+                opt['scale'], get_uncertainty_loss(content) or 'ESU')
+    return scores, maps
 
 
 def read_seconds(experiment: Path) -> float:
