@@ -213,7 +213,8 @@ def test_maps_that_nothing_reads():
 
 
 @pytest.mark.parametrize('changes', [
-    {'train': {'pixel_opt': {'type': 'ESU'}}}, {'train': {'pixel_opt': {'type': 'L1Loss'}}}, {'train': {}},
+    {'train': {'pixel_opt': {'type': 'ESU'}}}, {'train': {'pixel_opt': {'type': 'JointUDL'}}},
+    {'train': {'pixel_opt': {'type': 'L1Loss'}}}, {'train': {}},
     {'train': {'pixel_opt': {'type': 'UDL', 'source': 'gradient'}}},
     {'train': {'pixel_opt': {'type': 'L1Loss'}}, 'model_type': 'SRModel'},
 ])

@@ -161,6 +161,20 @@ def test_same_losses_and_weights_as_basicsr(tmp_path, step1, step, network, loss
         assert torch.allclose(weights[name], value, atol=1e-5), name
 
 
+def test_teacher(step1):
+    """Gives the weights, and is in no state dict."""
+    model = UDLRestorer({'type': 'EDSR', **TINY}, {'type': 'UDL', 'source': 'teacher_error'}, teacher={'path': step1})
+    pair = Batches()[0]
+    lq, gt = pair['inputs'][None], pair['data_samples']['gt'][None]
+    with torch.no_grad():
+        error = 255 * (gt - load_network_file(step1).base().build()(lq)).abs()
+        expected = ((error - error.amin((2, 3), keepdim=True) + 1) * 255 * (gt - model(lq)).abs()).mean()
+    torch.testing.assert_close(model(lq, {'gt': gt}, mode='loss')['loss_pix'].detach(), expected)
+    assert {name.split('.')[0] for name in model.state_dict()} == {'generator'}
+    with pytest.raises(UserError, match='pixel_loss: UDL requires teacher_sr, .* mmengine: teacher of the model'):
+        UDLRestorer({'type': 'EDSR', **TINY}, {'type': 'UDL', 'source': 'teacher_residual'})
+
+
 def test_accumulated_batches(tmp_path, trained):
     """The changes that docs/scaling.md lists give the same training with batches of half the size."""
     states = []
@@ -271,7 +285,8 @@ def maps(tmp_path):
 
 @pytest.mark.parametrize(('network', 'loss', 'seed', 'message'), [
     ('EDSRTwo', 'UDL', 2, r"maps\.lmdb' are not of the generator's frozen network, but of .*1\.pth"),
-    ('EDSRVar', 'ESU', 1, r"ESU does not weight by the maps in '.*maps\.lmdb'"), ('EDSRTwo', 'UDL', 1, None)])
+    ('EDSRVar', 'ESU', 1, r"ESU does not weight by the maps in '.*maps\.lmdb'"),
+    ('EDSRVar', 'JointUDL', 1, r"JointUDL does not weight by the maps in '.*maps\.lmdb'"), ('EDSRTwo', 'UDL', 1, None)])
 def test_cached_maps(tmp_path, maps, network, loss, seed, message):
     runner = make_runner(tmp_path, network, loss, tmp_path / f'{seed}.pth')
     runner._train_dataloader.update(dataset=maps, sampler={'type': 'InfiniteSampler'})  # no pause between epochs

@@ -34,7 +34,8 @@ class WithVariance(nn.Module):
             first layer that enlarges features (of a convolution and a pixel shuffle, the convolution), or the last
             convolution if none does. Layers that take the image itself, such as a global skip, do not count.
         detach_features: Stop the head's gradient at the features: the head learns from them and does not shape them.
-            For `JointUDL`, which then trains the backbone with its L1 term alone.
+            For `JointUDL`, which then trains the backbone with its L1 term alone. In training it learns from a quarter
+            of the images of a batch.
 
     Raises:
         UserError: an unknown option or type, a backbone that cannot run, features that cannot be found.

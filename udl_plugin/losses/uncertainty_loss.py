@@ -141,8 +141,8 @@ class UDL(_UncertaintyLoss):
         loss_weight, reduction, img_range: See `_UncertaintyLoss`.
         offset: 1 as in the authors' released code, 0 as in the paper.
         source: Map that gives the weights: `log_var`; `error`, the frozen network's absolute error; `gradient`, the
-            gradient magnitude of the ground truth; or of `path.pretrain_network_teacher`, which any base network can
-            be: `teacher_error`, its absolute error, or `teacher_residual`, what it adds to bicubic upsampling.
+            gradient magnitude of the ground truth; or of another network, `train.teacher`: `teacher_error`, its
+            absolute error, or `teacher_residual`, what it adds to bicubic upsampling.
         scaling: `linear`, `log`, `exp` (of log_var only), `sqrt`, `minmax`, or `none` for plain L1.
         criterion: The loss of each pixel that is weighted, in place of `|e|`: options of a registered loss with
             `reduction: none`. It is called with SR image and ground truth in 8-bit levels.
