@@ -165,10 +165,10 @@ def test_detached_head(network_g):
 
 
 @pytest.mark.parametrize('dtype', [None, torch.bfloat16], ids=str)
-def test_detached_head_learns_from_a_quarter_of_the_images(dtype):
+def test_detached_head_learns_from_half_of_the_images(dtype):
     net = WithVariance(EDSR_X2, detach_features=True)
     lq, gradients = torch.rand(6, 3, 8, 8), []
-    for part in (slice(None), slice(2), slice(2, None)):
+    for part in (slice(None), slice(3), slice(3, None)):
         with torch.autocast('cpu', dtype, enabled=dtype is not None):
             log_var = net(lq, return_log_var=True)[1]
         net.zero_grad()

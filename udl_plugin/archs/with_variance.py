@@ -16,7 +16,7 @@ from udl_plugin.archs.wrapping import HEAD, HEAD_OPTIONS
 from udl_plugin.errors import check_kwargs, reject_unknown_kwargs
 
 T = TypeVar('T', bound=type)
-LEARNING_SHARE = 4  # a detached head learns from one of so many images of a batch, and costs half as much
+LEARNING_SHARE = 2  # a detached head learns from one of so many images of a batch, and costs two thirds
 
 
 @reject_unknown_kwargs
@@ -34,7 +34,7 @@ class WithVariance(nn.Module):
             first layer that enlarges features (of a convolution and a pixel shuffle, the convolution), or the last
             convolution if none does. Layers that take the image itself, such as a global skip, do not count.
         detach_features: Stop the head's gradient at the features: the head learns from them and does not shape them.
-            For `JointUDL`, which then trains the backbone with its L1 term alone. In training it learns from a quarter
+            For `JointUDL`, which then trains the backbone with its L1 term alone. In training it learns from half
             of the images of a batch.
 
     Raises:
