@@ -20,7 +20,7 @@ FILES = {
     **{f'photos/photos{end}': f'photos{end}' for end in ('.md', '.csv', '_differences.png', '_curves.png')},
     'photos/photos_weighting.md': 'photos_weighting.md', 'photos/photos_sources.md': 'photos_sources.md',
     **{f'photos/photos_variants{end}': f'photos_variants{end}' for end in ('.md', '.csv', '_differences.png')},
-    **{f'one_run/one_run{end}': f'one_run{end}' for end in ('.md', '.csv', '_differences.png')},
+    **{f'one_run/one_run{end}': f'one_run{end}' for end in ('.md', '.csv')},
     'maps/table.md': 'maps.md', 'maps/sparsification_Set14.png': 'maps_sparsification_Set14.png',
     'networks/table.md': 'networks.md',
     'photos/photos_speed.md': 'photos_speed.md',
