@@ -76,13 +76,14 @@ class BenchmarkNet(EDSR):
 def test_rows(benchmark):
     """All methods at all speeds; they train."""
     rows = benchmark.list_steps('tiny')
-    assert len(rows) == 20
+    assert len(rows) == 24
     assert benchmark.REFERENCE in rows
     batch = benchmark.build_batch((2, 8))
-    for row in ('plain, L1, float32', 'step 2, bf16, channels_last', 'step 2, cached maps, bf16'):
+    for row in ('plain, L1, float32', 'one run (JointUDL), float32', 'step 2, bf16, channels_last',
+                'step 2, cached maps, bf16'):
         rows[row]()(batch)
-    assert len(benchmark.list_steps('DPDNN')) == 14
-    assert len(benchmark.list_steps('tiny', compiled=True)) == 24
+    assert len(benchmark.list_steps('DPDNN')) == 17
+    assert len(benchmark.list_steps('tiny', compiled=True)) == 29
 
 
 def test_ratios_are_of_the_same_round(benchmark):
