@@ -186,7 +186,7 @@ class JointUDL(UDL):
     of ESU for the log-variance `s` alone. The weights `w` are UDL's, from the `s` of the moment.
 
     For a network with a variance head and `detach_features: true`, so that the head does not shape the features either.
-    The map then tells of the errors of this network, while a map of two steps tells of step 1's.
+    The map then describes the errors of this network, while a map of two steps describes step 1's.
 
     Args:
         loss_weight, reduction, img_range: See `_UncertaintyLoss`.
