@@ -82,6 +82,16 @@ def test_network_that_cannot_be_built(network, message):
     assert caught.value.errors == network_errors(opt)
 
 
+def test_names_of_torch_compile(tmp_path):
+    """SRModel would end in BasicSR's traceback."""
+    state_dict = EDSRVar(**TINY).state_dict()
+    torch.save({'params': {f'_orig_mod.{name}': value for name, value in state_dict.items()}}, tmp_path / 'x.pth')
+    opt = minimal(network_g={'type': 'EDSRVar', **TINY}, path={'pretrain_network_g': str(tmp_path / 'x.pth')})
+    check_network(opt)
+    assert_error('path.pretrain_network_g', "has torch.compile's names.*write model_type: UDLModel",
+                 network_errors({**opt, 'model_type': 'SRModel'}))
+
+
 def test_network_errors_leave_out_what_is_known():
     opt = minimal(network_g={'type': 'EDSR', **TINY, 'num_feat': -8}, path={'pretrain_network_g': 'nowhere.pth'})
     found = network_errors(opt)
@@ -259,7 +269,8 @@ GRAY = {'type': 'DPDNN', 'num_in_ch': 1, 'num_out_ch': 1, 'upscale': 2}
     (GRAY, 'y', None, None),
     (GRAY, None, 'color', '~ gives images of 3 channels, and network_g.num_in_ch is 1; write .*_ch: 3, or color: y'),
     ({**GRAY, 'num_in_ch': 3, 'num_out_ch': 3}, 'y', 'color', 'num_in_ch is 3; write .*_ch: 1, or color: ~'),
-    ({'type': 'WithVariance', 'backbone': GRAY}, None, 'color', 'network_g.backbone.num_in_ch is 1')])
+    ({'type': 'WithVariance', 'backbone': GRAY}, None, 'color', 'network_g.backbone.num_in_ch is 1'),
+    ({'type': 'EDSR', **TINY}, 'y', 'color', 'takes RGB images alone; write color: ~, or use DPDNN')])
 def test_channels_that_disagree(tmp_path, network_g, color, key, message):
     changes = {'network_g': network_g, 'datasets': {'val': write_pairs(tmp_path, 1, phase='val', color=color)}}
     if key is None:

@@ -309,6 +309,14 @@ def test_checkpoint_of_another_network(tmp_path, step1):
         runner.load_or_resume()
 
 
+def test_checkpoint_that_contradicts_the_generator(tmp_path, trained):
+    """Weights of the right shapes, of another function."""
+    runner = make_runner(tmp_path, load_from=trained.path)
+    runner.model = UDLRestorer({'type': 'EDSRVar', **TINY, 'res_scale': 0.1})
+    with pytest.raises(UserError, match=r'was trained with network_g.res_scale: 1.*, generator has 0\.1'):
+        runner.load_or_resume()
+
+
 def test_resume_of_what_cannot_be_resumed(tmp_path, step1, trained):
     """mmengine alone would continue with fresh weights, or a fresh optimizer."""
     other = torch.load(trained.path, weights_only=False)

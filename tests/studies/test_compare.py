@@ -311,6 +311,13 @@ def test_networks_of_several_scales(models, tmp_path):
         read_entries([f'{models}/var.pth', str(tmp_path / 'x3.pth')], tmp_path)
 
 
+def test_assumed_options_of_a_checkpoint_are_reported(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(get_root_logger(), 'propagate', True)
+    torch.save({'params': EDSR(**TINY).state_dict()}, tmp_path / 'x.pth')
+    read_entries([str(tmp_path / 'x.pth')], tmp_path)
+    assert "x.pth': it does not record res_scale" in caplog.text
+
+
 def test_moving_average_of_a_checkpoint_is_reported(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(get_root_logger(), 'propagate', True)
     content = {key: EDSR(**TINY).state_dict() for key in ('params', 'params_ema')}
