@@ -27,6 +27,13 @@ torch.set_num_threads(THREADS)
 logging.raiseExceptions = False  # BasicSR's handler keeps the stderr of the test that first made it
 
 
+def pytest_collection_modifyitems(items):
+    """Skips tests marked `gpu` where there is none."""
+    for item in items:
+        if item.get_closest_marker('gpu') and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason='needs a CUDA GPU'))
+
+
 def random_images(count=3, height=12, width=None):
     """`image_0` and so on to uint8 images."""
     generator = np.random.default_rng(0)

@@ -347,7 +347,7 @@ def test_tiles_that_do_not_suffice(monkeypatch):
         upscaler.upscale(image(300, 300))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
+@pytest.mark.gpu
 def test_on_a_gpu():
     for config in ({'type': 'EDSRTwo', **TINY}, {'type': 'DPDNNTwo', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4}):
         file, img = new_file(config), image(70, 90)

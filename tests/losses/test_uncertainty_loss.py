@@ -159,13 +159,3 @@ def test_bad_input(loss):
         loss(loss_wieght=1)
     with pytest.raises(UserError, match="reduction is 'avg'"):
         loss(reduction='avg')
-
-
-@pytest.mark.parametrize('loss', LOSSES)
-@pytest.mark.parametrize('value', [float('nan'), float('inf')])
-@pytest.mark.parametrize('position', [0, 1, 2])
-def test_non_finite_input_is_named(loss, value, position):
-    tensors = inputs()
-    tensors[position][0, 0, 0, 0] = -value if position == 2 else value
-    with pytest.raises(FloatingPointError, match=('pred', 'target', 'log_var')[position] + ' has 1 non-finite of 120'):
-        loss()(*tensors)

@@ -68,7 +68,7 @@ def equal(one, other):
 NAN = torch.full((2, 3, 8, 8), math.nan)
 
 
-@pytest.mark.parametrize('loss', ['ESU', 'L1Loss'])  # ours, which raises; and one of BasicSR's
+@pytest.mark.parametrize('loss', ['ESU', 'L1Loss'])
 def test_nonfinite_step_is_skipped(tmp_path, loss, caplog):
     model = build_model(model_options(1, tmp_path, pixel_opt={'type': loss}, ema_decay=0.9))
     step(model, 1)
@@ -82,11 +82,21 @@ def test_nonfinite_step_is_skipped(tmp_path, loss, caplog):
         assert all(torch.equal(torch.as_tensor(part[name]), value) for name, value in state[key].items())
     assert 'Skipped iteration 2: loss or gradients not finite: ' in caplog.text
     assert '1 in a row, 1 in all. Its images: 2_a, 2_b.' in caplog.text
-    assert ('ESU is not finite. pred has' in caplog.text) == (loss == 'ESU')
+    assert "{'l_pix': nan}. pred has 1536 non-finite of 1536 values." in caplog.text
+    assert ('log_var has' in caplog.text) == (loss == 'ESU')
     step(model, 3)
     assert not equal(weights(model), before)
     step(model, 4, NAN)
     assert '1 in a row, 2 in all' in caplog.text
+
+
+def test_the_tensor_that_is_not_finite_is_named(tmp_path, caplog):
+    model = build_model(model_options(1, tmp_path))
+    batch = {'lq': torch.rand(2, 3, 8, 8), 'gt': torch.rand(2, 3, 16, 16)}
+    batch['gt'][0, 0, 0, 0] = math.inf
+    model.feed_data(batch)
+    model.optimize_parameters(1)
+    assert "{'l_pix': inf}. target has 1 non-finite of 1536 values. 1 in a row" in caplog.text
 
 
 def test_nonfinite_gradients_count_too(tmp_path, caplog):

@@ -298,7 +298,7 @@ def test_gpu_memory_is_released_once_after_validation(tmp_path, monkeypatch):
     assert calls == [1]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
+@pytest.mark.gpu
 @pytest.mark.parametrize('step', [1, 2])
 @pytest.mark.parametrize('amp', ['bf16', 'fp16'])
 def test_on_a_gpu(tmp_path, step, amp):

@@ -578,7 +578,7 @@ def test_frozen_branch_of_random_networks_differs(tmp_path):
     assert not same(EDSRTwo(**TINY).state_dict(), EDSRTwo(**TINY).state_dict())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
+@pytest.mark.gpu
 @pytest.mark.parametrize('step', [1, 2])
 def test_on_a_gpu(tmp_path, step):
     opt = model_options(1, tmp_path) if step == 1 else step2_options(tmp_path)

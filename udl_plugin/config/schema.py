@@ -136,6 +136,8 @@ class TrainOptions(Section):
     amp: Annotated[Optional[t.Amp], udl_only()] = None
     channels_last: Annotated[Optional[t.Flag], udl_only()] = None
     compile: Annotated[Optional[t.Flag], udl_only()] = None
+    cuda_graph: Annotated[Optional[t.GraphMode], udl_only('auto')] = None
+    tf32: Annotated[Optional[t.Flag], udl_only()] = None
     accumulate: Annotated[Optional[t.Count], udl_only(1)] = None
     grad_clip: Annotated[Optional[t.Positive], udl_only()] = None
     max_skips: Annotated[Optional[t.Count], udl_only()] = None

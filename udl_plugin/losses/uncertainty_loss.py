@@ -81,7 +81,6 @@ class _UncertaintyLoss(nn.Module):
 
         Raises:
             ValueError: a required output is missing, or the shapes differ.
-            FloatingPointError: the loss is not finite; names the input that is to blame.
         """
         name = type(self).__name__
         if log_var is not None:
@@ -98,15 +97,7 @@ class _UncertaintyLoss(nn.Module):
         loss = self.term((target - pred) * self.img_range, levels['target'], levels)
         if self.reduction != 'none':
             loss = loss.mean() if self.reduction == 'mean' else loss.sum()
-        if not torch.isfinite(loss).all():
-            raise FloatingPointError(f'{name} is not finite. {_blame(inputs)}')
         return self.loss_weight * loss
-
-
-def _blame(inputs: dict[str, Tensor]) -> str:
-    counts = {name: int((~torch.isfinite(tensor)).sum()) for name, tensor in inputs.items()}
-    bad = [f'{name} has {count} non-finite of {inputs[name].numel()} values' for name, count in counts.items() if count]
-    return '; '.join(bad) + '.' if bad else 'All inputs are finite, but their size overflows; lower the learning rate.'
 
 
 @reject_unknown_kwargs
@@ -203,6 +194,9 @@ class JointUDL(UDL):
 
     trains_log_var = True
     head_loss = 'ESU'
+    progress_in_tensors = True  # a CUDA graph sees them change, and would keep numbers as they were when captured
+    warms_up: Tensor
+    exponent: Tensor
 
     def __init__(self, loss_weight: float = 1.0, reduction: str = 'mean', img_range: float = 255.0,
                  offset: float = 1.0, source: str = 'log_var', scaling: str = 'linear',
@@ -216,19 +210,23 @@ class JointUDL(UDL):
         others = [name for name in self.required_outputs if name not in ('log_var', 'frozen_sr')]
         self.required_outputs = ('log_var', *others)
         self.warmup, self.beta_start, self.beta_end = warmup, beta_start, beta_end
-        self.iteration, self.total_iter = 1, 1
+        self.register_buffer('warms_up', torch.tensor(True), persistent=False)
+        self.register_buffer('exponent', torch.tensor(0.0), persistent=False)
+        self.set_progress(1, 1)
 
     def set_progress(self, iteration: int, total_iter: int) -> None:
         """Called by the model before each iteration, which counts from 1 to `total_iter`."""
-        self.iteration, self.total_iter = iteration, total_iter
+        self.warms_up.fill_(iteration <= self.warmup)
+        if self.beta_start is not None and self.beta_end is not None:
+            beta = self.beta_start + (self.beta_end - self.beta_start) * iteration / total_iter
+            self.exponent.fill_(beta - 1)
 
     def weight(self, target: Tensor, outputs: Mapping[str, Tensor]) -> Tensor:
-        if self.iteration <= self.warmup:
-            return torch.ones_like(target)
-        if self.beta_start is None or self.beta_end is None:
-            return super().weight(target, outputs)
-        beta = self.beta_start + (self.beta_end - self.beta_start) * self.iteration / self.total_iter
-        return torch.exp((beta - 1) * outputs['log_var'].detach())
+        if self.beta_start is None:
+            weight = super().weight(target, outputs)
+        else:
+            weight = torch.exp(self.exponent * outputs['log_var'].detach())
+        return torch.where(self.warms_up, 1.0, weight) if self.warmup else weight
 
     def term(self, error: Tensor, target: Tensor, outputs: Mapping[str, Tensor]) -> Tensor:
         own_sr = target - error.detach()

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -30,12 +29,13 @@ from udl_plugin.config.problems import errors_at
 from udl_plugin.errors import UserError
 from udl_plugin.inference.tiles import find_overlap, get_receptive_radius, run_in_tiles
 from udl_plugin.losses.build import describe_loss, get_head_loss
+from udl_plugin.models.captured_step import CapturedStep, computes_from_tensors, why_not_captured
 from udl_plugin.models.checkpoint_manager import CheckpointManager, schedule_of_options
 from udl_plugin.models.nonfinite_guard import NonFiniteGuard
 from udl_plugin.models.teacher import Teacher
 from udl_plugin.models.train_step import TrainStep
 from udl_plugin.models.validation import COLLAPSED_SPREAD, map_spread, validate
-from udl_plugin.utils.distributed import gather_over_ranks, max_over_ranks
+from udl_plugin.utils.distributed import all_over_ranks, gather_over_ranks
 from udl_plugin.utils.user_imports import get_imports, import_user_modules
 
 DTYPES = {None: None, 'bf16': torch.bfloat16, 'fp16': torch.float16}  # of `amp`
@@ -48,6 +48,8 @@ class UDLModel(SRModel):
           amp: bf16                    # or fp16: autocast; images, losses, weights and checkpoints stay float32
           channels_last: true          # memory format of weights and features
           compile: true                # torch.compile, for training only
+          cuda_graph: false            # the step as one CUDA graph; default: auto, where possible; true: or an error
+          tf32: false                  # float32 convolutions in full precision; default: true, as in PyTorch
           accumulate: 4                # each batch passes through in so many parts: same result, less memory
           grad_clip: 10                # upper limit of the gradients' norm, logged as grad_norm
           max_skips: 10                # end after so many iterations in a row whose loss or gradients are not finite
@@ -100,7 +102,8 @@ class UDLModel(SRModel):
         self.gt: Tensor
         self.output: Tensor
         self.log_var: Tensor | None = None  # of the last image tested
-        self.last_log_var: Tensor | None = None  # of the last batch trained with
+        self.batch: dict[str, Tensor] = {}  # the last one trained with
+        self.loss_inputs: dict[str, Tensor] = {}  # of that batch, or its last part
         self.paths: list[str] = []  # of the current batch's LR images
         read = functools.lru_cache(maxsize=1)(load_checkpoint)  # the network's and the EMA's file are one
         self._read_checkpoint: Callable[[Any], Any] = read
@@ -117,13 +120,17 @@ class UDLModel(SRModel):
         return net.to(memory_format=torch.channels_last) if self.channels_last else net
 
     def _autocast(self, dtype: torch.dtype | None) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+        # autocast's cache of cast weights would outlive the capture of a CUDA graph
+        is_captured = self.device.type == 'cuda' and torch.cuda.is_current_stream_capturing()
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None, cache_enabled=not is_captured)
 
     # ---- training
 
     def init_training_settings(self) -> None:
         super().init_training_settings()
         net, train_opt = self.get_bare_model(self.net_g), self.opt['train']
+        if self.device.type == 'cuda':
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = train_opt.get('tf32') is not False
         layer = getattr(getattr(net, 'var_net', net), 'feature_layer', None)
         if layer:
             get_root_logger().info(f'Variance head: takes the {layer.num_feat} channels that enter {layer.module}, at '
@@ -137,12 +144,16 @@ class UDLModel(SRModel):
                 self.net_g_ema.var_net.load_state_dict(net.var_net.state_dict())
         # next to the network itself, which is validated, saved and averaged under its own names
         self.trained_net = torch.compile(self.net_g) if train_opt.get('compile') else self.net_g
+        if train_opt.get('compile') and isinstance(self.cri_pix, nn.Module) and computes_from_tensors(self.cri_pix):
+            self.cri_pix.compile()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp is torch.float16)
-        self.guard = NonFiniteGuard(self.opt)
         self.train_step = TrainStep(
             self.net_g, lambda **part: self.compute_losses(**part), self.optimizer_g, self.scaler,
-            (lambda: self.model_ema(decay=self.ema_decay)) if self.ema_decay > 0 else None, self._all_agree,
+            self._update_average if self.ema_decay > 0 else None,
+            functools.partial(all_over_ranks, dist=self.opt['dist']),
             train_opt.get('accumulate') or 1, train_opt.get('grad_clip'))
+        self.run_step = self._build_step(train_opt.get('cuda_graph'))
+        self.guard = NonFiniteGuard(self.opt, at_once=not self.train_step.stays_on_device)
         self.loss_outputs = required_outputs_of(self.cri_pix)
         self.teacher = None
         if train_opt.get('teacher'):
@@ -166,23 +177,71 @@ class UDLModel(SRModel):
         path = self.opt['path'].get('pretrain_network_g')
         return path and get_uncertainty_loss(self._read_checkpoint(path))
 
-    def _all_agree(self, condition: bool) -> bool:
-        return not max_over_ranks(int(not condition), self.device if self.opt['dist'] else None)
+    def get_optimizer(self, optim_type: str, params: list[nn.Parameter], lr: float,
+                      **options: Any) -> torch.optim.Optimizer:
+        """BasicSR's; on a GPU, Adam in one kernel, unless the yml says `fused: false`."""
+        if self.device.type == 'cuda' and optim_type == 'Adam' and options.get('foreach') is None:
+            options.setdefault('fused', True)
+        return super().get_optimizer(optim_type, params, lr, **options)
+
+    def _build_step(self, cuda_graph: bool | str | None) -> TrainStep | CapturedStep:
+        """
+        Raises:
+            UserError: a CUDA graph is asked for and impossible.
+        """
+        reason = why_not_captured(self.train_step, self.opt, self.cri_pix, self.cri_perceptual)
+        if cuda_graph is True and reason:
+            raise UserError(f'train.cuda_graph: true: {reason}. Write auto to train without a graph.')
+        if reason or cuda_graph is False:
+            return self.train_step
+        return CapturedStep(self.train_step, is_required=cuda_graph is True)
+
+    @torch.no_grad()
+    def _update_average(self, applied: Tensor) -> None:
+        """Updates the EMA, if `applied` is True."""
+        if not self.train_step.stays_on_device:
+            if applied:
+                self.model_ema(decay=self.ema_decay)
+            return
+        averages = list(self.net_g_ema.parameters())
+        changes = torch._foreach_sub(list(self.get_bare_model(self.net_g).parameters()), averages)
+        torch._foreach_mul_(changes, (1 - self.ema_decay) * applied)
+        torch._foreach_add_(averages, changes)
 
     def feed_data(self, data: dict[str, Any]) -> None:
-        super().feed_data(data)
+        # of pinned memory this does not wait; mixed memory formats are slow on a GPU
+        layout = torch.channels_last if self.channels_last and self.device.type == 'cuda' else torch.preserve_format
+        tensors = {name: data[name].to(self.device, non_blocking=True, memory_format=layout)
+                   for name in ('lq', 'gt', *EXTRA_OUTPUTS) if name in data}
+        super().feed_data(tensors)
         self.paths = data.get('lq_path') or []
-        self.given = {name: data[name].to(self.device) for name in EXTRA_OUTPUTS if name in data}
+        self.given = {name: tensors[name] for name in EXTRA_OUTPUTS if name in tensors}
 
     def optimize_parameters(self, current_iter: int) -> None:
         if hasattr(self.cri_pix, 'set_progress'):
             self.cri_pix.set_progress(current_iter, self.opt['train']['total_iter'])
-        batch = {'lq': self.lq, 'gt': self.gt}
-        result = self.train_step({**batch, **self.given})
-        self.log_dict = self.reduce_loss_dict(result.losses)
-        if result.grad_norm is not None:
-            self.log_dict['grad_norm'] = float(result.grad_norm)
-        self.guard.record_step(current_iter, result, dict(self.log_dict), batch, self.paths)
+        self.batch = {'lq': self.lq, 'gt': self.gt}
+        self.result, self._log = self.run_step({**self.batch, **self.given}), {}
+        self.guard.record(current_iter, self.result, self.paths)
+        if self.guard.is_due(current_iter):
+            self._check_skips()
+
+    def _check_skips(self) -> None:
+        self.guard.check(self.batch, self.loss_inputs)
+
+    @property
+    def log_dict(self) -> dict[str, float]:
+        """Losses of the last iteration by name, means over all ranks, and `grad_norm` with `grad_clip`. The first look
+        waits for the GPU; in distributed training all ranks have to take it."""
+        if not self._log:
+            self._log = self.reduce_loss_dict(self.result.losses)
+            if self.train_step.grad_clip is not None:
+                self._log['grad_norm'] = float(self.result.grad_norm)
+        return self._log
+
+    @log_dict.setter
+    def log_dict(self, value: dict[str, float]) -> None:
+        self._log = value
 
     def compute_losses(self, lq: Tensor, gt: Tensor, **given: Tensor) -> dict[str, Tensor]:
         """Runs the network on a batch and returns BasicSR's losses under their names, weighted.
@@ -197,15 +256,10 @@ class UDLModel(SRModel):
             if self.teacher:
                 given = {**given, **self.teacher.run(lq, self.loss_outputs)}
             self.output, outputs = forward_with_outputs(self.trained_net, lq, self.loss_outputs, given)
+        self.loss_inputs = {'pred': self.output.detach(), 'target': gt,
+                            **{name: output.detach() for name, output in outputs.items()}}
         if self.cri_pix:
-            if 'log_var' in outputs:
-                self.last_log_var = outputs['log_var'].detach()
-            try:
-                losses['l_pix'] = self.cri_pix(self.output, gt, **outputs)
-            except FloatingPointError as err:  # ours say which tensor is to blame; others return a NaN
-                self.guard.cause = f' {err}'
-                total = torch.stack([part.sum() for part in (self.output, *outputs.values())]).sum()
-                losses['l_pix'] = math.nan * total
+            losses['l_pix'] = self.cri_pix(self.output, gt, **outputs)
             if getattr(losses['l_pix'], 'shape', None) != ():
                 raise UserError(f'train.pixel_opt: type: {type(self.cri_pix).__name__} returns '
                                 f"{describe_loss(losses['l_pix'])}, not one number; return the mean over all pixels.")
@@ -273,12 +327,13 @@ class UDLModel(SRModel):
             self._save_best(dataloader.dataset.opt['name'], current_iter)
 
     def _warn_if_collapsed(self) -> None:
-        if self.last_log_var is None:
+        log_var = self.loss_inputs.get('log_var')
+        if log_var is None:
             return
-        spread = map_spread(self.last_log_var)
+        spread = map_spread(log_var)
         if spread < COLLAPSED_SPREAD:
             get_root_logger().warning(
-                f'The uncertainty map has collapsed: log_var is {float(self.last_log_var.mean()):.3f} ± '
+                f'The uncertainty map has collapsed: log_var is {float(log_var.mean()):.3f} ± '
                 f'{spread / 2:.3f} within an image. It does not tell pixels apart, and step 2 with it is plain L1. '
                 'After the first few hundred iterations this means a dead or saturated variance head: train step 1 '
                 'with img_range: 255 in pixel_opt, and images that vary.')
@@ -318,6 +373,7 @@ class UDLModel(SRModel):
         Raises:
             UserError: net_g_latest.pth could not be written.
         """
+        self._check_skips()
         self._positions = gather_over_ranks(position, self.opt) if current_iter != -1 else []
         super().save(epoch, current_iter)
         if current_iter == -1 and not self._network_is_saved:

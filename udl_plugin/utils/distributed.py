@@ -19,6 +19,19 @@ def max_over_ranks(value: int, device: torch.device | None) -> int:
     return int(tensor)
 
 
+def all_over_ranks(condition: torch.Tensor, dist: bool) -> torch.Tensor:
+    """Whether a condition, `()` and bool, holds on all ranks; it stays on its device.
+
+    Args:
+        dist: Whether training is distributed.
+    """
+    if not dist:
+        return condition
+    number = condition.float()
+    torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MIN)
+    return number > 0
+
+
 def gather_over_ranks(value: Any, opt: dict[str, Any]) -> list:
     """The ranks' values in order, any that pickle takes.
 
