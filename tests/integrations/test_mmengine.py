@@ -129,6 +129,19 @@ def test_networks_and_losses_are_those_of_basicsr():
             assert MODELS.get(name) is registry.get(name)
 
 
+def test_loss_that_is_not_finite_ends_the_training(tmp_path, step1):
+    class Broken(Batches):
+        def __getitem__(self, index):
+            item = super().__getitem__(index)
+            return {**item, 'inputs': item['inputs'] * (math.nan if index == 4 else 1)}
+
+    runner = make_runner(tmp_path, 'EDSRVar', 'ESU', step1)
+    runner._train_dataloader['dataset'] = Broken()
+    with pytest.raises(UserError, match='iteration 3: the loss is nan. All checkpoints are from before'):
+        runner.train()
+    assert not list(tmp_path.rglob('iter_3.pth'))
+
+
 def test_import_path_of_earlier_versions():
     Config.fromstring("custom_imports = dict(imports=['udl_plugin.mm'], allow_failed_imports=False)", '.py')
     shim = sys.modules['udl_plugin.mm']

@@ -1,6 +1,7 @@
 """Hooks: checkpoints of BasicSR and mmengine, and pictures of the uncertainty."""
 from __future__ import annotations
 
+import math
 from os import path as osp
 from typing import Any
 
@@ -30,6 +31,7 @@ class NetworkCheckpointHook(Hook):
     - Checkpoints that do not fit raise an error, where mmengine would load nothing and train on; so does a training
       that makes no sense, such as step 2 without step 1.
     - A resumed training follows the schedule of the config, and keeps other trainings' best checkpoints.
+    - A loss that is not finite ends the training before the next checkpoint.
     - Each checkpoint records its network and the loss that its variance head was trained with.
 
     Args:
@@ -49,6 +51,11 @@ class NetworkCheckpointHook(Hook):
         raise_errors(check_training(get_model(runner.model), runner.train_dataloader.dataset, runner._has_loaded))
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Raises a `UserError` if the loss is not finite; mmengine has read its value for the log already."""
+        loss = (outputs or {}).get('loss')
+        if loss is not None and not math.isfinite(loss):
+            raise UserError(f'iteration {runner.iter + 1}: the loss is {float(loss)}. All checkpoints are from before. '
+                            'Resume one with --resume, with a lower lr or without --amp.')
         self.done = runner.iter + 1
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
