@@ -1,6 +1,7 @@
 # make demo   trains plain L1 and both steps on a few photos; prints a table and draws an uncertainty map
 # make study  compares losses on the same photos, over three seeds
 # make bench  measures training and testing against the authors' way; 17 minutes on 2 cores
+# make gpu    all measurements and tests that need a GPU; 8 minutes on an H100
 # make soak   injects 50 faults into trainings and resumes them; 10 minutes on 2 cores
 # make fuzz   mutates 2,000 ymls, and more checkpoints and images; 8 minutes on 2 cores
 # make test   runs the test suite
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 # named after the folder, so that a clone that was moved is installed again
 INSTALLED := $(VENV)/installed$(subst /,-,$(CURDIR))
 
-.PHONY: demo study bench soak fuzz test lint clean
+.PHONY: demo study bench gpu soak fuzz test lint clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -23,6 +24,9 @@ study: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python scripts/benchmark.py
+
+gpu: $(INSTALLED)
+	$(BIN)/python scripts/gpu_check.py
 
 soak: $(INSTALLED)
 	$(BIN)/python -u tests/soak/soak.py

@@ -90,14 +90,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'benchmark.py: {err}', file=sys.stderr)
         return 2
     on_gpu = DEVICE.type == 'cuda'
-    for network, tf32, batch in itertools.product(args.networks, (False, True) if on_gpu else (False,),
-                                                  args.batch or ((16, 64) if on_gpu else (4,))):
+    torch.backends.cudnn.benchmark = True  # as in BasicSR
+    for network, batch in itertools.product(args.networks, args.batch or ((16, 64) if on_gpu else (4,))):
         if network == 'DPDNN' and not (on_gpu or args.batch):
             batch = 1
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-        torch.backends.cudnn.benchmark = True  # as in BasicSR
         size = (batch, args.patch)
-        name = network + (f'_batch{batch}_tf32_{"on" if tf32 else "off"}' if on_gpu else '')
+        name = network + (f'_batch{batch}' if on_gpu else '')
         for part in args.parts:
             if network != 'DPDNN' or part in ('steps', 'memory'):
                 print(f'{name}: {part} ...', file=sys.stderr, flush=True)
@@ -119,7 +117,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--batch', type=positive_int, nargs='+', metavar='N',
         help='batch sizes (default: on a GPU 16 and 64; on the CPU 4, for DPDNN 1)')
     add('--patch', type=positive_int, default=48, metavar='N', help='side of the LR patches (default: %(default)s)')
-    add('--compile', action='store_true', help='measure compile: true too')
+    add('--speeds', nargs='+', choices=[*SPEED, *COMPILED], default=list(SPEED), metavar='SPEED',
+        help=f'options of the trainings: {"; ".join([*SPEED, *COMPILED])} (default: all but the last one)')
     add('--out', default='results/benchmark', metavar='DIR', help='output folder (default: %(default)s)')
     return parser.parse_args(argv)
 
@@ -236,10 +235,11 @@ def build_step(network: str, method: str, speed: Config,
     return step
 
 
-def list_steps(network: str, compiled: bool = False) -> dict[str, Callable]:
+def list_steps(network: str, labels: Sequence[str] = tuple(SPEED)) -> dict[str, Callable]:
     """Row of the table to the function that builds its iteration."""
-    rows: dict[str, Callable] = {}
-    for label, speed in {**SPEED, **(COMPILED if compiled else {})}.items():
+    rows: dict[str, Callable] = {REFERENCE: functools.partial(build_reference_step, network, {})}
+    for label in labels:
+        speed = {**SPEED, **COMPILED}[label]
         if 'compile' not in speed:
             rows[f'{AUTHORS}, {label}'] = functools.partial(build_reference_step, network, speed)
         for method in METHODS:
@@ -257,7 +257,7 @@ def list_steps(network: str, compiled: bool = False) -> dict[str, Callable]:
 def steps(network: str, size: Size, args: argparse.Namespace) -> str:
     """Seconds per iteration, and the ratio to the reference."""
     batch = build_batch(size)
-    functions = {name: functools.partial(make(), batch) for name, make in list_steps(network, args.compile).items()}
+    functions = {name: functools.partial(make(), batch) for name, make in list_steps(network, args.speeds).items()}
     rounds = max(3, args.rounds // 3) if network == 'DPDNN' else args.rounds
     times = seconds_in_turn(functions, rounds, repeats=10 if DEVICE.type == 'cuda' else 1)
     rows = [['iteration', 'seconds', 'iterations per second', 'ratio', 'middle half']
@@ -271,23 +271,23 @@ def steps(network: str, size: Size, args: argparse.Namespace) -> str:
     lines = ['- {}: {} ({}) of the time of {}.'.format(cached, *compute_ratio(times[cached], times[plain]), plain)
              for cached, plain in pairs.items()]
     return (f'{network} x{SCALE}, batch {size[0]}, LR patches of {size[1]}; ratio to "{REFERENCE}". {machine()}, '
-            f'{rounds} rounds{describe_tf32()}.\n\n{markdown_table(rows)}\n\n' + '\n'.join(lines))
+            f'{rounds} rounds.\n\n{markdown_table(rows)}\n\n' + '\n'.join(lines))
 
 
 def memory(network: str, size: Size, args: argparse.Namespace) -> str:
     """Peak memory of an iteration."""
-    peaks = {name: peak_memory_of(_build_iterations, network, name, size) for name in list_steps(network)}
+    peaks = {name: peak_memory_of(_build_iterations, network, name, size) for name in list_steps(network, args.speeds)}
     rows = [['iteration', 'peak memory (MiB)', 'ratio']]
     for name, peak in peaks.items():
         rows.append([name, *(('-', '-') if None in (peak, peaks[REFERENCE]) else
                              (f'{peak / 2**20:.0f}', f'{peak / peaks[REFERENCE]:.2f}'))])
     return (f'{network} x{SCALE}, batch {size[0]}, LR patches of {size[1]}; in addition '
-            f'to what the process had allocated before. {machine()}{describe_tf32()}.\n\n{markdown_table(rows)}')
+            f'to what the process had allocated before. {machine()}.\n\n{markdown_table(rows)}')
 
 
 def _build_iterations(network: str, name: str, size: Size) -> tuple[Callable, Callable]:
     """A small iteration and a full one, for a new process."""
-    step = list_steps(network)[name]()
+    step = list_steps(network, [*SPEED, *COMPILED])[name]()
     return functools.partial(step, build_batch((1, 8))), functools.partial(step, build_batch(size))
 
 
@@ -309,7 +309,7 @@ def test(network: str, size: Size, args: argparse.Namespace) -> str:
     times = seconds_in_turn(functions, args.rounds, repeats=10 if DEVICE.type == 'cuda' else 1)
     rows = build_rows_per_image('test', times)
     return (f'{network} x{SCALE}, one LR image of {TEST_SIZE[1]} x {TEST_SIZE[0]}. {machine()}, {args.rounds} rounds'
-            f'{describe_tf32()}.\n\n{markdown_table(rows)}')
+            f'.\n\n{markdown_table(rows)}')
 
 
 class RandomImages(list):
@@ -337,7 +337,7 @@ def validation(network: str, size: Size, args: argparse.Namespace) -> str:
     times = seconds_in_turn(functions, max(3, args.rounds // 3))
     rows = build_rows_per_image('validation', times, len(images))
     return (f'{network} x{SCALE}, LR images of {TEST_SIZE[1]} x {TEST_SIZE[0]}, with PSNR and SSIM, which are computed '
-            f'on the CPU. {machine()}{describe_tf32()}.\n\n{markdown_table(rows)}')
+            f'on the CPU. {machine()}.\n\n{markdown_table(rows)}')
 
 
 def loading(network: str, size: Size, args: argparse.Namespace) -> str:
@@ -366,7 +366,7 @@ def loading(network: str, size: Size, args: argparse.Namespace) -> str:
     finally:
         shutil.rmtree(folder)
     return (f'{network} x{SCALE}, batch {size[0]}, 2 workers; photos in LMDBs that are in memory. '
-            f'{machine()}, {args.rounds} rounds of 10 iterations{describe_tf32()}.\n\n{markdown_table(rows)}')
+            f'{machine()}, {args.rounds} rounds of 10 iterations.\n\n{markdown_table(rows)}')
 
 
 def time_loading(network: str, method: str, size: Size, roots: Mapping[str, Path], rounds: int,
@@ -421,10 +421,6 @@ def get_share_of_peak(step: Callable, seconds: float, name: str) -> str:
     with FlopCounterMode(display=False) as counter:
         step()
     return f'{counter.get_total_flops() / seconds / peak / 1e12:.1%}'
-
-
-def describe_tf32() -> str:
-    return f', TF32 {"on" if torch.backends.cudnn.allow_tf32 else "off"}' if DEVICE.type == 'cuda' else ''
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ from udl_plugin.losses import udl
 
 
 @pytest.fixture(scope='module')
-def benchmark():
+def script():
     spec = importlib.util.spec_from_file_location('benchmark', ROOT / 'scripts/benchmark.py')
     module = sys.modules['benchmark'] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -19,11 +19,11 @@ def benchmark():
 
 
 @pytest.mark.parametrize('network', ['EDSR-S', 'DPDNN', 'tiny'])
-def test_reference_network_gives_our_outputs(benchmark, network):
+def test_reference_network_gives_our_outputs(script, network):
     from udl_plugin.archs.build import build_network
     from udl_plugin.archs.wrapping import wrapped_config
-    reference = benchmark.ReferenceNetwork(network).eval()
-    ours = build_network(wrapped_config('step 1', benchmark.NETWORKS[network])).eval()
+    reference = script.ReferenceNetwork(network).eval()
+    ours = build_network(wrapped_config('step 1', script.NETWORKS[network])).eval()
     ours.load_state_dict({name.replace('base.', '').replace('head.', 'var_conv.'): value
                           for name, value in reference.state_dict().items()})
     lq = torch.rand(1, 3, 4, 4)
@@ -32,16 +32,16 @@ def test_reference_network_gives_our_outputs(benchmark, network):
             torch.testing.assert_close(output, expected, atol=1e-4, rtol=1e-3)
 
 
-def test_reference_step_runs_both_networks_completely(benchmark, monkeypatch):
-    ran, made, cls = [], [], benchmark.ReferenceNetwork
+def test_reference_step_runs_both_networks_completely(script, monkeypatch):
+    ran, made, cls = [], [], script.ReferenceNetwork
     forward = cls.forward
     monkeypatch.setattr(cls, 'forward', lambda self, x: (ran.append((self, torch.is_grad_enabled())),
                                                          forward(self, x))[1])
-    monkeypatch.setattr(benchmark, 'ReferenceNetwork', lambda network: made.append(cls(network)) or made[-1])
-    step = benchmark.build_reference_step('tiny', {})
+    monkeypatch.setattr(script, 'ReferenceNetwork', lambda network: made.append(cls(network)) or made[-1])
+    step = script.build_reference_step('tiny', {})
     trained, frozen = made
     before = [{name: value.clone() for name, value in net.state_dict().items()} for net in made]
-    batch = benchmark.build_batch((2, 8))
+    batch = script.build_batch((2, 8))
     with torch.no_grad():
         expected = udl(batch['gt'] - forward(trained, batch['lq'])[0], forward(frozen, batch['lq'])[1]).mean()
     assert step(batch)[0] == pytest.approx(float(expected), rel=1e-4)
@@ -51,7 +51,7 @@ def test_reference_step_runs_both_networks_completely(benchmark, monkeypatch):
     assert changed == [True, False]
 
 
-def test_own_network(benchmark, tmp_path, monkeypatch, capsys):
+def test_own_network(script, tmp_path, monkeypatch, capsys):
     (tmp_path / 'benchmark_net.py').write_text("""
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -66,38 +66,38 @@ class BenchmarkNet(EDSR):
 """)
     monkeypatch.chdir(tmp_path)
     options = ['--networks', 'BenchmarkNet', '--parts', 'test', '--rounds', '3']
-    assert benchmark.main(options) == 2
+    assert script.main(options) == 2
     assert "benchmark.py: type: there is no 'BenchmarkNet'" in capsys.readouterr().err
-    monkeypatch.setattr(benchmark, 'TEST_SIZE', (16, 16))
-    assert benchmark.main([*options, '--import', 'benchmark_net.py']) == 0
+    monkeypatch.setattr(script, 'TEST_SIZE', (16, 16))
+    assert script.main([*options, '--import', 'benchmark_net.py']) == 0
     assert '| as the authors run it, float32 |' in (tmp_path / 'results/benchmark/test_BenchmarkNet.md').read_text()
 
 
-def test_rows(benchmark):
+def test_rows(script):
     """All methods at all speeds; they train."""
-    rows = benchmark.list_steps('tiny')
+    rows = script.list_steps('tiny')
     assert len(rows) == 24
-    assert benchmark.REFERENCE in rows
-    batch = benchmark.build_batch((2, 8))
+    assert script.REFERENCE in rows
+    batch = script.build_batch((2, 8))
     for row in ('plain, L1, float32', 'one run (JointUDL), float32', 'step 2, bf16, channels_last',
                 'step 2, cached maps, bf16'):
         rows[row]()(batch)
-    assert len(benchmark.list_steps('DPDNN')) == 17
-    assert len(benchmark.list_steps('tiny', compiled=True)) == 29
+    assert len(script.list_steps('DPDNN')) == 17
+    assert len(script.list_steps('tiny', [*script.SPEED, *script.COMPILED])) == 29
 
 
-def test_ratios_are_of_the_same_round(benchmark):
-    assert benchmark.compute_ratio([1, 4, 9], [2, 4, 3]) == ('1.00', '0.75 to 2.00')
+def test_ratios_are_of_the_same_round(script):
+    assert script.compute_ratio([1, 4, 9], [2, 4, 3]) == ('1.00', '0.75 to 2.00')
 
 
-def test_tables(benchmark, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(benchmark, 'TEST_SIZE', (12, 16))
-    monkeypatch.setattr(benchmark, 'SPEED', {'float32': {}})
+def test_tables(script, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(script, 'TEST_SIZE', (12, 16))
+    monkeypatch.setattr(script, 'SPEED', {'float32': {}})
     parts = ['steps', 'test', 'validation']
-    assert benchmark.main(['--networks', 'tiny', '--rounds', '2', '--patch', '8', '--batch', '2', '--parts', *parts,
+    assert script.main(['--networks', 'tiny', '--rounds', '2', '--patch', '8', '--batch', '2', '--parts', *parts,
                            '--out', str(tmp_path)]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {f'{part}_tiny.md' for part in parts}
     text = (tmp_path / 'steps_tiny.md').read_text()
-    assert f'| {benchmark.REFERENCE} | ' in text
+    assert f'| {script.REFERENCE} | ' in text
     assert '| 1.00 | 1.00 to 1.00 |' in text
     assert text.strip() in capsys.readouterr().out

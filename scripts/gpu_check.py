@@ -1,0 +1,246 @@
+"""All that a GPU has to say about this package, in eight minutes: make gpu, or python scripts/gpu_check.py [--help].
+
+Each part runs in a process of its own, the most important one first, with a limit of time; a part that fails is
+reported, and the others go on. No network and no data are needed. Writes DIR/gpu.md and DIR/gpu.json after each part.
+Rehearse it on the CPU: python scripts/gpu_check.py --device cpu --tiny --out DIR
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / 'scripts'))
+import benchmark  # noqa: E402
+
+from udl_plugin.inference.cost import machine, seconds_in_turn  # noqa: E402
+from udl_plugin.prepare.demo_data import write_demo_data  # noqa: E402
+from udl_plugin.studies.report import markdown_table  # noqa: E402
+from udl_plugin.utils.atomic_io import atomic_write  # noqa: E402
+
+FAST = 'bf16, channels_last'
+COMPILED = next(iter(benchmark.COMPILED))
+# of an iteration's time to that of the authors' in float32, by method: batch 16, with compile, batch 64, with compile
+TARGETS = {'plain, L1': (0.20, 0.12, 0.34, 0.25), 'step 1 (ESU)': (0.28, 0.20, 0.50, 0.38),
+           'step 2': (0.27, 0.18, 0.47, 0.35), 'step 2, cached maps': (0.20, 0.12, 0.34, 0.25)}
+
+
+def main() -> int:
+    args = parse()
+    if args.part:
+        result = PARTS[args.part][0](args)
+        atomic_write(Path(args.out, 'parts', f'{args.part}.json'), json.dumps(result).encode())
+        return 0
+    results: dict[str, Any] = {'machine': machine(), 'parts': {}}
+    begin = time.time()
+    for name, (_, limit) in PARTS.items():
+        if args.parts and name not in args.parts:
+            continue
+        print(f'{name} (up to {limit} s) ...', flush=True)
+        results['parts'][name] = run_part(name, min(limit, args.limit - (time.time() - begin)), args)
+        results['seconds'] = round(time.time() - begin)
+        atomic_write(Path(args.out, 'gpu.json'), json.dumps(results, indent=1).encode())
+        atomic_write(Path(args.out, 'gpu.md'), format_results(results).encode())
+    print(format_results(results))
+    return any('error' in part for part in results['parts'].values())
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--device', choices=('cuda', 'cpu'), default='cuda', help='cpu: a rehearsal')
+    parser.add_argument('--tiny', action='store_true', help='a small network, small batches and few iterations')
+    parser.add_argument('--out', default='results/gpu', metavar='DIR', help='output folder (default: %(default)s)')
+    parser.add_argument('--limit', type=float, default=480, metavar='SECONDS', help='of all parts (default: 480)')
+    parser.add_argument('--parts', nargs='+', choices=PARTS, help='(default: all)')
+    parser.add_argument('--part', choices=PARTS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        parser.error('PyTorch finds no GPU. To rehearse: --device cpu --tiny')
+    return args
+
+
+def run_part(name: str, limit: float, args: argparse.Namespace) -> dict[str, Any]:
+    """Runs one part in a new process; returns its result, `markdown` and numbers, or `error`."""
+    if limit < 5:
+        return {'error': 'no time was left'}
+    command = [sys.executable, __file__, '--part', name, '--device', args.device, '--out', args.out,
+               *['--tiny'] * args.tiny]
+    environment = {**os.environ, **({'CUDA_VISIBLE_DEVICES': ''} if args.device == 'cpu' else {})}
+    begin = time.time()
+    with open(Path(make_folder(args.out), f'{name}.log'), 'wb') as log:
+        try:
+            status = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT,
+                                    timeout=limit, check=False).returncode
+        except subprocess.TimeoutExpired:
+            status = f'ran longer than {limit:.0f} s'
+    if status:
+        last = Path(args.out, f'{name}.log').read_text(errors='replace').strip().splitlines()[-5:]
+        result = {'error': f'{status}: ' + ' / '.join(last)}
+    else:
+        result = json.loads(Path(args.out, 'parts', f'{name}.json').read_text())
+    return {**result, 'seconds': round(time.time() - begin)}
+
+
+def make_folder(path: str) -> str:
+    Path(path, 'parts').mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def format_results(results: dict[str, Any]) -> str:
+    texts = [f'{results["machine"]}; {results["seconds"]} s in all.']
+    for name, part in results['parts'].items():
+        texts.append(f'## {name}\n\n' + (f'**Failed**: {part["error"]}' if 'error' in part else part['markdown']))
+    return '\n\n'.join(texts) + '\n'
+
+
+# ---- parts
+
+def steps(args: argparse.Namespace) -> dict[str, Any]:
+    """Time of an iteration against the authors' in float32, and the goals."""
+    torch.backends.cudnn.benchmark = True
+    texts, numbers = [], {}
+    network = 'tiny' if args.tiny else 'EDSR-S'
+    for column, batch in ((0, 16), (2, 64)):
+        size = (2, 8) if args.tiny else (batch, 48)
+        data = benchmark.build_batch(size)
+        made = benchmark.list_steps(network, [FAST] if args.tiny else [FAST, COMPILED])
+        made.pop(f'one run (JointUDL), {COMPILED}', None)
+        times = seconds_in_turn({name: bind(make(), data) for name, make in made.items()}, 5,
+                                repeats=1 if args.tiny else 20)
+        rows = [['iteration', 'ms', 'ratio', 'middle half', 'goal']]
+        for name, values in times.items():
+            method, _, speed = name.partition(f', {FAST}')
+            goal = TARGETS.get(method, ('-',) * 4)[column + bool(speed)]
+            ratio, spread = benchmark.compute_ratio(values, times[benchmark.REFERENCE])
+            rows.append([name, f'{1e3 * statistics.median(values):.2f}', ratio, spread, str(goal)])
+            numbers[f'{name}, batch {size[0]}'] = values
+        texts.append(f'{network} x4, batch {size[0]}, LR patches of {size[1]}; ratio to "{benchmark.REFERENCE}", with '
+                     f'cuDNN TF32 {"on" if torch.backends.cudnn.allow_tf32 else "off"}.\n\n{markdown_table(rows)}')
+    return {'markdown': '\n\n'.join(texts), 'seconds_of_rounds': numbers}
+
+
+def bind(step: Callable, data: Any) -> Callable[[], Any]:
+    data = {name: tensor.to(benchmark.DEVICE) for name, tensor in data.items()}  # feeding is a part of its own
+    return lambda: step(data)
+
+
+def tests(args: argparse.Namespace) -> dict[str, Any]:
+    """The tests that need a GPU: graph against eager, skipped steps, fp16, compile."""
+    chosen = ['-k', 'gpu and float32 and plain'] if args.tiny else ['-m', 'gpu']
+    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'tests/models', '-rf', *chosen,
+               *([] if args.tiny else ['-n', '4'])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith('FAILED') or ' in ' in line[-20:]]
+    return {'markdown': '```\n' + '\n'.join(lines[-30:]) + '\n```', 'status': done.returncode}
+
+
+def training(args: argparse.Namespace) -> dict[str, Any]:
+    """udl-train from the command line: iterations per second beside those of the step alone, and a resume."""
+    folder, iterations = Path(make_folder(args.out), 'training').resolve(), 4 if args.tiny else 1500
+    if not (folder / 'datasets/demo').exists():
+        write_demo_data(folder / 'datasets/demo')
+    yml = yaml.safe_load((ROOT / 'options/demo/train_l1_step1.yml').read_text())
+    yml.update(name='gpu_check', model_type='UDLModel', num_gpu=int(args.device == 'cuda'))
+    if not args.tiny:
+        yml['network_g'].update(num_feat=64, num_block=16)
+        yml['datasets']['train'].update(batch_size_per_gpu=16, gt_size=96, num_worker_per_gpu=8, pin_memory=True)
+    yml['train'].update(total_iter=iterations, amp='bf16', channels_last=True)
+    yml['val'].update(val_freq=10 ** 9)
+    yml['logger'].update(print_freq=max(1, iterations // 15), save_checkpoint_freq=iterations)
+    path, texts = folder / 'gpu_check.yml', []
+    for total in (iterations, 2 * iterations):
+        yml['train']['total_iter'] = total
+        path.write_text(yaml.safe_dump(yml))
+        output = run_module(folder, 'udl_plugin.train', '-opt', str(path), '--auto_resume')
+        lines = re.findall(r'(\d\d:\d\d:\d\d,\d+) INFO: .*iter: *([\d,]+)', output)
+        (first, begin), (last, end) = ((stamp, int(number.replace(',', ''))) for stamp, number in (lines[1], lines[-1]))
+        rate = (end - begin) / max(1e-3, to_seconds(last) - to_seconds(first))
+        texts.append(f'- iterations {begin} to {end}: {rate:.1f} a second')
+    if 'Resuming training' not in output:
+        raise RuntimeError('the second training did not resume')
+    return {'markdown': f'EDSR x2, L1, {FAST}, from LMDBs of demo photos; the second line after a resume.\n\n'
+                        + '\n'.join(texts)}
+
+
+def run_module(folder: Path, *command: str) -> str:
+    """Runs `python -m` in a folder; returns what it printed, or raises it."""
+    done = subprocess.run([sys.executable, '-m', *command], cwd=folder, capture_output=True, text=True, check=False,
+                          env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    if done.returncode:
+        raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
+    return done.stdout + done.stderr
+
+
+def to_seconds(stamp: str) -> float:
+    hours, minutes, seconds = stamp.replace(',', '.').split(':')
+    return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+
+
+def profile(args: argparse.Namespace) -> dict[str, Any]:
+    """Wall time, time of kernels and launches of an iteration, as a graph and without."""
+    network, size = ('tiny', (2, 8)) if args.tiny else ('EDSR-S', (16, 48))
+    rows = [['iteration', 'wall ms', 'kernels ms', 'kernels', 'calls that launch']]
+    for graph in ('auto', False):
+        for method in benchmark.METHODS:
+            step = bind(benchmark.build_step(network, method, {**benchmark.SPEED[FAST], 'cuda_graph': graph}),
+                        benchmark.build_batch(size))
+            for _ in range(6):
+                step()
+            seconds = seconds_in_turn({'step': step}, 3, 10)['step']
+            with torch.profiler.profile() as profiler:
+                for _ in range(5):
+                    step()
+                if args.device == 'cuda':
+                    torch.cuda.synchronize()
+            events = profiler.events()
+            kernels = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+            launches = sum('Launch' in event.name for event in events if event not in kernels)
+            rows.append([f'{method}, {"graph" if graph else "eager"}', f'{1e3 * sorted(seconds)[1]:.2f}',
+                         f'{sum(event.device_time for event in kernels) / 5e3:.2f}', str(len(kernels) // 5),
+                         str(launches // 5)])
+    return {'markdown': f'{network} x4, batch {size[0]}, {FAST}.\n\n{markdown_table(rows)}'}
+
+
+def memory(args: argparse.Namespace) -> dict[str, Any]:
+    """Peak memory of an iteration."""
+    network, size = ('tiny', (2, 8)) if args.tiny else ('EDSR-S', (64, 48))
+    return {'markdown': benchmark.memory(network, size, argparse.Namespace(speeds=[FAST]))}
+
+
+def loading(args: argparse.Namespace) -> dict[str, Any]:
+    """Batches from LMDBs, with two workers, against a fixed batch."""
+    network, size = ('tiny', (2, 8)) if args.tiny else ('EDSR-S', (16, 48))
+    return {'markdown': benchmark.loading(network, size, argparse.Namespace(rounds=2 if args.tiny else 3))}
+
+
+def mmengine(args: argparse.Namespace) -> dict[str, Any]:
+    """mmengine's training with --amp."""
+    folder, iterations = Path(make_folder(args.out), 'mmengine').resolve(), 3 if args.tiny else 300
+    if not (folder / 'datasets/demo').exists():
+        write_demo_data(folder / 'datasets/demo')
+    output = run_module(
+        folder, 'udl_plugin.integrations.mmengine.launch', 'train', str(ROOT / 'options/mmengine/demo_udl_step1.py'),
+        *['--amp'] * (args.device == 'cuda'), '--cfg-options', f'train_cfg.max_iters={iterations}',
+        f'train_cfg.val_interval={iterations}', 'default_hooks.logger.interval=50')
+    lines = re.findall(r'Iter\(train\).*|.*PSNR: .*', output)
+    return {'markdown': '```\n' + '\n'.join(line.strip() for line in lines[-4:]) + '\n```'}
+
+
+PARTS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], int]] = {  # with its limit in seconds
+    'steps': (steps, 200), 'tests': (tests, 150), 'training': (training, 60), 'profile': (profile, 60),
+    'memory': (memory, 60), 'loading': (loading, 60), 'mmengine': (mmengine, 45)}
+
+if __name__ == '__main__':
+    sys.exit(main())
