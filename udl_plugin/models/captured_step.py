@@ -117,7 +117,8 @@ class CapturedStep:
 
     def _capture(self, batch: dict[str, Tensor]) -> None:
         groups = self.step.optimizer.param_groups
-        own = [{key: group[key] for key in ('lr', 'capturable') if key in group} for group in groups]
+        own: list[dict[str, Any]] = [{key: group[key] for key in ('lr', 'capturable') if key in group}
+                                     for group in groups]
         self.rates = [torch.tensor(group['lr'], device=group['params'][0].device) for group in groups]
         for group, rate, options in zip(groups, self.rates, own):
             group.update(dict.fromkeys(options, True), lr=rate)

@@ -103,6 +103,7 @@ class UDLModel(SRModel):
         self.output: Tensor
         self.log_var: Tensor | None = None  # of the last image tested
         self.batch: dict[str, Tensor] = {}  # the last one trained with
+        self._log: dict[str, float] = {}
         self.loss_inputs: dict[str, Tensor] = {}  # of that batch, or its last part
         self.paths: list[str] = []  # of the current batch's LR images
         read = functools.lru_cache(maxsize=1)(load_checkpoint)  # the network's and the EMA's file are one
