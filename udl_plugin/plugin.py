@@ -33,7 +33,8 @@ REGISTERED = {
         'TwoStep': 'udl_plugin.archs.two_step',
     },
     'DATASET_REGISTRY': {
-        'PairedImageUncertaintyDataset': 'udl_plugin.data.paired_uncertainty_dataset',
+        'PairedImageUncertaintyDataset': 'udl_plugin.data.paired_datasets',
+        'PairedImageCachedDataset': 'udl_plugin.data.paired_datasets',
     },
     'LOSS_REGISTRY': {
         'GaussianNLL': 'udl_plugin.losses.uncertainty_loss',

@@ -95,6 +95,24 @@ def test_equal_to_basicsr(runner, train, logged, step):
         assert all(torch.equal(value, weights[1][key][name]) for name, value in weights[0][key].items())
 
 
+@pytest.mark.parametrize('cache', ['device', 'host'])
+def test_images_in_memory_change_nothing(runner, train, cache):
+    """Under udl-train, also over a resume, and under BasicSR's command."""
+    changes = {'train__total_iter': 9, 'train__ema_decay': 0.9, 'val': None, 'manual_seed': 5,
+               'logger__save_checkpoint_freq': 4, 'datasets__train__num_worker_per_gpu': 1,
+               'datasets__train__dataset_enlarge_ratio': 0.02}
+    cached = {**changes, 'datasets__train__type': 'PairedImageCachedDataset', 'datasets__train__cache': cache}
+    assert train(runner.write_yml('plain', **changes)) == (0, [])
+    assert train(runner.write_yml('cached', **{**cached, 'train__total_iter': 6})) == (0, [])
+    assert train(runner.write_yml('cached', **cached), '--auto_resume') == (0, [])
+    run_basicsr(runner.folder, runner.write_yml('basicsr', **cached))
+    plain, *others = (torch.load(runner.folder / f'experiments/{name}/models/net_g_latest.pth', weights_only=True)
+                      for name in ('plain', 'cached', 'basicsr'))
+    for other in others:
+        for key in ('params', 'params_ema'):
+            assert all(torch.equal(value, other[key][name]) for name, value in plain[key].items())
+
+
 def test_same_log_as_basicsr(runner, train, logged):
     """Line by line, but for names and times."""
     texts = []

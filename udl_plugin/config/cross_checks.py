@@ -26,7 +26,15 @@ from udl_plugin.checkpoints.state_dict import DEFAULT_KEY, fingerprint, load_mat
 from udl_plugin.config.class_options import is_udl_model, scale_key
 from udl_plugin.config.dataset_checks import check_maps, check_pairs, too_few_images
 from udl_plugin.config.problems import ErrorCollector, KeyPath, OptionError, errors_at, get_section
-from udl_plugin.config.schema import LOADER_OPTIONS, PAIRS, WITH_MAPS, validate_dataset, validate_sections
+from udl_plugin.config.schema import (
+    CACHED,
+    LOADER_OPTIONS,
+    PAIRS,
+    WITH_MAPS,
+    reads_maps,
+    validate_dataset,
+    validate_sections,
+)
 from udl_plugin.data.map_format import read_metadata
 from udl_plugin.errors import UserError, UserErrors, lookup_class, raise_errors
 from udl_plugin.losses.build import build_loss
@@ -99,7 +107,7 @@ def validate_options(opt: Opt, known: Iterable[Any] | None = None, notes: list[s
     for check in (_check_channels, _check_scale):
         errors.check(check, opt, requires=[('network_g', 'type'), ('network_g', 'backbone', 'type')])
     if is_udl_model(opt.get('model_type')) and network is not None:
-        given = ['log_var'] if get_section(opt, 'datasets', 'train').get('type') == WITH_MAPS else []
+        given = ['log_var'] if reads_maps(get_section(opt, 'datasets', 'train')) else []
         has_teacher = bool(get_section(opt, 'train').get('teacher'))
         errors.check(check_required_outputs, network, loss, [*given, *(TEACHER_OUTPUTS if has_teacher else ())])
         if has_teacher and not set(TEACHER_OUTPUTS) & set(getattr(loss, 'required_outputs', ())):
@@ -241,10 +249,14 @@ def _check_loss(opt: Opt, loss: Any) -> Iterator[OptionError]:
     if outputs and opt['model_type'] == 'SRModel':
         yield OptionError(('model_type',), f'SRModel does not pass {" and ".join(outputs)} to losses, which '
                                            f'train.pixel_opt: {type(loss).__name__} requires; write UDLModel.')
-    if get_section(opt, 'datasets', 'train').get('type') == WITH_MAPS and not (
-            'log_var' in outputs and getattr(loss, 'trains_log_var', False) is False):
-        yield OptionError(('datasets', 'train', 'type'), f'{WITH_MAPS}: no loss weights by its maps, as '
-                          f'train.pixel_opt: type: UDL does. Write type: {PAIRS}.')
+    dataset = get_section(opt, 'datasets', 'train')
+    if reads_maps(dataset) and not ('log_var' in outputs and getattr(loss, 'trains_log_var', False) is False):
+        advice = 'Delete dataroot_uncertainty.' if dataset['type'] == CACHED else f'Write type: {PAIRS}.'
+        yield OptionError(('datasets', 'train', 'type'), f'{dataset["type"]}: no loss weights by its maps, as '
+                          f'train.pixel_opt: type: UDL does. {advice}')
+    if dataset.get('type') == CACHED and dataset.get('cache') != 'host' and opt['model_type'] == 'SRModel':
+        yield OptionError(('datasets', 'train', 'cache'), 'device requires model_type: UDLModel, which cuts the '
+                                                          'patches; write that, or cache: host.')
 
 
 def _check_files(opt: Opt) -> Iterator[OptionError]:
@@ -255,10 +267,18 @@ def _check_files(opt: Opt) -> Iterator[OptionError]:
 
 
 def _check_data(opt: Opt, dataset_opt: Opt, path: KeyPath, notes: list[str]) -> Iterator[OptionError]:
-    with_maps = dataset_opt.get('type') == WITH_MAPS
+    kind, with_maps = dataset_opt.get('type'), reads_maps(dataset_opt)
     if dataset_opt.get('dataroot_uncertainty') is not None and not with_maps:
         yield OptionError((*path, 'dataroot_uncertainty'), f'is only read with type: {WITH_MAPS}; write that.')
-    if dataset_opt.get('type') in (PAIRS, WITH_MAPS):
+    if dataset_opt.get('cache') is not None and kind != CACHED:
+        yield OptionError((*path, 'cache'), f'is only read with type: {CACHED}; write that.')
+    if kind == CACHED:
+        if dataset_opt['phase'] != 'train' or dataset_opt['io_backend']['type'] != 'lmdb':
+            yield OptionError((*path, 'type'), f'{CACHED} is for training from LMDBs; write {PAIRS}.')
+        for key in ('mean', 'std', 'color'):
+            if dataset_opt.get(key) is not None:
+                yield OptionError((*path, key), f'is not supported by type: {CACHED}; write {PAIRS}.')
+    if kind in (PAIRS, WITH_MAPS, CACHED):
         pairs = check_pairs(dataset_opt, path)  # reads each index once
         if pairs.deep:
             notes.append(f'{".".join(path)}: {pairs.deep} has more than 8 bits per channel; BasicSR reads images as 8 '
@@ -396,7 +416,8 @@ def _check_channels(opt: Opt) -> Iterator[OptionError]:
     channels = base.get('num_in_ch')
     for phase, dataset in get_section(opt, 'datasets').items():
         given = 1 if get_section(dataset).get('color') == 'y' else 3
-        if get_section(dataset).get('type') in (PAIRS, WITH_MAPS) and type(channels) is int and channels != given:
+        is_paired = get_section(dataset).get('type') in (PAIRS, WITH_MAPS, CACHED)
+        if is_paired and type(channels) is int and channels != given:
             if base['type'] == 'EDSR' and channels == 3:
                 yield OptionError(('datasets', phase, 'color'), "y gives images of one channel, and BasicSR's EDSR "
                                   'takes RGB images alone; write color: ~, or use DPDNN, which takes both.')

@@ -36,7 +36,7 @@ from udl_plugin.config.problems import ErrorCollector, KeyPath, OptionError, get
 from udl_plugin.errors import UserError, did_you_mean, lookup_class
 from udl_plugin.utils.plain import to_builtins
 
-PAIRS, WITH_MAPS = 'PairedImageDataset', 'PairedImageUncertaintyDataset'
+PAIRS, WITH_MAPS, CACHED = 'PairedImageDataset', 'PairedImageUncertaintyDataset', 'PairedImageCachedDataset'
 DERIVED_PATHS = ('experiments_root', 'models', 'training_states', 'log', 'visualization', 'results_root')
 EXPLAINED = {  # names that are not options
     'use_shuffle': 'BasicSR always shuffles training data and ignores this option; delete it.',
@@ -251,7 +251,8 @@ class IOBackend(Section):
 class _Pairs(Section):
     dataroot_gt: t.Text
     dataroot_lq: t.Text
-    dataroot_uncertainty: Optional[t.Text] = None  # of PairedImageUncertaintyDataset, see cross_checks
+    dataroot_uncertainty: Optional[t.Text] = None  # not of PairedImageDataset, see cross_checks
+    cache: Optional[t.Cache] = None  # of PairedImageCachedDataset
     io_backend: IOBackend
     meta_info_file: Optional[t.Text] = None
     filename_tmpl: t.Text = '{}'
@@ -271,6 +272,12 @@ class PairedTrainSet(_Pairs, TrainSet, extra='forbid'):
     gt_size: t.Count
     use_hflip: t.Flag
     use_rot: t.Flag
+
+
+def reads_maps(dataset_opt: Mapping[str, Any]) -> bool:
+    """Whether a data set reads cached uncertainty maps."""
+    return dataset_opt.get('type') == WITH_MAPS or (
+        dataset_opt.get('type') == CACHED and dataset_opt.get('dataroot_uncertainty') is not None)
 
 
 # ---- validation
@@ -313,7 +320,7 @@ def validate_dataset(phase: str, dataset: Any, is_train: bool) -> list[OptionErr
                                   f'{"train, val, val_2" if is_train else "test_1, test_2"} and so on.')]
     if not isinstance(dataset, dict):
         return []  # `validate_file` reports it
-    if dataset.get('type') in (PAIRS, WITH_MAPS):
+    if dataset.get('type') in (PAIRS, WITH_MAPS, CACHED):
         model: type[Section] = PairedTrainSet if kind == 'train' else PairedSet
     else:
         model = TrainSet if kind == 'train' else DatasetOptions

@@ -115,6 +115,7 @@ Limits = Annotated[list[_Finite], Field(min_length=2, max_length=2), _only_if(la
 Color = Annotated[Literal['y'], expected('y, or ~ for all channels')]
 Backend = Annotated[Literal['disk', 'lmdb'], expected('disk or lmdb')]  # memcached runs code that its options name
 Prefetch = Annotated[Literal['cpu', 'cuda'], expected('cpu, cuda, or ~')]
+Cache = Annotated[Literal['device', 'host'], expected('device or host')]
 OnBadRecord = Annotated[Literal['stop', 'skip'], expected('stop or skip')]
 Better = Annotated[Literal['higher', 'lower'], expected('higher or lower')]
 Reduction = Annotated[Literal['mean', 'sum'], expected('mean or sum')]  # none gives a map, which cannot be trained with

@@ -95,7 +95,7 @@ class CheckedDataset(Dataset):
         read.clear()
         try:
             item = self.dataset[index]
-            if isinstance(self.dataset, PairedImageDataset):
+            if isinstance(self.dataset, PairedImageDataset) and 'lq' in item:  # not if the GPU cuts the patches
                 _check_sizes(item, self.opt['scale'])
             return item
         except (UserError, MemoryError):

@@ -26,6 +26,8 @@ from udl_plugin.config.cross_checks import (
     metrics_of_maps,
 )
 from udl_plugin.config.problems import errors_at
+from udl_plugin.config.schema import CACHED
+from udl_plugin.data.image_cache import CROP, ImageCache
 from udl_plugin.errors import UserError
 from udl_plugin.inference.tiles import find_overlap, get_receptive_radius, run_in_tiles
 from udl_plugin.losses.build import describe_loss, get_head_loss
@@ -156,6 +158,10 @@ class UDLModel(SRModel):
         self.run_step = self._build_step(train_opt.get('cuda_graph'))
         self.guard = NonFiniteGuard(self.opt, at_once=not self.train_step.stays_on_device)
         self.loss_outputs = required_outputs_of(self.cri_pix)
+        dataset_opt = (self.opt.get('datasets') or {}).get('train') or {}
+        self.image_cache = None
+        if dataset_opt.get('type') == CACHED and (dataset_opt.get('cache') or 'device') == 'device':
+            self.image_cache = ImageCache(dataset_opt, self.device)
         self.teacher = None
         if train_opt.get('teacher'):
             with errors_at('train', 'teacher'):
@@ -210,8 +216,10 @@ class UDLModel(SRModel):
         torch._foreach_add_(averages, changes)
 
     def feed_data(self, data: dict[str, Any]) -> None:
+        if CROP in data and self.image_cache:
+            data = {**data, **self.image_cache.cut(data[CROP])}
         # of pinned memory this does not wait; mixed memory formats are slow on a GPU
-        layout = torch.channels_last if self.channels_last and self.device.type == 'cuda' else torch.preserve_format
+        layout = torch.channels_last if self.channels_last and self.device.type == 'cuda' else torch.contiguous_format
         tensors = {name: data[name].to(self.device, non_blocking=True, memory_format=layout)
                    for name in ('lq', 'gt', *EXTRA_OUTPUTS) if name in data}
         super().feed_data(tensors)

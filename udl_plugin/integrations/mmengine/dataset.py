@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from udl_plugin.config.cross_checks import check_data
 from udl_plugin.data.checked_dataset import CheckedDataset
+from udl_plugin.errors import UserError
 from udl_plugin.utils.plain import to_builtins
 
 
@@ -37,8 +38,10 @@ class BasicSRDataset(Dataset):
         opt = {'name': phase, **to_builtins(dataset)}
         check_data(phase, scale, opt)
         self.phase, self.opt = phase, opt
-        self.dataset = CheckedDataset(build_dataset({**opt, 'phase': phase, 'scale': scale}), f'datasets: {phase}',
-                                      opt.get('on_bad_record') or 'stop')
+        data = build_dataset({**opt, 'phase': phase, 'scale': scale})
+        if getattr(data, 'on_device', False):
+            raise UserError(f'datasets: {phase}: cache: device is for UDLModel, which cuts the patches; write host.')
+        self.dataset = CheckedDataset(data, f'datasets: {phase}', opt.get('on_bad_record') or 'stop')
 
     metainfo: Mapping[str, Any] = {}  # mmengine's dataset wrappers read it, and call `full_init`
 
