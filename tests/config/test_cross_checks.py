@@ -222,6 +222,28 @@ def test_maps_that_nothing_reads():
                    datasets={'train': {'type': 'Another', 'dataroot_uncertainty': 'x.lmdb'}})
 
 
+CACHED = {**MAPS, 'type': 'PairedImageCachedDataset', 'phase': 'train', 'io_backend': {'type': 'lmdb'}}
+
+
+@pytest.mark.parametrize(('key', 'message', 'dataset', 'changes'), [
+    ('cache', 'is only read with type: PairedImageCachedDataset; write that', {'type': 'PairedImageDataset'}, {}),
+    ('type', 'is for training from LMDBs; write PairedImageDataset', {'io_backend': {'type': 'disk'}}, {}),
+    ('std', 'is not supported by type: PairedImageCachedDataset', {'std': [0.5]}, {}),
+    ('mean', 'is not supported by type: PairedImageCachedDataset', {'mean': [0.5]}, {}),
+    ('type', 'PairedImageCachedDataset: no loss weights by its maps.* Delete dataroot_uncertainty',
+     {'dataroot_uncertainty': 'x.lmdb'}, {'train': {'pixel_opt': {'type': 'ESU'}}}),
+    ('cache', 'device requires model_type: UDLModel', {}, {
+        'model_type': 'SRModel', 'train': {'pixel_opt': {'type': 'L1Loss'}}}),
+])
+def test_images_in_memory(key, message, dataset, changes, monkeypatch):
+    monkeypatch.setattr('udl_plugin.config.cross_checks.check_pairs', lambda *_: Pairs(100, []))
+    monkeypatch.setattr('udl_plugin.config.cross_checks.check_maps', lambda *_: None)
+    assert_accepted(datasets={'train': {**CACHED, 'dataroot_uncertainty': 'x.lmdb'}},
+                    train={'pixel_opt': {'type': 'UDL'}}, network_g={**TWO, 'type': 'EDSR'})
+    assert_refused(f'datasets.train.{key}', message, **{
+        'datasets': {'train': {**CACHED, 'cache': 'device', **dataset}}, **changes})
+
+
 @pytest.mark.parametrize('changes', [
     {'train': {'pixel_opt': {'type': 'ESU'}}}, {'train': {'pixel_opt': {'type': 'JointUDL'}}},
     {'train': {'pixel_opt': {'type': 'L1Loss'}}}, {'train': {}},

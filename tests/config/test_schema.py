@@ -171,6 +171,7 @@ def assert_one_error(found, key, message):
     ('train.scheduler.milestones', [[], [5e3, 10000]]), ('train.scheduler.gamma', [1, 0.5]),
     ('train.scheduler', [{'type': 'CosineAnnealingRestartLR', 'periods': [15000, 15e3], 'restart_weights': [1, 0.5],
                           'eta_min': 0}]),
+    ('train.cuda_graph', [None, 'auto', True, False]), ('train.tf32', [None, True, False]),
     ('train.max_skips', [None, 3]), ('train.grad_clip', [None, 1, 0.5]), ('val.save_best', [None, 'psnr', 'Set5/ssim']),
     ('logger.save_keep', [2]), ('datasets.train.on_bad_record', ['stop', 'skip']), ('val', [None]),
     ('val.uncertainty_limits', [None, [-1, 4]]),
@@ -214,6 +215,7 @@ INTEGER, FLAG, PLAIN = 'expected an integer', 'expected true or false', 'expecte
     *(('val.uncertainty_limits', limits, 'expected a lower and a higher number, such as')
       for limits in ([4, -1], [1], 4, ['a', 'b'], [1, 1])),
     ('val.tile', 32, f'{INTEGER} of at least 64 (LR pixels), got 32.'), ('val.tile', True, f'{INTEGER} of at least 64'),
+    ('train.cuda_graph', 'on', "expected auto, true or false, got 'on'"),
     ('train.grad_clip', 0, 'expected a number above 0'), ('train.grad_clip', True, 'expected a number above 0'),
     ('logger.print_freq', 0, INTEGER), ('logger.use_tb_logger', ..., 'is missing.'),
     ('datasets.train.on_bad_record', 'go on', "expected stop or skip, got 'go on'."),

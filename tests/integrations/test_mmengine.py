@@ -142,6 +142,16 @@ def test_loss_that_is_not_finite_ends_the_training(tmp_path, step1):
     assert not list(tmp_path.rglob('iter_3.pth'))
 
 
+def test_images_that_only_udl_model_cuts(demo_data):
+    root = demo_data / 'demo_train'
+    options = {'type': 'PairedImageCachedDataset', 'io_backend': {'type': 'lmdb'}, 'gt_size': 12, 'use_hflip': True,
+               'use_rot': True, 'dataroot_gt': f'{root}_HR_sub.lmdb', 'dataroot_lq': f'{root}_LR_bicubic_X2_sub.lmdb'}
+    with pytest.raises(UserError, match='cache: device is for UDLModel, which cuts the patches; write host'):
+        integration.BasicSRDataset('train', 2, options)
+    item = integration.BasicSRDataset('train', 2, {**options, 'cache': 'host'})[0]
+    assert item['inputs'].shape == (3, 6, 6)
+
+
 def test_import_path_of_earlier_versions():
     Config.fromstring("custom_imports = dict(imports=['udl_plugin.mm'], allow_failed_imports=False)", '.py')
     shim = sys.modules['udl_plugin.mm']
