@@ -180,7 +180,7 @@ class Repeat:
 
     def run(self, function):
         self.eager += 1
-        return function()
+        return function(), None
 
     def capture(self, function):
         self.captured += 1
@@ -247,6 +247,26 @@ def test_resume_with_a_graph(tmp_path):
     assert_same(model, tensors_of(expected))
 
 
+@pytest.mark.parametrize('on_gpu', DEVICES)
+@pytest.mark.parametrize('fused', [False, True])
+def test_state_of_another_adam_and_memory_format(tmp_path, fused, on_gpu, caplog, monkeypatch):
+    """As of BasicSR, from the CPU; the averages get the layout of the weights, which a fused Adam relies on."""
+    monkeypatch.setattr(get_root_logger(), 'propagate', True)
+    old = iterate(build(tmp_path, 'step 1', optim_g={**ADAM, 'fused': not fused}), 1, 3)
+    old.save(0, 3)
+    model = build(tmp_path, 'step 1', on_gpu, optim_g={**ADAM, 'fused': fused}, channels_last=True)
+    model.load_network(model.net_g, str(tmp_path / 'net_g_3.pth'))
+    model.resume_training(torch.load(tmp_path / '3.state', weights_only=True))
+    assert 'Following the yml' not in caplog.text
+    for parameter, state in model.optimizer_g.state.items():
+        assert state['exp_avg'].stride() == state['exp_avg_sq'].stride() == parameter.stride()
+        assert state['step'].device == (parameter.device if fused else torch.device('cpu'))
+    iterate(old, 4, 6)
+    iterate(model, 4, 6)
+    for name, value in old.net_g.state_dict().items():
+        torch.testing.assert_close(model.net_g.state_dict()[name].cpu(), value, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize('is_required', [False, True])
 def test_step_that_cannot_be_captured(tmp_path, is_required, monkeypatch, caplog):
     monkeypatch.setattr(get_root_logger(), 'propagate', True)
@@ -267,8 +287,25 @@ def test_step_that_cannot_be_captured(tmp_path, is_required, monkeypatch, caplog
         assert_same(model, tensors_of(expected))
         lines = {record.created: record.message for record in caplog.records}
         assert list(lines.values()) == [
-            'Training without a CUDA graph: CUDA error: operation not permitted when stream is capturing']
+            'Training without a CUDA graph: CUDA error: operation not permitted when stream is capturing.']
     assert model.optimizer_g.param_groups[0]['lr'] in (2 ** -7, 2 ** -8)
+
+
+def test_step_that_waits_is_not_captured(tmp_path):
+    class Waits(Repeat):
+        def run(self, function):
+            return function(), 'mynet.py:7'
+
+        def capture(self, function):
+            pytest.fail('it was captured')
+
+    model = build(tmp_path)
+    model.run_step = CapturedStep(model.train_step, False, Waits())
+    assert_same(iterate(model, 1, 6), tensors_of(iterate(build(tmp_path), 1, 6)))
+    model.run_step = CapturedStep(model.train_step, True, Waits())
+    iterate(model, 7, 9)
+    with pytest.raises(UserError, match=r'cannot be captured: mynet.py:7 waits for the GPU, as \.item\(\) and if'):
+        iterate(model, 10)
 
 
 def test_where_a_graph_is_possible(tmp_path):
@@ -278,12 +315,14 @@ def test_where_a_graph_is_possible(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize('compiled', [False, True])
-@pytest.mark.parametrize('change', [*CHANGES.values(), ALL], ids=[*CHANGES, 'all'])
+@pytest.mark.parametrize('change', [*CHANGES.values(), ALL, {**ALL, 'compile': True}],
+                         ids=[*CHANGES, 'all', 'compiled'])
 @pytest.mark.parametrize('network', NETWORKS)
-def test_graph_equals_eager_on_a_gpu(tmp_path, network, change, compiled):
+def test_graph_equals_eager_on_a_gpu(tmp_path, network, change):
     """Over 50 iterations, with a step that is skipped in between."""
-    change = {**change, 'total_iter': 50, 'optim_g': {'type': 'Adam', 'lr': 1e-4}, 'compile': compiled}
+    torch._dynamo.reset()
+    tolerance = 5e-4 if 'amp' in change else 1e-5  # the weights move by up to 5e-3
+    change = {**change, 'total_iter': 50, 'optim_g': {'type': 'Adam', 'lr': 1e-4}}
     eager, graph = (build(tmp_path, network, True, cuda_graph=mode, **change) for mode in (False, True))
     for one in (eager, graph):
         iterate(one, 1, 20)
@@ -293,7 +332,7 @@ def test_graph_equals_eager_on_a_gpu(tmp_path, network, change, compiled):
     found = tensors_of(graph)
     for name, value in tensors_of(eager).items():
         if name.startswith(('net.', 'ema.')):
-            torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5, msg=name)
+            torch.testing.assert_close(found[name], value, rtol=0, atol=tolerance, msg=name)
     for one in (eager, graph):
         one.save(0, 50)
         assert one.guard.skips == 1

@@ -1,6 +1,7 @@
 """A training step as one CUDA graph: a single call of Python starts all its kernels, and nothing waits for Python."""
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -43,8 +44,8 @@ def why_not_captured(step: TrainStep, opt: dict[str, Any], *losses: Any) -> str 
 class Recorder(Protocol):
     """What captures a function; `CudaRecorder`, or a stand-in for it."""
 
-    def run(self, function: Callable[[], StepResult]) -> StepResult:
-        """Runs the function as it is, to prepare for `capture`."""
+    def run(self, function: Callable[[], StepResult]) -> tuple[StepResult, str | None]:
+        """Runs the function as it is, to prepare for `capture`. Returns its result, and where it waits for the GPU."""
 
     def capture(self, function: Callable[[], StepResult]) -> tuple[StepResult, Callable[[], None]]:
         """Returns the function's result, and what computes it, in place."""
@@ -56,12 +57,18 @@ class CudaRecorder:
     def __init__(self) -> None:
         self.stream = torch.cuda.Stream()
 
-    def run(self, function: Callable[[], StepResult]) -> StepResult:
+    def run(self, function: Callable[[], StepResult]) -> tuple[StepResult, str | None]:
         self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            result = function()
+        with torch.cuda.stream(self.stream), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            torch.cuda.set_sync_debug_mode('warn')
+            try:
+                result = function()
+            finally:
+                torch.cuda.set_sync_debug_mode('default')
         torch.cuda.current_stream().wait_stream(self.stream)
-        return result
+        places = [f'{warning.filename}:{warning.lineno}' for warning in caught if 'synchroniz' in str(warning.message)]
+        return result, places[0] if places else None
 
     def capture(self, function: Callable[[], StepResult]) -> tuple[StepResult, Callable[[], None]]:
         graph = torch.cuda.CUDAGraph()
@@ -87,6 +94,7 @@ class CapturedStep:
     def __init__(self, step: TrainStep, is_required: bool = False, recorder: Recorder | None = None):
         self.step, self.is_required, self.recorder = step, is_required, recorder or CudaRecorder()
         self.eager_steps: float = EAGER_STEPS  # still to go
+        self.waits_at: str | None = None  # file and line, in the last of them
         self.batch: dict[str, Tensor] = {}  # that the graph reads
         self.rates: list[Tensor] = []  # learning rates that it reads
         self.result: StepResult
@@ -107,7 +115,8 @@ class CapturedStep:
             self._capture(batch)
         if self.eager_steps > 0 or _shapes(batch) != _shapes(self.batch):
             self.eager_steps -= 1
-            return self.recorder.run(lambda: self.step(batch))
+            result, self.waits_at = self.recorder.run(lambda: self.step(batch))
+            return result
         for name, tensor in batch.items():
             self.batch[name].copy_(tensor)
         for rate, group in zip(self.rates, self.step.optimizer.param_groups):
@@ -116,6 +125,9 @@ class CapturedStep:
         return self.result
 
     def _capture(self, batch: dict[str, Tensor]) -> None:
+        if self.waits_at:  # a capture that fails leaves some versions of PyTorch unable to go on
+            self._go_on_without(f'{self.waits_at} waits for the GPU, as .item() and if TENSOR do')
+            return
         groups = self.step.optimizer.param_groups
         own: list[dict[str, Any]] = [{key: group[key] for key in ('lr', 'capturable') if key in group}
                                      for group in groups]
@@ -126,16 +138,18 @@ class CapturedStep:
         try:
             self.result, self.replay = self.recorder.capture(lambda: self.step(self.batch))
         except RuntimeError as err:
-            self.batch, self.eager_steps, self.step.is_updating = {}, float('inf'), False
-            reason = str(err).strip().partition('\n')[0]
-            if self.is_required:
-                raise UserError(f'train.cuda_graph: true: the step cannot be captured: {reason}. The usual cause is a '
-                                'network or loss that asks the GPU for a value, as .item() and if TENSOR do. Write '
-                                'auto to train without a graph.') from err
-            get_root_logger().warning(f'Training without a CUDA graph: {reason}')
+            self.batch, self.step.is_updating = {}, False
+            self._go_on_without(str(err).strip().partition('\n')[0])
         finally:
             for group, options in zip(groups, own):
                 group.update(options)
+
+    def _go_on_without(self, reason: str) -> None:
+        self.eager_steps = float('inf')
+        if self.is_required:
+            raise UserError(f'train.cuda_graph: true: the step cannot be captured: {reason}. Write auto to train '
+                            'without a graph.')
+        get_root_logger().warning(f'Training without a CUDA graph: {reason}.')
 
 
 def _shapes(batch: dict[str, Tensor]) -> dict[str, torch.Size]:

@@ -19,6 +19,9 @@ from udl_plugin.checkpoints.state_dict import save_checkpoint
 from udl_plugin.utils.atomic_io import atomic_write
 from udl_plugin.utils.plain import to_builtins
 
+# options of an optimizer that change no result
+NO_CHANGE = ('initial_lr', 'foreach', 'fused', 'capturable', 'differentiable')
+
 
 class CheckpointManager:
     """Writes networks and training states of one experiment. A full disk is logged and does not end the training.
@@ -101,13 +104,27 @@ def schedule_of_options(model: BaseModel, iteration: int) -> Iterator[None]:
     for group, options in zip(_param_groups(model), groups):
         for key, value in to_builtins(options).items():
             found = to_builtins(group.get(key))
-            if found != value and key != 'initial_lr':
+            if found != value and key not in NO_CHANGE:
                 changed[key] = f'{key} {_short(value)} (the state has {_short(found)})'
         group.update(options)
     for scheduler, schedule in zip(model.schedulers, schedules):
         scheduler.load_state_dict(schedule)
     if changed:
         get_root_logger().warning(f'Following the yml from iteration {iteration}: {", ".join(changed.values())}.')
+
+
+def fit_state_to_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Brings a loaded state to where and as the optimizer would have made it: for PyTorch, the device of `step` is that
+    of the optimizer that was saved, and the memory format of the averages too."""
+    for group in optimizer.param_groups:
+        for parameter in group['params']:
+            state = optimizer.state.get(parameter, {})
+            for key, value in state.items():
+                if key == 'step' and torch.is_tensor(value):
+                    on_device = group.get('fused') or group.get('capturable')
+                    state[key] = value.to(parameter.device if on_device else 'cpu', torch.float32)
+                elif torch.is_tensor(value) and value.shape == parameter.shape:
+                    state[key] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
 def _param_groups(model: BaseModel) -> list[dict[str, Any]]:

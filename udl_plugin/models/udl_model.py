@@ -32,7 +32,7 @@ from udl_plugin.errors import UserError
 from udl_plugin.inference.tiles import find_overlap, get_receptive_radius, run_in_tiles
 from udl_plugin.losses.build import describe_loss, get_head_loss
 from udl_plugin.models.captured_step import CapturedStep, computes_from_tensors, why_not_captured
-from udl_plugin.models.checkpoint_manager import CheckpointManager, schedule_of_options
+from udl_plugin.models.checkpoint_manager import CheckpointManager, fit_state_to_parameters, schedule_of_options
 from udl_plugin.models.nonfinite_guard import NonFiniteGuard
 from udl_plugin.models.teacher import Teacher
 from udl_plugin.models.train_step import TrainStep
@@ -106,6 +106,8 @@ class UDLModel(SRModel):
         self.log_var: Tensor | None = None  # of the last image tested
         self.batch: dict[str, Tensor] = {}  # the last one trained with
         self._log: dict[str, float] = {}
+        self.run_step: TrainStep | CapturedStep | None = None
+        self.image_cache: ImageCache | None = None
         self.loss_inputs: dict[str, Tensor] = {}  # of that batch, or its last part
         self.paths: list[str] = []  # of the current batch's LR images
         read = functools.lru_cache(maxsize=1)(load_checkpoint)  # the network's and the EMA's file are one
@@ -123,9 +125,10 @@ class UDLModel(SRModel):
         return net.to(memory_format=torch.channels_last) if self.channels_last else net
 
     def _autocast(self, dtype: torch.dtype | None) -> torch.autocast:
-        # autocast's cache of cast weights would outlive the capture of a CUDA graph
-        is_captured = self.device.type == 'cuda' and torch.cuda.is_current_stream_capturing()
-        return torch.autocast(self.device.type, dtype, enabled=dtype is not None, cache_enabled=not is_captured)
+        # autocast's cache of cast weights would outlive the capture of a CUDA graph. Not off in the capture alone:
+        # torch.compile would compile again
+        keeps_casts = not isinstance(self.run_step, CapturedStep)
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None, cache_enabled=keeps_casts)
 
     # ---- training
 
@@ -159,7 +162,6 @@ class UDLModel(SRModel):
         self.guard = NonFiniteGuard(self.opt, at_once=not self.train_step.stays_on_device)
         self.loss_outputs = required_outputs_of(self.cri_pix)
         dataset_opt = (self.opt.get('datasets') or {}).get('train') or {}
-        self.image_cache = None
         if dataset_opt.get('type') == CACHED and (dataset_opt.get('cache') or 'device') == 'device':
             self.image_cache = ImageCache(dataset_opt, self.device)
         self.teacher = None
@@ -216,6 +218,9 @@ class UDLModel(SRModel):
         torch._foreach_add_(averages, changes)
 
     def feed_data(self, data: dict[str, Any]) -> None:
+        for tensor in data.values():  # of `prefetch_mode: cuda`, whose stream would use its memory again too soon
+            if torch.is_tensor(tensor) and tensor.is_cuda:
+                tensor.record_stream(torch.cuda.current_stream())
         if CROP in data and self.image_cache:
             data = {**data, **self.image_cache.cut(data[CROP])}
         # of pinned memory this does not wait; mixed memory formats are slow on a GPU
@@ -230,6 +235,7 @@ class UDLModel(SRModel):
         if hasattr(self.cri_pix, 'set_progress'):
             self.cri_pix.set_progress(current_iter, self.opt['train']['total_iter'])
         self.batch = {'lq': self.lq, 'gt': self.gt}
+        assert self.run_step is not None
         self.result, self._log = self.run_step({**self.batch, **self.given}), {}
         self.guard.record(current_iter, self.result, self.paths)
         if self.guard.is_due(current_iter):
@@ -460,6 +466,8 @@ class UDLModel(SRModel):
                 raise UserError(f'The training state of iteration {iteration} is of another network or optimizer '
                                 f'({type(err).__name__}: {err}). Resume it with the yml that wrote it, or start a new '
                                 'training from its weights: path.pretrain_network_g.') from err
+        for optimizer in self.optimizers:
+            fit_state_to_parameters(optimizer)
         if resume_state.get('scaler') and self.scaler.is_enabled():  # not in BasicSR's states, nor in those of bf16
             self.scaler.load_state_dict(resume_state['scaler'])
         self.guard.skips = resume_state.get('skips', 0)

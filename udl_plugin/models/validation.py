@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from os import path as osp
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from udl_plugin.utils.atomic_io import atomic_write
 if TYPE_CHECKING:
     from udl_plugin.models.udl_model import UDLModel
 
+MAX_WAITING = 4  # images whose metrics are computed while the GPU runs the next one
 COLLAPSED_SPREAD = 0.05  # of a log-variance that tells pixels apart no more: weights of step 2 from 1 to 1.05
 
 
@@ -25,7 +28,8 @@ def validate(model: UDLModel, loader: Any, iteration: int | str, tb_logger: Any,
     """Runs a model on each image of a data set, one at a time.
 
     Like `SRModel.nondist_validation`: same metrics, files and log lines. In addition, metrics that take `log_var` get
-    it, maps are saved, and the GPU's cached memory is released once, not after each image.
+    it, maps are saved, the GPU's cached memory is released once, not after each image, and the GPU does not wait for
+    metrics and files.
 
     Args:
         model: Its `test` sets `output` and `log_var`.
@@ -38,34 +42,59 @@ def validate(model: UDLModel, loader: Any, iteration: int | str, tb_logger: Any,
     metrics = val_opt.get('metrics') or {}
     if metrics:
         model._initialize_best_metric_results(name)
-    totals: dict[str, float] = dict.fromkeys(metrics, 0)
+    scores: list[Future[dict[str, float]]] = []
     bar = tqdm(loader, unit='image', disable=not val_opt.get('pbar', False))
-    for data in bar:
-        bar.set_description(f"Test {osp.splitext(osp.basename(data['lq_path'][0]))[0]}")
-        model.feed_data(data)
-        model.test()
-        visuals = model.get_current_visuals()
-        images = {'img': tensor2img([visuals['result']])}
-        if 'gt' in visuals:
-            images['img2'] = tensor2img([visuals['gt']])
-            del model.gt
-        log_var = visuals['log_var'][0].numpy() if 'log_var' in visuals else None
-        del model.lq, model.output, visuals  # the memory of large images
-        stem = _output_stem(model, data['lq_path'][0], name, iteration)
-        if save_img:
-            imwrite(images['img'], f'{stem}.png')
-        if model.save_uncertainty and log_var is not None:
-            _save_uncertainty(stem, log_var, val_opt.get('uncertainty_limits'))
-        for metric, metric_opt in metrics.items():
-            extra = {'log_var': log_var} if metric_opt in model.map_metrics else {}
-            # builtin floats: a checkpoint that `weights_only` reads holds no NumPy scalars
-            totals[metric] += float(calculate_metric({**images, **extra}, metric_opt))
+    with _pool_beside(model.device) as pool:
+        for data in bar:
+            bar.set_description(f"Test {osp.splitext(osp.basename(data['lq_path'][0]))[0]}")
+            model.feed_data(data)
+            model.test()
+            visuals = model.get_current_visuals()
+            images = {'img': tensor2img([visuals['result']])}
+            if 'gt' in visuals:
+                images['img2'] = tensor2img([visuals['gt']])
+                del model.gt
+            log_var = visuals['log_var'][0].numpy() if 'log_var' in visuals else None
+            del model.lq, model.output, visuals  # the memory of large images
+            stem = _output_stem(model, data['lq_path'][0], name, iteration)
+            scores.append(pool.submit(_save_and_score, model, images, log_var, stem, save_img))
+            if len(scores) > MAX_WAITING:
+                scores[-1 - MAX_WAITING].result()  # so that images do not pile up
+        results = [score.result() for score in scores]
     torch.cuda.empty_cache()
     if metrics:
-        model.metric_results = {metric: total / len(loader) for metric, total in totals.items()}
+        model.metric_results = {metric: sum(result[metric] for result in results) / len(loader) for metric in metrics}
         for metric, value in model.metric_results.items():
             model._update_best_metric_result(name, metric, value, iteration)
         model._log_validation_metric_values(iteration, name, tb_logger)
+
+
+def _pool_beside(device: torch.device) -> Executor:
+    """Runs what comes after a network: beside it if that is on a GPU, which would wait, otherwise at once."""
+    return ThreadPoolExecutor(MAX_WAITING) if device.type == 'cuda' else _AtOnce()
+
+
+class _AtOnce(Executor):
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        future: Future = Future()
+        future.set_result(function(*args, **kwargs))
+        return future
+
+
+def _save_and_score(model: UDLModel, images: dict[str, np.ndarray], log_var: np.ndarray | None, stem: str,
+                    save_img: bool) -> dict[str, float]:
+    """Saves an image and its map, if asked to, and returns its metrics."""
+    val_opt = model.opt['val']
+    if save_img:
+        imwrite(images['img'], f'{stem}.png')
+    if model.save_uncertainty and log_var is not None:
+        _save_uncertainty(stem, log_var, val_opt.get('uncertainty_limits'))
+    results = {}
+    for metric, metric_opt in (val_opt.get('metrics') or {}).items():
+        extra = {'log_var': log_var} if metric_opt in model.map_metrics else {}
+        # builtin floats: a checkpoint that `weights_only` reads holds no NumPy scalars
+        results[metric] = float(calculate_metric({**images, **extra}, metric_opt))
+    return results
 
 
 def map_spread(log_var: Tensor) -> float:

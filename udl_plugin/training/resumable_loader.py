@@ -119,8 +119,10 @@ class ResumableDataLoader:
         self.sampler = _ResumeSampler(EnlargedSampler(dataset, opt['world_size'], opt['rank'],
                                                       dataset_opt.get('dataset_enlarge_ratio', 1)))
         self.prefetch_on_gpu = dataset_opt.get('prefetch_mode') == 'cuda'
-        self.loader = build_dataloader(_BatchDataset(dataset), {**dataset_opt, 'prefetch_mode': None}, opt['num_gpu'],
-                                       opt['dist'], self.sampler, opt['manual_seed'])
+        # from pinned memory, a copy to the GPU does not wait
+        loader_opt = {'pin_memory': opt['num_gpu'] > 0, **dataset_opt, 'prefetch_mode': None}
+        self.loader = build_dataloader(_BatchDataset(dataset), loader_opt, opt['num_gpu'], opt['dist'], self.sampler,
+                                       opt['manual_seed'])
         self.loader.collate_fn = tuple  # `_BatchDataset` collates
         self.loader.worker_init_fn = functools.partial(_init_worker, self.loader.worker_init_fn)
         self.loader.timeout = TIMEOUT if self.loader.num_workers else 0
