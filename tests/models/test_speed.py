@@ -1,6 +1,7 @@
 """Options that make training faster or smaller, and what they must not change."""
 import copy
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from udl_plugin.checkpoints.state_dict import fingerprint
 from udl_plugin.config.cross_checks import check_map_fingerprint, check_network
 from udl_plugin.data.map_format import METADATA, make_metadata
 from udl_plugin.errors import UserError
+from udl_plugin.models import validation
 from udl_plugin.utils.atomic_io import atomic_write
 
 pytestmark = pytest.mark.usefixtures('seed')
@@ -296,6 +298,26 @@ def test_gpu_memory_is_released_once_after_validation(tmp_path, monkeypatch):
     model = build_model(options(1, tmp_path))
     model.validation(DataLoader(Pairs()), 1, None, save_img=False)
     assert calls == [1]
+
+
+def test_metrics_beside_the_network(tmp_path, monkeypatch):
+    """As on a GPU: the same results and files; and an error in one ends the validation."""
+    results = []
+    for name in ('at_once', 'beside'):
+        if name == 'beside':
+            monkeypatch.setattr(validation, '_pool_beside', lambda device: ThreadPoolExecutor(4))
+        (tmp_path / name).mkdir()
+        opt = options(1, tmp_path / name)
+        opt['val']['save_uncertainty'] = True
+        model = build_model(opt)
+        model.validation(DataLoader(Pairs()), 1, None, save_img=True)
+        files = {path.name: path.read_bytes() for path in sorted((tmp_path / name).rglob('*_1*.*'))}
+        results.append((model.metric_results, files))
+    assert results[0] == results[1]
+    assert len(results[0][1]) == 9
+    monkeypatch.setattr(validation, 'calculate_metric', lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model.validation(DataLoader(Pairs()), 1, None, save_img=False)
 
 
 @pytest.mark.gpu
