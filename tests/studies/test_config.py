@@ -208,7 +208,11 @@ def test_cached_maps(tmp_path):
     variants['cached'][0] = {'pixel_opt': {'type': 'ESU'}, 'ema_decay': 0}  # for this variant only
     study = Study(study_config(variants=variants, steps=steps), tmp_path)
     assert ['dataroot_uncertainty' in run.opt['datasets']['train'] for run in study.runs].count(True) == 1
-
+    config = study_config(variants=variants, steps=steps)
+    config['datasets']['train']['type'] = 'PairedImageCachedDataset'  # which reads both
+    train_set = Study(config, tmp_path).runs[-1].opt['datasets']['train']
+    assert train_set['type'] == 'PairedImageCachedDataset'
+    assert 'dataroot_uncertainty' in train_set
 
 
 def test_network_whose_scale_has_another_name():

@@ -15,7 +15,7 @@ from udl_plugin.archs.outputs import TEACHER_OUTPUTS
 from udl_plugin.archs.wrapping import wrapped_config
 from udl_plugin.config.class_options import scale_key
 from udl_plugin.config.problems import OptionError
-from udl_plugin.config.schema import WITH_MAPS, Section
+from udl_plugin.config.schema import CACHED, WITH_MAPS, Section
 from udl_plugin.config.value_types import Count, CountOrNone, FileName, Flag, Iterations, Text, Texts, expected
 from udl_plugin.config.yaml_loader import read_yml
 from udl_plugin.errors import UserError, UserErrors, did_you_mean, raise_errors
@@ -291,7 +291,10 @@ class Study:
             if step.taught:
                 opt['train']['teacher'] = {'path': opt['path']['pretrain_network_g']}
             if step.cached_maps:
-                opt['datasets']['train'].update(type=WITH_MAPS, dataroot_uncertainty=f'maps/{name}/uncertainty.lmdb')
+                train_set = opt['datasets']['train']
+                train_set['dataroot_uncertainty'] = f'maps/{name}/uncertainty.lmdb'
+                if train_set['type'] != CACHED:
+                    train_set['type'] = WITH_MAPS
             losses = tuple(step.name for step in self.variants[variant][:number + 1])
             run = Run(name, network, scale, seed, losses, self.count_iterations(number + 1), parent and parent.name,
                       copy.deepcopy(opt))
