@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from udl_plugin.archs import EDSRVar
 from udl_plugin.errors import UserError
-from udl_plugin.models.captured_step import EAGER_STEPS, CapturedStep
+from udl_plugin.models.captured_step import EAGER_STEPS, CapturedStep, why_not_captured
 
 pytestmark = pytest.mark.usefixtures('seed')
 ADAM = {'type': 'Adam', 'lr': 2 ** -7, 'fused': True}  # a float32 too, as graphs keep the learning rate
@@ -306,6 +306,35 @@ def test_step_that_waits_is_not_captured(tmp_path):
     iterate(model, 7, 9)
     with pytest.raises(UserError, match=r'cannot be captured: mynet.py:7 waits for the GPU, as \.item\(\) and if'):
         iterate(model, 10)
+
+
+def test_graph_is_not_the_default_of_losses_that_are_not_known(tmp_path, monkeypatch):
+    monkeypatch.setattr('udl_plugin.models.udl_model.why_not_captured', lambda *_: None)
+    monkeypatch.setattr('udl_plugin.models.captured_step.CudaRecorder', Repeat)
+    model = build(tmp_path)
+    assert isinstance(model._build_step(None), CapturedStep)
+    assert isinstance(model._build_step('auto'), CapturedStep)
+    assert model._build_step(False) is model.train_step
+
+    class Own(type(model)):
+        def compute_losses(self, **batch):
+            return {}
+
+    model.__class__ = Own
+    assert model._build_step('auto') is model.train_step
+    assert isinstance(model._build_step(True), CapturedStep)
+
+
+def test_loss_that_keeps_numbers_is_not_captured(tmp_path):
+    opt = {'num_gpu': 1, 'dist': False}
+    model = build(tmp_path, 'one run')
+    assert why_not_captured(model.train_step, opt, model.cri_pix, None) is None
+    model.cri_pix.progress_in_tensors = False
+    assert 'JointUDL has set_progress' in why_not_captured(model.train_step, opt, model.cri_pix, None)
+    model = build(tmp_path, optim_g={'type': 'Adam', 'lr': 1e-4})
+    assert 'requires a fused optimizer' in why_not_captured(model.train_step, opt, model.cri_pix, None)
+    assert 'requires num_gpu: 1' in why_not_captured(model.train_step, {'num_gpu': 2, 'dist': False})
+    assert 'and one process' in why_not_captured(model.train_step, {'num_gpu': 1, 'dist': True})
 
 
 def test_where_a_graph_is_possible(tmp_path):

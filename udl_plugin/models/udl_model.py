@@ -201,7 +201,8 @@ class UDLModel(SRModel):
         reason = why_not_captured(self.train_step, self.opt, self.cri_pix, self.cri_perceptual)
         if cuda_graph is True and reason:
             raise UserError(f'train.cuda_graph: true: {reason}. Write auto to train without a graph.')
-        if reason or cuda_graph is False:
+        is_known = type(self).compute_losses is UDLModel.compute_losses  # another may read numbers that change
+        if reason or cuda_graph is False or (cuda_graph is not True and not is_known):
             return self.train_step
         return CapturedStep(self.train_step, is_required=cuda_graph is True)
 
