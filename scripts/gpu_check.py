@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -27,6 +28,7 @@ sys.path.insert(0, str(ROOT / 'scripts'))
 import benchmark  # noqa: E402
 
 from udl_plugin.inference.cost import machine, seconds_in_turn  # noqa: E402
+from udl_plugin.prepare.datasets import prepare_train  # noqa: E402
 from udl_plugin.prepare.demo_data import write_demo_data  # noqa: E402
 from udl_plugin.studies.report import markdown_table  # noqa: E402
 from udl_plugin.utils.atomic_io import atomic_write  # noqa: E402
@@ -157,31 +159,48 @@ def tests(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def training(args: argparse.Namespace) -> dict[str, Any]:
-    """udl-train from the command line: iterations per second beside those of the step alone, and a resume."""
+    """udl-train from the command line: time of an iteration beside that of the step alone, and a resume."""
     folder, iterations = Path(make_folder(args.out), 'training').resolve(), 4 if args.tiny else 1500
-    if not (folder / 'datasets/demo').exists():
-        write_demo_data(folder / 'datasets/demo')
-    yml = yaml.safe_load((ROOT / 'options/demo/train_l1_step1.yml').read_text())
-    yml.update(name='gpu_check', model_type='UDLModel', num_gpu=int(args.device == 'cuda'))
-    if not args.tiny:
-        yml['network_g'].update(num_feat=64, num_block=16)
-        yml['datasets']['train'].update(batch_size_per_gpu=16, gt_size=96, num_worker_per_gpu=8, pin_memory=True)
-    yml['train'].update(total_iter=iterations, amp='bf16', channels_last=True)
-    yml['val'].update(val_freq=10 ** 9)
-    yml['logger'].update(print_freq=max(1, iterations // 15), save_checkpoint_freq=iterations)
-    path, texts = folder / 'gpu_check.yml', []
-    for total in (iterations, 2 * iterations):
-        yml['train']['total_iter'] = total
-        path.write_text(yaml.safe_dump(yml))
+    shutil.rmtree(folder, ignore_errors=True)
+    write_demo_data(folder / 'demo')
+    prepare_train([folder / 'demo/photos/train'], [benchmark.SCALE], folder, name='photos', crop=240, step=120)
+    rows = [['training set', 'iterations', 'ms an iteration', 'step alone (ms)', 'ratio']]
+    steps_file = Path(args.out, 'parts', 'steps.json')
+    times = json.loads(steps_file.read_text())['seconds_of_rounds'] if steps_file.exists() else {}
+    alone = times.get(f'plain, L1, {FAST}, batch {2 if args.tiny else 16}')
+    for kind, total in (('PairedImageDataset', iterations), ('PairedImageCachedDataset', iterations),
+                        ('PairedImageCachedDataset', 2 * iterations)):
+        path = folder / f'{kind}.yml'
+        path.write_text(yaml.safe_dump(training_options(args, folder, kind, total, iterations)))
         output = run_module(folder, 'udl_plugin.train', '-opt', str(path), '--auto_resume')
-        lines = re.findall(r'(\d\d:\d\d:\d\d,\d+) INFO: .*iter: *([\d,]+)', output)
-        (first, begin), (last, end) = ((stamp, int(number.replace(',', ''))) for stamp, number in (lines[1], lines[-1]))
-        rate = (end - begin) / max(1e-3, to_seconds(last) - to_seconds(first))
-        texts.append(f'- iterations {begin} to {end}: {rate:.1f} a second')
-    if 'Resuming training' not in output:
-        raise RuntimeError('the second training did not resume')
-    return {'markdown': f'EDSR x2, L1, {FAST}, from LMDBs of demo photos; the second line after a resume.\n\n'
-                        + '\n'.join(texts)}
+        lines = re.findall(r'(\d\d):(\d\d):(\d\d),(\d+) INFO: .*iter: *([\d,]+)', output)
+        stamps = [60 * (60 * int(h) + int(m)) + int(s) + int(ms) / 1000 for h, m, s, ms, _ in lines]
+        begin, end = (int(lines[index][-1].replace(',', '')) for index in (1, -1))  # the first lines include the start
+        seconds = (stamps[-1] - stamps[1]) / (end - begin)
+        base = statistics.median(alone) if alone else None
+        rows.append([kind, f'{begin} to {end}' + ' after a resume' * ('Resuming training' in output),
+                     f'{1e3 * seconds:.2f}', *((f'{1e3 * base:.2f}', f'{seconds / base:.2f}') if base else ('-', '-'))])
+    if 'resume' not in rows[-1][1]:
+        raise RuntimeError('the last training did not resume')
+    return {'markdown': f'udl-train, L1, {FAST}, from LMDBs of demo photos; the log is written every '
+                        f'{max(1, iterations // 15)} iterations.\n\n{markdown_table(rows)}'}
+
+
+def training_options(args: argparse.Namespace, folder: Path, kind: str, total: int, save_freq: int) -> dict[str, Any]:
+    """A yml of plain L1."""
+    batch, side = (2, 8) if args.tiny else (16, 48)
+    return {
+        'name': kind, 'model_type': 'UDLModel', 'scale': benchmark.SCALE, 'num_gpu': int(args.device == 'cuda'),
+        'manual_seed': 0, 'network_g': benchmark.NETWORKS['tiny' if args.tiny else 'EDSR-S'],
+        'path': {'pretrain_network_g': None},
+        'datasets': {'train': {
+            'name': 'photos', 'type': kind, 'dataroot_gt': str(folder / 'photos_train_HR_sub.lmdb'),
+            'dataroot_lq': str(folder / f'photos_train_LR_bicubic_X{benchmark.SCALE}_sub.lmdb'),
+            'io_backend': {'type': 'lmdb'}, 'gt_size': benchmark.SCALE * side, 'use_hflip': True, 'use_rot': True,
+            'num_worker_per_gpu': 1 if args.tiny else 8, 'batch_size_per_gpu': batch, 'dataset_enlarge_ratio': 100}},
+        'train': {'total_iter': total, 'optim_g': {'type': 'Adam', 'lr': 1e-4}, 'amp': 'bf16', 'channels_last': True,
+                  'scheduler': {'type': 'MultiStepLR', 'milestones': [10 ** 6]}, 'pixel_opt': {'type': 'L1Loss'}},
+        'logger': {'print_freq': max(1, save_freq // 15), 'save_checkpoint_freq': save_freq, 'use_tb_logger': False}}
 
 
 def run_module(folder: Path, *command: str) -> str:
@@ -191,11 +210,6 @@ def run_module(folder: Path, *command: str) -> str:
     if done.returncode:
         raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
     return done.stdout + done.stderr
-
-
-def to_seconds(stamp: str) -> float:
-    hours, minutes, seconds = stamp.replace(',', '.').split(':')
-    return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
 
 
 def profile(args: argparse.Namespace) -> dict[str, Any]:
@@ -250,7 +264,7 @@ def mmengine(args: argparse.Namespace) -> dict[str, Any]:
 
 
 PARTS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], int]] = {  # with its limit in seconds
-    'steps': (steps, 90), 'tests': (tests, 120), 'training': (training, 60), 'profile': (profile, 45),
+    'steps': (steps, 90), 'tests': (tests, 120), 'training': (training, 100), 'profile': (profile, 45),
     'compiled': (compiled, 180), 'memory': (memory, 60), 'loading': (loading, 60), 'mmengine': (mmengine, 45)}
 
 if __name__ == '__main__':
