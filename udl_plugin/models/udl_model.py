@@ -71,8 +71,8 @@ class UDLModel(SRModel):
     A loss with `required_outputs`, such as `log_var`, is called as `loss(sr, gt, log_var=...)`, with the batch's tensor
     of that name (see `PairedImageUncertaintyDataset`), or else the network's output under `return_log_var=True`; any
     other loss as `loss(sr, gt)`. Of a loss with a method `set_progress(iteration, total_iter)`, that is called before
-    each iteration. If it changes nothing but tensors, in place, as a CUDA graph requires, declare `progress_in_tensors =
-    True` in the class.
+    each iteration. If it changes nothing but tensors, in place, as a CUDA graph requires, declare
+    `progress_in_tensors = True` in the class.
 
     A class derived from this one declares the options that it adds: section, name and type (bool, int, float, str, list
     or dict). They may be missing from a yml: `extra_options = {'train': {'my_weight': float}}`.
