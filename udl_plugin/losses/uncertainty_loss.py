@@ -226,7 +226,7 @@ class JointUDL(UDL):
             weight = super().weight(target, outputs)
         else:
             weight = torch.exp(self.exponent * outputs['log_var'].detach())
-        return torch.where(self.warms_up, 1.0, weight) if self.warmup else weight
+        return torch.where(self.warms_up, weight.new_ones(()), weight) if self.warmup else weight
 
     def term(self, error: Tensor, target: Tensor, outputs: Mapping[str, Tensor]) -> Tensor:
         own_sr = target - error.detach()
