@@ -31,6 +31,7 @@ from udl_plugin.config.schema import (
     LOADER_OPTIONS,
     PAIRS,
     WITH_MAPS,
+    keeps_images_on_device,
     reads_maps,
     validate_dataset,
     validate_sections,
@@ -254,7 +255,7 @@ def _check_loss(opt: Opt, loss: Any) -> Iterator[OptionError]:
         advice = 'Delete dataroot_uncertainty.' if dataset['type'] == CACHED else f'Write type: {PAIRS}.'
         yield OptionError(('datasets', 'train', 'type'), f'{dataset["type"]}: no loss weights by its maps, as '
                           f'train.pixel_opt: type: UDL does. {advice}')
-    if dataset.get('type') == CACHED and dataset.get('cache') != 'host' and opt['model_type'] == 'SRModel':
+    if keeps_images_on_device(dataset) and opt['model_type'] == 'SRModel':
         yield OptionError(('datasets', 'train', 'cache'), 'device requires model_type: UDLModel, which cuts the '
                                                           'patches; write that, or cache: host.')
 

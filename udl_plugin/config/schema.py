@@ -280,6 +280,11 @@ def reads_maps(dataset_opt: Mapping[str, Any]) -> bool:
         dataset_opt.get('type') == CACHED and dataset_opt.get('dataroot_uncertainty') is not None)
 
 
+def keeps_images_on_device(dataset_opt: Mapping[str, Any]) -> bool:
+    """Whether a data set leaves it to UDLModel to cut its patches."""
+    return dataset_opt.get('type') == CACHED and dataset_opt.get('cache') != 'host'
+
+
 # ---- validation
 
 

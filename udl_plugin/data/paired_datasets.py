@@ -90,7 +90,7 @@ class PairedImageCachedDataset(PairedImageUncertaintyDataset):
         for key in ('mean', 'std', 'color'):
             if opt.get(key) is not None:
                 raise UserError(f'type: {type(self).__name__}: {key} is not supported; write type: PairedImageDataset.')
-        self.on_device = (opt.get('cache') or 'device') == 'device'
+        self.on_device = opt.get('cache') != 'host'
         if self.on_device:
             shapes = read_meta_info(opt['dataroot_lq'])
             self.lq_sizes = [shapes[path['lq_path']][:2] for path in self.paths]

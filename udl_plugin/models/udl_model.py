@@ -26,7 +26,7 @@ from udl_plugin.config.cross_checks import (
     metrics_of_maps,
 )
 from udl_plugin.config.problems import errors_at
-from udl_plugin.config.schema import CACHED
+from udl_plugin.config.schema import keeps_images_on_device
 from udl_plugin.data.image_cache import CROP, ImageCache
 from udl_plugin.errors import UserError
 from udl_plugin.inference.tiles import find_overlap, get_receptive_radius, run_in_tiles
@@ -163,7 +163,7 @@ class UDLModel(SRModel):
         self.guard = NonFiniteGuard(self.opt, at_once=not self.train_step.stays_on_device)
         self.loss_outputs = required_outputs_of(self.cri_pix)
         dataset_opt = (self.opt.get('datasets') or {}).get('train') or {}
-        if dataset_opt.get('type') == CACHED and (dataset_opt.get('cache') or 'device') == 'device':
+        if keeps_images_on_device(dataset_opt):
             self.image_cache = ImageCache(dataset_opt, self.device)
         self.teacher = None
         if train_opt.get('teacher'):
