@@ -1,7 +1,7 @@
 # make demo   trains plain L1 and both steps on a few photos; prints a table and draws an uncertainty map
 # make study  compares losses on the same photos, over three seeds
 # make bench  measures training and testing against the authors' way; 17 minutes on 2 cores
-# make gpu    all measurements and tests that need a GPU; 8 minutes on an H100
+# make gpu    all measurements and tests that need a GPU; at most 8 minutes
 # make soak   injects 50 faults into trainings and resumes them; 10 minutes on 2 cores
 # make fuzz   mutates 2,000 ymls, and more checkpoints and images; 8 minutes on 2 cores
 # make test   runs the test suite

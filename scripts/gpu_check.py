@@ -1,4 +1,4 @@
-"""All that a GPU has to say about this package, in eight minutes: make gpu, or python scripts/gpu_check.py [--help].
+"""All that a GPU has to say about this package, in eight minutes at most: make gpu, or this script [--help].
 
 Each part runs in a process of its own, the most important one first, with a limit of time; a part that fails is
 reported, and the others go on. No network and no data are needed. Writes DIR/gpu.md and DIR/gpu.json after each part.

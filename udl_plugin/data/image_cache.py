@@ -34,14 +34,16 @@ class ImageCache:
     """
 
     def __init__(self, opt: Mapping[str, Any], device: torch.device):
-        roots, keys = get_roots(opt), sorted(read_meta_info(opt['dataroot_lq']))  # the order of BasicSR
+        roots = get_roots(opt)
+        shapes_of = {side: read_meta_info(root) for side, root in roots.items()}
+        keys = sorted(shapes_of['lq'])  # the order of BasicSR
         free = torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else available_memory()
-        check_memory(roots, free, f'the memory of {device}')
+        check_memory(roots, shapes_of, free, f'the memory of {device}')
         self.device, self.scale, self.patch = device, opt['scale'], opt['gt_size'] // opt['scale']
         self.pixels: dict[str, Tensor] = {}  # (pixels of all images, channels), RGB
         self.places: dict[str, tuple[Tensor, Tensor]] = {}  # first pixel and width of each image
         for side, root in roots.items():
-            shapes = read_meta_info(root)
+            shapes = shapes_of[side]
             sizes = [math.prod(shapes[key][:2]) for key in keys]
             first = np.cumsum([0, *sizes])
             self.pixels[side] = torch.empty((int(first[-1]), shapes[keys[0]][2]), dtype=torch.uint8, device=device)
@@ -92,12 +94,19 @@ def get_roots(opt: Mapping[str, Any]) -> dict[str, str]:
     return {side: opt[key] for side, key in ROOTS.items() if opt.get(key) is not None}
 
 
-def check_memory(roots: Mapping[str, str], free: int | None, where: str) -> None:
+def check_memory(roots: Mapping[str, str], shapes: Mapping[str, Mapping[str, tuple[int, int, int]]], free: int | None,
+                 where: str) -> None:
     """
+    Args:
+        roots: From `get_roots`.
+        shapes: Of all images, from `read_meta_info`, for each root.
+        free: Bytes; None: unknown.
+        where: What has them, for the message.
+
     Raises:
-        UserError: the decoded images of some LMDBs have more than `free` bytes; None: unknown.
+        UserError: the decoded images have more bytes.
     """
-    needed = sum(math.prod(shape) for root in roots.values() for shape in read_meta_info(root).values())
+    needed = sum(math.prod(shape) for images in shapes.values() for shape in images.values())
     if free is not None and needed > free:
         raise UserError(f'datasets.train.cache: {", ".join(roots.values())} have {needed / 2**20:,.0f} MiB decoded, '
                         f'and of {where} {free / 2**20:,.0f} MiB are free. Write type: PairedImageDataset without '

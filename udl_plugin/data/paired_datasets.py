@@ -92,11 +92,12 @@ class PairedImageCachedDataset(PairedImageUncertaintyDataset):
                 raise UserError(f'type: {type(self).__name__}: {key} is not supported; write type: PairedImageDataset.')
         self.on_device = opt.get('cache') != 'host'
         if self.on_device:
-            shapes = read_meta_info(opt['dataroot_lq'])
-            self.lq_sizes = [shapes[path['lq_path']][:2] for path in self.paths]
+            sizes = read_meta_info(opt['dataroot_lq'])
+            self.lq_sizes = [sizes[path['lq_path']][:2] for path in self.paths]
             return
         roots = get_roots(opt)
-        check_memory(roots, available_memory(), 'main memory')
+        shapes = {side: read_meta_info(root) for side, root in roots.items()}
+        check_memory(roots, shapes, available_memory(), 'main memory')
         keys = [path['lq_path'] for path in self.paths]
         self.file_client = _Records({(side, key): encode(image, compress=False) for side, root in roots.items()
                                      for key, image in zip(keys, read_images(side, root, keys))})

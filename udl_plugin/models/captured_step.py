@@ -132,8 +132,10 @@ class CapturedStep:
         own: list[dict[str, Any]] = [{key: group[key] for key in ('lr', 'capturable') if key in group}
                                      for group in groups]
         self.rates = [torch.tensor(group['lr'], device=group['params'][0].device) for group in groups]
-        for group, rate, options in zip(groups, self.rates, own):
-            group.update(dict.fromkeys(options, True), lr=rate)
+        for group, rate in zip(groups, self.rates):
+            group['lr'] = rate
+            if 'capturable' in group:
+                group['capturable'] = True
         self.batch = {name: tensor.clone() for name, tensor in batch.items()}
         try:
             self.result, self.replay = self.recorder.capture(lambda: self.step(self.batch))
