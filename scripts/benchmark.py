@@ -349,6 +349,7 @@ def validation(network: str, size: Size, args: argparse.Namespace) -> str:
 def loading(network: str, size: Size, args: argparse.Namespace) -> str:
     """Seconds per iteration with batches from LMDBs, read by two processes, and with one fixed batch."""
     rows = [['iteration', 'sub-images', 'a fixed batch (s)', 'from LMDBs (s)', 'ratio', 'middle half']]
+    items = [['item of the training set', *ITEMS]]
     folder = Path(tempfile.mkdtemp())
     try:
         hr = folder / 'photos'
@@ -369,23 +370,44 @@ def loading(network: str, size: Size, args: argparse.Namespace) -> str:
                 rows.append([f'{row}, bf16, channels_last', f'{crop} x {crop}, {"PNG" if compress else "BMP"}',
                              f'{statistics.median(fixed):.3f}',
                              f'{statistics.median(real):.3f}', *compute_ratio(real, fixed)])
+                milliseconds = time_items(size, {**sets, **cached}, args.rounds)
+                items.append([f'{crop} x {crop}, {"PNG" if compress else "BMP"}{", with map" * bool(cached)}',
+                              *(f'{value:.2f}' for value in milliseconds)])
     finally:
         shutil.rmtree(folder)
     return (f'{network} x{SCALE}, batch {size[0]}, 2 workers; photos in LMDBs that are in memory. '
-            f'{machine()}, {args.rounds} rounds of 10 iterations.\n\n{markdown_table(rows)}')
+            f'{machine()}, {args.rounds} rounds of 10 iterations.\n\n{markdown_table(rows)}\n'
+            f'Milliseconds per item, in one process, median of {args.rounds} rounds of 32 items in turn.\n\n'
+            f'{markdown_table(items)}')
+
+
+ITEMS = {'decoded each time': None, 'cache: host': 'host', 'cache: device': 'device'}  # name -> option cache
+
+
+def time_items(size: Size, roots: Mapping[str, Path], rounds: int) -> list[float]:
+    """Milliseconds per item, for each of ITEMS."""
+    datasets = {name: build_dataset(dataset_options(size, roots, cache)) for name, cache in ITEMS.items()}
+    times = seconds_in_turn({name: lambda data=data: [data[index % len(data)] for index in range(32)]
+                             for name, data in datasets.items()}, rounds)
+    return [1000 * statistics.median(seconds) / 32 for seconds in times.values()]
+
+
+def dataset_options(size: Size, roots: Mapping[str, Path], cache: str | None = None) -> Config:
+    """Options of the training set in these LMDBs."""
+    plain = 'PairedImageUncertaintyDataset' if 'dataroot_uncertainty' in roots else 'PairedImageDataset'
+    return {'name': 'photos', 'type': 'PairedImageCachedDataset' if cache else plain,
+            **({'cache': cache} if cache else {}), **{key: str(path) for key, path in roots.items()},
+            'io_backend': {'type': 'lmdb'}, 'phase': 'train', 'scale': SCALE, 'gt_size': SCALE * size[1],
+            'use_hflip': True, 'use_rot': True, 'num_worker_per_gpu': 2, 'batch_size_per_gpu': size[0]}
 
 
 def time_loading(network: str, method: str, size: Size, roots: Mapping[str, Path], rounds: int,
                  iterations: int = 10) -> tuple[list[float], list[float]]:
     """Seconds per iteration in each round: with a fixed batch, and with loaded batches."""
-    batch, side = size
-    stage, loss, cached = METHODS[method]
-    dataset_opt = {'name': 'photos', 'type': 'PairedImageUncertaintyDataset' if cached else 'PairedImageDataset',
-                   **{key: str(path) for key, path in roots.items()}, 'io_backend': {'type': 'lmdb'}, 'phase': 'train',
-                   'scale': SCALE, 'gt_size': SCALE * side, 'use_hflip': True, 'use_rot': True,
-                   'num_worker_per_gpu': 2, 'batch_size_per_gpu': batch}
+    stage, loss, _ = METHODS[method]
+    dataset_opt = dataset_options(size, roots)
     data = build_dataset(dataset_opt)
-    needed = (rounds + 2) * iterations * batch
+    needed = (rounds + 2) * iterations * size[0]
     sampler = EnlargedSampler(data, 1, 0, -(-needed // len(data)))
     loader = CPUPrefetcher(build_dataloader(data, dataset_opt, num_gpu=0, sampler=sampler, seed=0))
     model = build_udl_model(network, stage, loss, SPEED['bf16, channels_last'])
