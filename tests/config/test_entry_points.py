@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from conftest import OPTIONS
 
+from udl_plugin.cli.train import main
 from udl_plugin.config.cross_checks import check_options
 from udl_plugin.training import run as commands
-from udl_plugin.training.run import main
 
 
 def refused(monkeypatch, capsys, folder, text, *arguments):
