@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import path as osp
 from pathlib import Path
@@ -19,13 +19,15 @@ from urllib.error import URLError
 import torch
 from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info, init_dist
+from basicsr.utils.registry import LOSS_REGISTRY
 
 from udl_plugin.config.completion import complete_options
 from udl_plugin.config.cross_checks import checks_done, network_errors, validate_options
-from udl_plugin.config.problems import format_errors, get_errors
+from udl_plugin.config.problems import format_errors, get_errors, get_section
 from udl_plugin.config.schema import validate_file
 from udl_plugin.config.yaml_loader import OptionFile, parse_override
 from udl_plugin.errors import UserError, raise_errors
+from udl_plugin.losses.uncertainty_loss import UDL
 from udl_plugin.training.launch_env import check_launcher, is_rank_zero
 from udl_plugin.training.loop import StoppedEarly, test, train
 from udl_plugin.training.resumable_loader import DataError
@@ -70,7 +72,8 @@ def run(is_train: bool, args: Arguments) -> int:
         opt, state, messages = _prepare(option_file, args, is_train)
         with checks_done():
             if is_train:
-                train(opt, state, messages, functools.partial(_copy_option_file, args))
+                train(opt, state, messages, functools.partial(_copy_option_file, args),
+                      describe_step_2(option_file.data, args.opt))
             else:
                 test(opt, messages)
         return 0
@@ -145,6 +148,26 @@ def _copy_option_file(args: Arguments, folder: str) -> None:
     if is_rank_zero(args.launcher):
         header = f'# GENERATE TIME: {time.asctime()}\n# CMD:\n# {" ".join(sys.argv)}\n\n'
         atomic_write(Path(folder, osp.basename(args.opt)), header.encode() + Path(args.opt).read_bytes())
+
+
+def describe_step_2(data: Mapping[str, Any], path: str) -> str:
+    """The command for step 2, for the end of step 1; empty for other trainings.
+
+    Args:
+        data: Content of the option file of the training.
+        path: Of this file. One beside it with step2 in its name, in place of step1, is the one for step 2.
+    """
+    loss = LOSS_REGISTRY.get((data['train'].get('pixel_opt') or {'type': 'L1Loss'})['type'])
+    if not getattr(loss, 'trains_log_var', False) or issubclass(loss, UDL):  # JointUDL is one run
+        return ''
+    checkpoint, file = f'experiments/{data["name"]}/models/net_g_latest.pth', Path(path)
+    step_2, start = file.with_name(file.name.replace('step1', 'step2')), None
+    if step_2 != file and step_2.is_file():
+        start = get_section(OptionFile(str(step_2)).data, 'path').get('pretrain_network_g')
+    command = f'udl-train {step_2 if start else "STEP2.yml"}'
+    if start != checkpoint:
+        command += f' --force_yml path:pretrain_network_g={checkpoint}'
+    return f'Step 1 is complete. For step 2: {command}'
 
 
 def _report_error(args: Arguments, err: BaseException, option_file: OptionFile | None,
