@@ -42,7 +42,7 @@ class BuildWithHook(build_py):
     def run(self):
         super().run()
         if not self.editable_mode:
-            Path(self.build_lib, PTH_NAME).write_text(PTH_LINE)
+            Path(self.build_lib, PTH_NAME).write_text(PTH_LINE, encoding='utf-8')
 
     def get_outputs(self, include_bytecode=True):
         outputs = super().get_outputs(include_bytecode)
