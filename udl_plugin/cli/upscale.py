@@ -63,7 +63,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--tile', type=positive_int, metavar='N',
         help='process tiles of N x N LR pixels, to save memory (default: the full image, or tiles if memory is short)')
     add('--self-ensemble', action='store_true', help='average over eight flips and rotations; takes 8 times as long')
-    add('--device', default='auto', metavar='NAME', help='such as cpu or cuda:1 (default: the GPU if there is one)')
+    add('--device', default='auto', metavar='NAME',
+        help='such as cpu, cuda:1 or mps (default: the GPU if there is one)')
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument('--resume', action='store_true',
                           help='keep the results of an interrupted run with the same options, make the rest')
