@@ -10,6 +10,7 @@ from typing import Any
 from udl_plugin.cli.common import (
     add_import_option,
     add_reading_options,
+    expand_globs,
     path_arg,
     positive_int,
     print_notes,
@@ -158,6 +159,9 @@ def _add_uncompressed(command: argparse.ArgumentParser) -> None:
 def run_images(args: argparse.Namespace) -> int:
     """Runs `udl-prepare train` or `udl-prepare benchmark`."""
     options = {name: value for name, value in vars(args).items() if name not in ('command', 'run', 'quiet')}
+    for name in ('hr', 'lr'):
+        if isinstance(options.get(name), list):
+            options[name] = expand_globs(options[name])
     result = prepare_train(**options) if args.command == 'train' else prepare_benchmark(**options)
     if not args.quiet:
         print(f'From {result.images} HR images:')
