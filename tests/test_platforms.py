@@ -1,12 +1,12 @@
 """What Windows, macOS and Python 3.14 do otherwise than Linux, simulated here."""
 import ast
-import functools
 import multiprocessing
 import ntpath
 import os
 import signal
 import subprocess
 import sys
+import threading
 from multiprocessing import connection
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,8 +55,8 @@ def test_text_files_have_an_encoding(path):
 
 def test_output_without_the_characters_of_a_name():
     """A command whose output goes to a pipe or a file."""
-    code = 'import argparse; from udl_plugin.cli.common import run_command; sys_exit = run_command("x", ' \
-           'argparse.Namespace(quiet=True), lambda args: print("写真.png") or 0, ""); raise SystemExit(sys_exit)'
+    code = 'import argparse; from udl_plugin.cli.common import run_command; run_command("x", ' \
+           'argparse.Namespace(quiet=True), lambda args: print("写真.png"), "")'
     result = run_python(code, env={**os.environ, 'PYTHONIOENCODING': 'cp1252'})
     assert (result.returncode, result.stdout) == (0, '\\u5199\\u771f.png\n'), result.stderr
 
@@ -100,9 +100,10 @@ def test_modules_without_posix(tmp_path):
 
 @posix
 @pytest.mark.parametrize('method', ['spawn', 'forkserver'])
-def test_data_loader_workers(tmp_path, method):
+def test_data_loader_workers(tmp_path, monkeypatch, method):
     """They get the same crops as forked ones, and end when this process ends them, whoever started them."""
     from basicsr.data import build_dataset
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')  # a second thread would take SIGTERM
     gt, lq = (write_images(tmp_path / f'{size}.lmdb', random_images(6, size)) for size in (48, 24))
 
     def build_loader(start):
@@ -126,7 +127,9 @@ def test_data_loader_workers(tmp_path, method):
         worker = iterator._workers[0]
         worker.terminate()
         worker.join(20)
-        assert not worker.is_alive()
+        is_alive = worker.is_alive()
+        worker.kill()
+        assert not is_alive
 
 
 def end_at_once():
@@ -139,8 +142,12 @@ def test_worker_that_ends_while_its_pipe_is_open():
     process = multiprocessing.get_context('spawn').Process(target=end_at_once)
     process.start()
     assert connection.wait([process.sentinel], 60)
+    timer = threading.Timer(20, theirs.close)
+    timer.start()
     with pytest.raises(UserError, match='a worker process was killed'):
         parallel._receive(ours, process)
+    assert timer.is_alive(), 'it waited'
+    timer.cancel()
     theirs.close()
 
 
@@ -236,8 +243,7 @@ def test_commands_expand_patterns(tmp_path, monkeypatch, capsys):
 # ---- the GPU of a Mac
 
 def test_mps_is_the_default_without_cuda(monkeypatch):
-    made = functools.partial(torch.device)
-    monkeypatch.setattr(torch, 'zeros', lambda size, device: SimpleNamespace(device=made(device)))
+    monkeypatch.setattr(torch, 'zeros', lambda size, device: SimpleNamespace(device=torch.device(device)))
     for cuda, mps, expected in ((True, True, 'cuda'), (False, True, 'mps'), (False, False, 'cpu')):
         monkeypatch.setattr(torch.cuda, 'is_available', lambda cuda=cuda: cuda)
         monkeypatch.setattr(torch.backends.mps, 'is_available', lambda mps=mps: mps)
