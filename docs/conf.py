@@ -21,6 +21,8 @@ html_theme = 'furo'
 html_title = f'udl_plugin {version}'
 html_static_path = ['_static']
 html_css_files = ['custom.css']
+html_theme_options = {'top_of_page_buttons': []}  # sources are in the repository
+html_copy_source = False
 html_show_copyright = False
 
 linkcheck_timeout = 20

@@ -72,6 +72,22 @@ def test_links_exist(page):
         assert not anchor or anchor in slugs(target.relative_to(ROOT)), link
 
 
+def test_claims_have_all_columns():
+    rows = [row for row in re.findall(r'^\| (.+) \|$', read('docs/claims.md'), re.MULTILINE) if row[0] != '-']
+    assert len(rows) > 15
+    for row in rows:
+        cells = row.split(' | ')
+        assert len(cells) == 5 and all(cell.strip() for cell in cells), row
+
+
+@pytest.mark.parametrize(('page', 'least'), [('docs/claims.md', 30), ('README.md', 2)])
+def test_intervals_are_those_of_the_results(page, least):
+    text, results = (' '.join(read(name).split()) for name in (page, 'docs/results.md'))
+    intervals = re.findall(r'[+-]\d\.\d{3} \[[+-]\d\.\d{3}, [+-]\d\.\d{3}\]', text)
+    assert len(intervals) >= least
+    assert not [interval for interval in intervals if interval not in results]
+
+
 def test_readme_is_short():
     assert len(read('README.md').split()) <= 1000
 
