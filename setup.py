@@ -36,17 +36,26 @@ PTH_NAME = 'udl_plugin_autoload.pth'
 PTH_LINE = f'import sys; exec({STARTUP!r}, {{}})\n'
 
 
-class BuildWithHook(build_py):
-    """`pip install .`: files in the root of the build folder are installed to site-packages."""
+class CompleteBuild(build_py):
+    """`pip install .`: adds the start-up line in site-packages, and the folder options/ in the package."""
 
     def run(self):
         super().run()
         if not self.editable_mode:
             Path(self.build_lib, PTH_NAME).write_text(PTH_LINE)
+            for source, target in self.option_files().items():
+                self.mkpath(os.path.dirname(target))
+                self.copy_file(source, target)
+
+    def option_files(self):
+        """The option files, for --template: source to target."""
+        files = [path for path in Path('options').rglob('*') if path.suffix in ('.yml', '.py', '.json')]
+        return {str(path): os.path.join(self.build_lib, 'udl_plugin', path) for path in files}
 
     def get_outputs(self, include_bytecode=True):
         outputs = super().get_outputs(include_bytecode)
-        return outputs if self.editable_mode else [*outputs, os.path.join(self.build_lib, PTH_NAME)]
+        added = [os.path.join(self.build_lib, PTH_NAME), *self.option_files().values()]
+        return outputs if self.editable_mode else outputs + added
 
 
 class EditableWithHook(editable_wheel):
@@ -74,4 +83,4 @@ def add_to_wheel(wheel, name, data):
 
 
 if __name__ == '__main__':
-    setup(cmdclass={'build_py': BuildWithHook, 'editable_wheel': EditableWithHook})
+    setup(cmdclass={'build_py': CompleteBuild, 'editable_wheel': EditableWithHook})

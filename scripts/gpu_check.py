@@ -256,7 +256,7 @@ def mmengine(args: argparse.Namespace) -> dict[str, Any]:
     if not (folder / 'datasets/demo').exists():
         write_demo_data(folder / 'datasets/demo')
     output = run_module(
-        folder, 'udl_plugin.integrations.mmengine.launch', 'train', str(ROOT / 'options/mmengine/demo_udl_step1.py'),
+        folder, 'udl_plugin.cli.mm', 'train', str(ROOT / 'options/mmengine/demo_udl_step1.py'),
         *['--amp'] * (args.device == 'cuda'), '--cfg-options', f'train_cfg.max_iters={iterations}',
         f'train_cfg.val_interval={iterations}', 'default_hooks.logger.interval=50')
     lines = re.findall(r'Iter\(train\).*|.*PSNR: .*', output)

@@ -6,8 +6,8 @@ it. A test checks that they are up to date.
 """
 from __future__ import annotations
 
+import argparse
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,6 +90,7 @@ LOSSES = {  # of trainings without steps
     offset: 1.0  # weight of the most certain pixel of each image
     warmup: 500  # iterations without weights, while the variance head learns""",
 }
+SCHEMA = '# yaml-language-server: $schema='  # read by editors; scripts/make_reference.py writes the file
 STEP_1, STEP_2, TEST = ('train_udl_step1', 'train_udl_step2', 'test_udl')
 
 
@@ -124,9 +125,11 @@ def families() -> Iterator[tuple[Path, str]]:
                     text = re.sub(r'^  save_uncertainty: .*\n', '', text, flags=re.MULTILINE)
                 text = set_scale(text, scale)
                 text = title.format(network=network.replace('_', '-'), scale=scale, plain=arch or network) + text
-                yield path, text
+                schema = f'schema/{phase}.json\n'
+                yield path, f'{SCHEMA}../../{schema}{text}'
                 if is_one_run and stem == 'EDSR_S_x4':
-                    yield OPTIONS / 'train_udl_one_run.yml', text.replace('name: EDSR_S_x4_', 'name: train_')
+                    text = text.replace('name: EDSR_S_x4_', 'name: train_')
+                    yield OPTIONS / 'train_udl_one_run.yml', f'{SCHEMA}{schema}{text}'
 
 
 def set_network(text: str, network_type: str, options: str) -> str:
@@ -157,4 +160,5 @@ def set_scale(text: str, scale: int) -> str:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    main()

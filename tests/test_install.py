@@ -50,7 +50,7 @@ def source(tmp_path):
     """A copy of the checkout, because building writes into it."""
     folder = tmp_path / 'source'
     folder.mkdir()
-    for name in ('setup.py', 'pyproject.toml', 'README.md', 'udl_plugin'):
+    for name in ('setup.py', 'pyproject.toml', 'README.md', 'options', 'udl_plugin'):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
     return folder

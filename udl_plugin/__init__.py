@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from udl_plugin.inference.upscaler import Upscaler, UpscaleResult, load
     from udl_plugin.plugin import register
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 __all__ = ['UpscaleResult', 'Upscaler', 'UserError', '__version__', 'load', 'register']
 
 _MODULES = {'UpscaleResult': 'inference.upscaler', 'Upscaler': 'inference.upscaler', 'load': 'inference.upscaler',

@@ -1,11 +1,11 @@
-"""Trains: `udl-train -opt options/train_udl_step1.yml`. See --help."""
+"""Trains: `udl-train options/train_udl_step1.yml`. See --help."""
 import sys
 from os import path as osp
 
 if not __package__:  # run as a file: import the package that it is in, not its modules as top-level ones
     sys.path[0] = osp.dirname(osp.dirname(osp.abspath(__file__)))
 
-from udl_plugin.training.run import main as run
+from udl_plugin.cli.train import main as run
 
 
 def main() -> int:

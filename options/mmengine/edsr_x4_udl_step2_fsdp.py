@@ -1,5 +1,5 @@
 # EDSR (32 blocks, 256 features) x4, step 2, with the weights of the trained network sharded over the GPUs: FSDP.
-#   torchrun --nproc_per_node=4 -m udl_plugin.integrations.mmengine.launch train \
+#   torchrun --nproc_per_node=4 -m udl_plugin.cli.mm train \
 #       options/mmengine/edsr_x4_udl_step2_fsdp.py --launcher pytorch
 _base_ = ['edsr_s_x4_udl_step2.py']
 

@@ -13,8 +13,8 @@ from basicsr.archs.edsr_arch import EDSR
 from basicsr.metrics import calculate_psnr
 from conftest import TINY
 
+from udl_plugin.cli.train import main
 from udl_plugin.prepare.demo_data import validation_photos
-from udl_plugin.training.run import main
 
 
 def ok(process):

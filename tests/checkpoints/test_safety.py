@@ -10,7 +10,7 @@ from conftest import OPTIONS, TINY, write_malicious
 
 from udl_plugin.checkpoints.safe_load import load_tensors_only
 from udl_plugin.cli import convert, upscale
-from udl_plugin.training.run import main
+from udl_plugin.cli.train import main
 
 STATE = {'epoch': 0, 'iter': 2, 'optimizers': [], 'schedulers': []}
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from conftest import OPTIONS
 
+from udl_plugin.cli.train import main
 from udl_plugin.config.cross_checks import check_options
+from udl_plugin.config.yaml_loader import OptionFile
 from udl_plugin.training import run as commands
-from udl_plugin.training.run import main
 
 
 def refused(monkeypatch, capsys, folder, text, *arguments):
@@ -80,3 +81,21 @@ def test_no_check(runner, good, monkeypatch):
     assert seen[0]['train']['warmup_itre'] == -1
     assert seen[0]['train']['total_iter'] == 7
     assert main(True, arguments[:-1]) == 2
+
+
+@pytest.mark.parametrize(('file', 'name', 'command'), [
+    ('train_udl_step1.yml', None, f'udl-train {OPTIONS}/train_udl_step2.yml'),
+    ('train_udl_step1.yml', 'mine', f'udl-train {OPTIONS}/train_udl_step2.yml '
+     '--force_yml path:pretrain_network_g=experiments/mine/models/net_g_latest.pth'),
+    ('train_udl_step2.yml', None, None), ('train_udl_one_run.yml', None, None),
+    ('train/EDSR_S/train_EDSR_S_x4_l1.yml', None, None)])
+def test_command_for_step_2(file, name, command):
+    data = OptionFile(str(OPTIONS / file)).data
+    message = commands.describe_step_2({**data, 'name': name or data['name']}, str(OPTIONS / file))
+    assert message == (f'Step 1 is complete. For step 2: {command}' if command else '')
+
+
+def test_command_for_step_2_without_its_file(tmp_path):
+    data = OptionFile(str(OPTIONS / 'train_udl_step1.yml')).data
+    assert commands.describe_step_2(data, str(tmp_path / 'my_step1.yml')).endswith(
+        'udl-train STEP2.yml --force_yml path:pretrain_network_g=experiments/train_udl_step1/models/net_g_latest.pth')

@@ -2,6 +2,7 @@
 import ast
 import copy
 import inspect
+import re
 from pathlib import Path
 
 import basicsr
@@ -114,10 +115,9 @@ def test_schedulers_and_optimizers_are_those_of_basicsr():
         assert f"'{name}'" in source
         assert cls is getattr(lr_scheduler, 'MultiStepRestartLR' if name == 'MultiStepLR' else name)
     assert {*OF_SCHEDULERS} <= {key for cls in SCHEDULERS.values() for key in parameters(cls)}
-    source = inspect.getsource(BaseModel.get_optimizer)
+    names = re.findall("== '(.*)'", inspect.getsource(BaseModel.get_optimizer))
     assert {'Adam': torch.optim.Adam} == OPTIMIZERS
-    assert "== 'Adam'" in source
-    assert 'elif' not in source
+    assert names == ['Adam'] or {'Adam', 'AdamW'} < {*names}, 'the last commit has more, for Python 3.13 alone'
     assert OF_OPTIMIZERS.keys() <= parameters(torch.optim.Adam).keys()
 
 

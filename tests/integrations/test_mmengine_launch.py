@@ -25,6 +25,7 @@ from torch import multiprocessing as mp
 
 from udl_plugin.archs.edsr_arch import EDSRVar
 from udl_plugin.checkpoints.safe_load import load_checkpoint, load_tensors_only
+from udl_plugin.cli import mm
 from udl_plugin.errors import UserError
 from udl_plugin.integrations.mmengine import launch
 from udl_plugin.integrations.mmengine.checkpoints import can_be_resumed, find_last_checkpoint
@@ -54,7 +55,7 @@ def folder(runner, monkeypatch):
 def train(*options, config=STEP1, arguments=()):
     """Trains the demo's config with a small network for 4 iterations; returns the exit status."""
     forget_runs()
-    return launch.main(['train', config, *arguments, '--cfg-options', *SMALL, *map(str, options)])
+    return mm.main(['train', config, *arguments, '--cfg-options', *SMALL, *map(str, options)])
 
 
 def forget_runs():
@@ -69,7 +70,7 @@ def last_line(capfd):
 
 KILLED = """
 import os, signal, sys
-from udl_plugin.integrations.mmengine import launch
+from udl_plugin.cli import mm
 
 def fsync(handle, fsync=os.fsync):
     if os.path.exists('work_dirs/demo_udl_step1/last_checkpoint'):  # a checkpoint is complete: this is the next one
@@ -77,7 +78,7 @@ def fsync(handle, fsync=os.fsync):
     fsync(handle)
 
 os.fsync = fsync
-launch.main(sys.argv[1:])
+mm.main(sys.argv[1:])
 """
 
 
@@ -116,7 +117,7 @@ def test_step_2_and_a_test_in_both_frameworks(folder, runner):
 
     forget_runs()
     checkpoint = step2 / 'iter_4.pth'
-    assert launch.main(['test', STEP2, str(checkpoint), '--work-dir', 'tested', '--cfg-options', *SMALL[:2]]) == 0
+    assert mm.main(['test', STEP2, str(checkpoint), '--work-dir', 'tested', '--cfg-options', *SMALL[:2]]) == 0
     path, = Path('tested').glob('*/*.json')
     scores = json.loads(path.read_text().strip().splitlines()[-1])
     process = runner.test(runner.write_yml('test', 'demo/test_udl_step2', path__pretrain_network_g=str(checkpoint)))
@@ -182,7 +183,7 @@ def run_rank(rank, folder, commands):
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1',
                           MASTER_PORT=str(port))
         torch.distributed.init_process_group('gloo')  # mmengine's own launcher requires GPUs
-        assert launch.main([*command[:2], '--launcher', 'pytorch', *command[2:]]) == 0
+        assert mm.main([*command[:2], '--launcher', 'pytorch', *command[2:]]) == 0
 
 
 def free_port():
@@ -214,7 +215,7 @@ def distributed(tmp_path_factory, demo_data):
 
 def test_two_processes_train_like_one_with_twice_the_batch(distributed, monkeypatch):
     monkeypatch.chdir(distributed)
-    assert launch.main(command_of('one', 'plain', *WHOLE_IMAGES, 'train_dataloader.batch_size=4')) == 0
+    assert mm.main(command_of('one', 'plain', *WHOLE_IMAGES, 'train_dataloader.batch_size=4')) == 0
     one, first, second = (torch.load(path) for path in ('one/0.pth', 'two/0.pth', 'two/1.pth'))
     assert one['losses'][0] > 1.01 * one['losses'][-1]
     assert first['losses'] != second['losses'], 'the processes must see other data'
@@ -240,7 +241,7 @@ def test_fsdp(distributed, monkeypatch):
         assert second[0] == whole[2], 'the same weights, and the same position in the data'
         # close, not equal: on the CPU (not on GPUs), torch saves one of Adam's moments for the other
         assert second[1] == pytest.approx(whole[3], rel=0.2)
-    assert launch.main(['test', 'fsdp.py', 'work_fsdp/iter_2.pth', '--cfg-options', *SMALL[:2]]) == 0, 'in one process'
+    assert mm.main(['test', 'fsdp.py', 'work_fsdp/iter_2.pth', '--cfg-options', *SMALL[:2]]) == 0, 'in one process'
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
@@ -309,7 +310,7 @@ def test_configs_agree_with_option_files(name, source):
 ])
 def test_user_errors_are_one_line(config, arguments, message, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    assert launch.main(['train', str(config), *arguments]) == 2
+    assert mm.main(['train', str(config), *arguments]) == 2
     assert message in last_line(capfd)
 
 
@@ -318,7 +319,7 @@ def test_user_errors_are_one_line(config, arguments, message, tmp_path, monkeypa
     ['train', STEP1, '--cfg-options', *NO_VALIDATION, 'load_from=x.pth']])
 def test_unsafe_checkpoints(command, folder, capfd):
     write_malicious(folder / 'x.pth')
-    assert launch.main(command) == 2
+    assert mm.main(command) == 2
     assert "'x.pth' cannot be read as a checkpoint of tensors" in last_line(capfd)
     assert not Path('payload').exists()
 

@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
+import udl_plugin
 from udl_plugin.training.logs import Curves, held_back, open_log
 
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')
@@ -92,7 +93,7 @@ def test_log_file(tmp_path, opt, capsys, monkeypatch):
     assert handler not in logger.handlers
     path, = tmp_path.glob('train_x_*.log')
     text = path.read_text()
-    assert 'PyTorch: ' in text and 'name: x' in text and 'INFO: one\n' in text
+    assert f'udl_plugin {udl_plugin.__version__}, BasicSR ' in text and 'name: x' in text and 'INFO: one\n' in text
     reported = [line for line in capsys.readouterr().err.splitlines() if 'cannot be written' in line]
     assert len(reported) == 1
     assert reported[0].startswith(f"'{path}' cannot be written: ")

@@ -18,9 +18,9 @@ from basicsr.utils import get_root_logger
 from conftest import TINY, model_options
 
 from udl_plugin.archs import EDSRVar
+from udl_plugin.cli.train import main
 from udl_plugin.models.udl_model import UDLModel
 from udl_plugin.training import loop, run
-from udl_plugin.training.run import main
 
 
 class Lines(logging.Handler):

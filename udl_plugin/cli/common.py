@@ -1,4 +1,4 @@
-"""What the commands share: exit status, progress bar, argument types and the options for reading a network file."""
+"""What the commands share: parser, exit status, progress bar, argument types, options for reading a network file."""
 from __future__ import annotations
 
 import argparse
@@ -8,9 +8,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any, Callable, NoReturn, TextIO
 
-from tqdm import tqdm
-
-from udl_plugin.errors import UserError
+import udl_plugin
+from udl_plugin.errors import UserError, did_you_mean
 from udl_plugin.utils.parallel import INTERRUPTS
 from udl_plugin.utils.user_imports import IMPORT_HELP, get_imports, import_user_modules
 
@@ -61,14 +60,40 @@ def show(title: str, lines: Iterable[object], file: TextIO | None = None) -> Non
 def show_progress(iterable: Iterable[Any], total: int, description: str, unit: str = 'images',
                   quiet: bool = False) -> Iterable[Any]:
     """Yields the items of `iterable` and shows a progress bar with rate and remaining time, unless `quiet`."""
+    from tqdm import tqdm
     seconds = 0.1 if sys.stderr.isatty() else 10  # few lines in a log file
     return tqdm(iterable, description, total, unit=f' {unit}', mininterval=seconds, disable=quiet)
 
 
-def make_parser(prog: str, about: str) -> argparse.ArgumentParser:
-    """Builds a parser whose help shows `about` as it is, with examples, and which has `--import`."""
-    parser = argparse.ArgumentParser(prog=prog, description=about, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+class Parser(argparse.ArgumentParser):
+    """A parser with `--version`, whose help shows `description` as it is, and that suggests the nearest option.
+
+    Args:
+        prog: Name of the command.
+        description: With examples.
+    """
+
+    def __init__(self, prog: str, description: str, **others: Any):
+        others = {'allow_abbrev': False, 'formatter_class': argparse.RawDescriptionHelpFormatter, **others}
+        super().__init__(prog, description=description, **others)
+        self.given: list[str] = []
+        self.add_argument('--version', action='version', version=f'udl_plugin {udl_plugin.__version__}',
+                          help='show the version and exit')
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        known = list(self._option_string_actions)
+        unknown = (word.partition('=')[0] for word in self.given if word.startswith('-'))
+        hints = [f'{name}{hint}' for name in unknown if name not in known and (hint := did_you_mean(name, known))]
+        super().error('; '.join([message, *hints]))
+
+
+def make_parser(prog: str, about: str) -> Parser:
+    """Builds a `Parser` that also has `--import`."""
+    parser = Parser(prog, about)
     add_import_option(parser)
     return parser
 

@@ -5,9 +5,10 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from udl_plugin.cli.common import (
+    Parser,
     add_import_option,
     add_reading_options,
     path_arg,
@@ -17,12 +18,11 @@ from udl_plugin.cli.common import (
     run_command,
     show,
 )
-from udl_plugin.data.image_io import pair_names
-from udl_plugin.data.lmdb_io import is_lmdb
-from udl_plugin.prepare.datasets import prepare_benchmark, prepare_train
-from udl_plugin.prepare.verify import Shape, check_images, check_pair, compare_content
 from udl_plugin.utils.imresize import BORDERS
 from udl_plugin.utils.parallel import available_cores
+
+if TYPE_CHECKING:
+    from udl_plugin.prepare.verify import Shape
 
 TRAIN = """\
 Crops images to sub-images and writes them as LMDBs, for dataroot_gt and dataroot_lq with io_backend: type: lmdb.
@@ -81,8 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(prog='udl-prepare', description='Prepares data for super-resolution. See '
-                                     'udl-prepare COMMAND --help for examples.')
+    parser = Parser('udl-prepare', 'Prepares data for super-resolution. See udl-prepare COMMAND --help for examples.')
     commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
 
     train = _add_command(commands, 'train', run_images, 'sub-images of HR and LR as LMDBs', TRAIN)
@@ -127,8 +126,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _add_command(commands: Any, name: str, run: Callable, summary: str, text: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=summary, description=text, allow_abbrev=False,
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+    command = commands.add_parser(name, help=summary, description=text)
     command.set_defaults(run=run)
     add = command.add_argument
     add('--workers', type=positive_int, default=available_cores(), metavar='N', help='processes (%(default)s, one per '
@@ -157,6 +155,7 @@ def _add_uncompressed(command: argparse.ArgumentParser) -> None:
 
 def run_images(args: argparse.Namespace) -> int:
     """Runs `udl-prepare train` or `udl-prepare benchmark`."""
+    from udl_plugin.prepare.datasets import prepare_benchmark, prepare_train
     options = {name: value for name, value in vars(args).items() if name not in ('command', 'run', 'quiet')}
     result = prepare_train(**options) if args.command == 'train' else prepare_benchmark(**options)
     if not args.quiet:
@@ -193,6 +192,9 @@ def run_uncertainty(args: argparse.Namespace) -> int:
 
 def run_check(args: argparse.Namespace) -> int:
     """Runs `udl-prepare check`. Returns 1 if there are problems."""
+    from udl_plugin.data.image_io import pair_names
+    from udl_plugin.data.lmdb_io import is_lmdb
+    from udl_plugin.prepare.verify import check_images, check_pair, compare_content
     paths = [path for path in (args.path, args.lr) if path]
     results = [check_images(path, args.workers, args.progress) for path in paths]
     problems = [f'{path}: {problem}' for path, result in zip(paths, results) for problem in result.problems]

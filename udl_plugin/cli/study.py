@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from udl_plugin.cli.common import make_parser, path_arg, positive_int, run_command, show
+from udl_plugin.cli.templates import add_template_options
 
 ABOUT = """\
 Trains the variants, networks, scales and seeds of a study through BasicSR, and compares the results.
 
   udl-study options/studies/demo.yml
   udl-study options/studies/losses.yml --jobs 4
+  udl-study --template losses > my_study.yml
 
 The second command runs four trainings at once, each on its own GPU if there are GPUs. Finished trainings are skipped,
 and interrupted ones resume from their last checkpoint: just run the same command again. Everything is written to one
@@ -35,6 +37,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--jobs', type=positive_int, default=1, metavar='N', help='number of trainings at once (default: 1)')
     add('--report', action='store_true', help='train nothing; report what is finished')
     add('--quiet', action='store_true', help='print errors only')
+    add_template_options(parser)
     return parser.parse_args(argv)
 
 

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from udl_plugin.cli.common import (
     add_reading_options,
     make_parser,
@@ -23,21 +21,20 @@ from udl_plugin.cli.common import (
     run_command,
     show,
 )
-from udl_plugin.data.image_io import SUFFIXES, list_images, read_icc_profile
 from udl_plugin.errors import UserError
-from udl_plugin.inference.visualize import encode_png, swap_red_blue, uncertainty_picture
 from udl_plugin.utils.atomic_io import atomic_write
 
 if TYPE_CHECKING:
     from udl_plugin.inference.upscaler import UpscaleResult
 
 ABOUT = """\
-Upscales an image, or every image in a folder. Architecture and scale are read from the network file.
+Upscales images, or every image in a folder. Architecture and scale are read from the network file.
 
   udl-upscale photo.png photo_x4.png --model edsr_s.pth
+  udl-upscale one.png two.jpg results/ --model edsr_s.pth
   udl-upscale photos/ results/ --model experiments/train_udl_step2/models/net_g_latest.pth --uncertainty
 
-The second writes results/NAME.png, NAME_uncertainty.png (the map as a picture: blue is certain, red uncertain) and
+The last one writes results/NAME.png, NAME_uncertainty.png (the map as a picture: blue is certain, red uncertain) and
 NAME_log_var.npy (the map, float32 (C, H, W): log of the error's scale in 8-bit levels). Bit depth, grey, alpha and ICC
 profile are kept; other metadata, such as EXIF, is not.
 """
@@ -53,8 +50,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses the arguments; exits with status 2 if they are wrong."""
     parser = make_parser('udl-upscale', ABOUT)
     add = parser.add_argument
-    add('input', type=path_arg, metavar='INPUT', help='an image, or a folder of images')
-    add('output', type=path_arg, metavar='OUTPUT', help='a .png file for an image, otherwise a folder')
+    add('inputs', nargs='+', type=path_arg, metavar='INPUT', help='an image, or a folder of images')
+    add('output', type=path_arg, metavar='OUTPUT', help='a .png file for one image, otherwise a folder')
     add('--model', type=path_arg, required=True, metavar='FILE', help='.pth, .pt or .safetensors')
     add_reading_options(parser)
     add('--uncertainty', action='store_true', help='write the map too; requires the checkpoint of step 1 or 2 itself')
@@ -126,19 +123,23 @@ def find_images(args: argparse.Namespace) -> dict[Path, Path]:
         UserError: no input; an output that exists, without --resume or --force, or is itself an input, or belongs to
             two images.
     """
-    source, target = Path(args.input), Path(os.path.normpath(args.output))
-    if source.is_dir():
-        if target.is_file() or (not target.is_dir() and target.suffix.lower() in SUFFIXES):
-            raise UserError(f"'{target}' is a file; a folder is needed for the images in '{source}'.")
-        images = {path: target / f'{name}.png' for name, path in list_images(source).items()}
-    elif not source.exists():
-        raise UserError(f"there is no '{source}' (in {Path.cwd()}).")
-    elif target.suffix.lower() in SUFFIXES and not target.is_dir():
+    from udl_plugin.data.image_io import SUFFIXES, list_images
+    inputs, target = [Path(path) for path in args.inputs], Path(os.path.normpath(args.output))
+    missing = next((path for path in inputs if not path.exists()), None)
+    if missing:
+        raise UserError(f"there is no '{missing}' (in {Path.cwd()}).")
+    is_image = target.suffix.lower() in SUFFIXES and not target.is_dir()
+    if len(inputs) == 1 and not inputs[0].is_dir() and is_image:
         if target.suffix.lower() != '.png':
             raise UserError(f"'{target}': results are .png files, which keep every value; or name a folder.")
-        images = {source: target}
+        images = {inputs[0]: target}
+    elif is_image or target.is_file():
+        what = f"images in '{inputs[0]}'" if inputs[0].is_dir() else f'results of {len(inputs)} inputs'
+        raise UserError(f"'{target}' is a file; a folder is needed for the {what}.")
     else:
-        images = {source: target / f'{source.stem}.png'}
+        found = {path: name for source in inputs for name, path in
+                 (list_images(source) if source.is_dir() else {source.stem: source}).items()}
+        images = {path: target / f'{name}.png' for path, name in found.items()}
     written = [path for target in images.values() for path in output_files(target, args.uncertainty)]
     sources = {path.resolve() for path in images}
     for path, count in collections.Counter(written).items():
@@ -164,6 +165,7 @@ def output_files(image: Path, uncertainty: bool = True) -> list[Path]:
 
 def find_profile(source: Path, is_grey: bool) -> bytes:
     """The ICC profile for the result of an image; empty, with a note, if it is for other colours than the result's."""
+    from udl_plugin.data.image_io import read_icc_profile
     profile = read_icc_profile(source)
     if profile and profile[16:20] != (b'GRAY' if is_grey else b'RGB '):  # its header says for which colours it is
         colours = profile[16:20].decode('ascii', 'replace').strip()
@@ -176,6 +178,9 @@ def find_profile(source: Path, is_grey: bool) -> bytes:
 def write_result(target: Path, result: UpscaleResult, limits: Sequence[float] | None = None,
                  icc_profile: bytes = b'') -> None:
     """Writes the files of one result. The image comes last, so an image that exists has its map."""
+    import numpy as np
+
+    from udl_plugin.inference.visualize import encode_png, swap_red_blue, uncertainty_picture
     image, picture, log_var = output_files(target)
     if result.log_var is not None:
         raw = io.BytesIO()

@@ -46,7 +46,7 @@ EXPLAINED = {  # names that are not options
 class Section(BaseModel):
     """A mapping in an option file. Its errors are complete messages. The validation context has the `model_type`."""
 
-    model_config = ConfigDict(extra='forbid', strict=True, protected_namespaces=())
+    model_config = ConfigDict(extra='forbid', strict=True, protected_namespaces=(), use_attribute_docstrings=True)
 
     @model_validator(mode='wrap')
     @classmethod
@@ -121,40 +121,69 @@ Scheduler = Annotated[Options, options_of(SCHEDULERS, OF_SCHEDULERS)]
 
 class TeacherOptions(Section):
     path: t.Text
+    """Checkpoint of the teacher, a frozen network."""
     network_g: Optional[Network] = None
+    """Its network, if the checkpoint does not record it."""
     param_key: Optional[t.Text] = None
+    """Key of its weights in the file (default: params_ema if present, or params)."""
 
 
 class TrainOptions(Section):
     total_iter: t.Iterations
+    """Iterations of the training."""
     warmup_iter: t.Warmup = -1
+    """Iterations with a rising learning rate; -1: none."""
     ema_decay: t.Decay = 0
+    """Decay of a moving average of the weights, such as 0.999; 0: none."""
     optim_g: Optimizer
+    """Optimizer and learning rate."""
     scheduler: Scheduler
+    """Schedule of the learning rate."""
     pixel_opt: Optional[Loss] = None
+    """The loss of each pixel, such as ESU, UDL, JointUDL or L1Loss."""
     perceptual_opt: Optional[Loss] = None
+    """BasicSR's perceptual loss, beside it."""
     amp: Annotated[Optional[t.Amp], udl_only()] = None
+    """Mixed precision of the network; images, losses and weights stay float32."""
     channels_last: Annotated[Optional[t.Flag], udl_only()] = None
+    """Memory format of images and weights: faster on GPUs and with bf16."""
     compile: Annotated[Optional[t.Flag], udl_only()] = None
+    """Use torch.compile for network and loss."""
     cuda_graph: Annotated[Optional[t.GraphMode], udl_only('auto')] = None
+    """Run the step as one CUDA graph; auto: on one GPU, where possible."""
     tf32: Annotated[Optional[t.Flag], udl_only()] = None
+    """Use TF32 for float32 convolutions on GPUs (default: true)."""
     accumulate: Annotated[Optional[t.Count], udl_only(1)] = None
+    """Parts that a batch is split into: the same result in less memory."""
     grad_clip: Annotated[Optional[t.Positive], udl_only()] = None
+    """Upper limit of the L2 norm of all gradients; not clipped if unset."""
     max_skips: Annotated[Optional[t.Count], udl_only()] = None
+    """End after this many non-finite iterations in a row (default: 10)."""
     teacher: Annotated[Optional[TeacherOptions], udl_only()] = None
+    """A published network in place of step 1, for the source of the weights."""
 
 
 class ValOptions(Section):
     save_img: t.Flag
+    """Save SR images."""
     val_freq: Optional[t.Iterations] = None
+    """Iterations between validations."""
     pbar: t.Flag = False
+    """Show a progress bar."""
     suffix: Optional[t.FileName] = None
+    """End of the names of saved images."""
     metrics: Optional[dict[str, Metric]] = None
+    """Any name, and the metric under it."""
     amp: Annotated[Optional[t.Amp], udl_only()] = None
+    """Mixed precision of the network."""
     tile: Annotated[Optional[t.TileSize], udl_only()] = None
+    """Run the network on tiles of this many LR pixels, to save memory."""
     save_uncertainty: Annotated[Optional[t.Flag], udl_only()] = None
+    """Save the uncertainty map of each image, as a picture and as .npy."""
     uncertainty_limits: Annotated[Optional[t.Limits], udl_only()] = None
+    """Values of blue and red in these pictures (default: minimum and maximum of each map)."""
     save_best: Annotated[Optional[t.Text], udl_only()] = None
+    """Save net_g_best.pth, the best by this metric: NAME of the first set, or DATASET/NAME."""
 
 
 class ValInTraining(ValOptions):
@@ -163,47 +192,75 @@ class ValInTraining(ValOptions):
 
 class PathOptions(Section):
     pretrain_network_g: Optional[t.Text] = None
+    """Checkpoint that the network starts from."""
     param_key_g: Optional[t.Text] = None
+    """Key of the weights in it (default: params_ema if present, or params)."""
     strict_load_g: t.Flag = True
+    """Refuse a checkpoint that does not fit exactly."""
     resume_state: Optional[t.Text] = None
+    """Training state to resume from; --auto_resume finds the last."""
     ignore_resume_networks: Optional[t.Texts] = None
+    """Networks that a resume does not load."""
 
 
 class WandbOptions(Section):
     project: Optional[t.Text] = None
+    """Project of Weights & Biases; none: not used."""
     resume_id: Optional[t.Text] = None
+    """Run to continue there."""
 
 
 class LogOptions(Section):
     print_freq: t.Iterations
+    """Iterations between lines of the log."""
     save_checkpoint_freq: t.Iterations
+    """Iterations between checkpoints."""
     use_tb_logger: t.Flag
+    """Write curves for TensorBoard, to tb_logger/NAME."""
     wandb: Optional[WandbOptions] = None
+    """Curves for Weights & Biases."""
     save_keep: Annotated[Optional[t.Count], udl_only()] = None
+    """Keep only this many of the last networks and states (default: all)."""
 
 
 class DistParams(Section):
     backend: t.Text = 'nccl'
+    """Of torch.distributed."""
     port: Optional[t.Port] = None
+    """Of the first process, with slurm."""
 
 
 class OptionsFile(Section):
     """What files for training and for testing have in common."""
 
     name: t.FileName
+    """Name of the experiment: results go to experiments/NAME or results/NAME."""
     model_type: Annotated[t.Text, name_in(MODEL_REGISTRY)]
+    """UDLModel, or SRModel of BasicSR; or a class of your own."""
     scale: Optional[t.Count] = None
+    """Upscaling factor."""
     num_gpu: t.Gpus
+    """GPUs to use; auto: all; 0: the CPU."""
     manual_seed: Optional[t.Seed] = None
+    """Seed of the random numbers (default: a random one)."""
     datasets: dict[str, Options]
+    """Training and validation sets."""
     network_g: Network
+    """The network and its options."""
     path: PathOptions
+    """Checkpoints to start or resume from."""
     train: Optional[TrainOptions] = None
+    """Loss, optimizer, schedule and speed."""
     val: Optional[ValOptions] = None
+    """Validation and metrics."""
     logger: Optional[LogOptions] = None
+    """Log and checkpoints."""
     dist_params: Optional[DistParams] = None
+    """Distributed training."""
     find_unused_parameters: t.Flag = False
+    """Of DistributedDataParallel."""
     imports: Optional[t.Texts] = None  # utils/user_imports.py reads them before this is validated
+    """Modules, packages or .py files that register classes of your own; their code is run."""
 
 
 class TrainingFile(OptionsFile):
@@ -222,14 +279,23 @@ class DatasetOptions(Section):
     model_config = ConfigDict(extra='allow')
 
     name: t.FileName
+    """Name of the data set, in the log and in curves."""
     type: Annotated[t.Text, name_in(DATASET_REGISTRY)]
+    """Class of the data set."""
     num_worker_per_gpu: t.Workers = 0
+    """Processes that load data, for each GPU."""
     batch_size_per_gpu: t.Count = 1
+    """Images in a batch, for each GPU."""
     dataset_enlarge_ratio: t.Ratio = 1
+    """How often an epoch contains each image."""
     prefetch_mode: Optional[t.Prefetch] = None
+    """BasicSR's prefetcher; none: PyTorch's own."""
     num_prefetch_queue: t.Count = 1
+    """Batches that prefetch_mode: cpu loads ahead."""
     pin_memory: t.Flag = False
+    """Pin batches in memory (always done on a GPU by udl-train)."""
     persistent_workers: t.Flag = False
+    """Keep the processes between epochs."""
 
 
 # a user's model may have options of its own in these sections, of these types
@@ -242,26 +308,41 @@ class TrainSet(DatasetOptions):
     num_worker_per_gpu: t.Workers
     batch_size_per_gpu: t.Count
     on_bad_record: Optional[t.OnBadRecord] = None  # of any type: udl-train reads it
+    """What to do at a corrupted image: stop, or skip it with a line in the log (default: stop)."""
 
 
 class IOBackend(Section):
     type: t.Backend
+    """lmdb, or disk for folders of images."""
 
 
 class _Pairs(Section):
     dataroot_gt: t.Text
+    """LMDB or folder of HR images."""
     dataroot_lq: t.Text
+    """LMDB or folder of LR images."""
     dataroot_uncertainty: Optional[t.Text] = None  # not of PairedImageDataset, see cross_checks
+    """LMDB of cached uncertainty maps, from udl-prepare uncertainty."""
     cache: Optional[t.Cache] = None  # of PairedImageCachedDataset
+    """Where PairedImageCachedDataset keeps the images, decoded: on the GPU or in main memory."""
     io_backend: IOBackend
+    """How images are stored."""
     meta_info_file: Optional[t.Text] = None
+    """A list of the images to use (default: all)."""
     filename_tmpl: t.Text = '{}'
+    """Name of an LR image, where {} is that of HR."""
     mean: Optional[t.Numbers] = None
+    """Subtracted from the images, for each channel."""
     std: Optional[t.Numbers] = None
+    """Divides the images, for each channel."""
     color: Optional[t.Color] = None
+    """y: luma only."""
     gt_size: Optional[t.Count] = None
+    """Side of the HR patches, in pixels; a multiple of the scale."""
     use_hflip: t.Flag = False
+    """Flip at random."""
     use_rot: t.Flag = False
+    """Rotate at random."""
 
 
 class PairedSet(_Pairs, DatasetOptions, extra='forbid'):

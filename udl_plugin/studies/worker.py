@@ -22,7 +22,7 @@ from udl_plugin.checkpoints.state_dict import get_uncertainty_loss, read_state_d
 from udl_plugin.inference.cost import machine
 from udl_plugin.studies.config import Config
 from udl_plugin.studies.evaluate import Scores, build_test_opt, evaluate
-from udl_plugin.training import run
+from udl_plugin.training.run import Arguments, run
 from udl_plugin.utils.atomic_io import atomic_write
 from udl_plugin.utils.user_imports import get_imports, import_user_modules
 
@@ -39,7 +39,7 @@ def main() -> int:
             for folder in (experiment, curves):  # BasicSR would rename it and start a new one
                 shutil.rmtree(folder, ignore_errors=True)
         write_maps(opt)
-        status = run.main(True, ['-opt', str(yml), '--auto_resume'])
+        status = run(True, Arguments(str(yml), auto_resume=True))
         if status:
             return status
     scores, maps = score(opt, json.loads(Path('options', f'{name}.benchmarks.json').read_text()))

@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import basicsr
+import torch
+import torchvision
 from basicsr.train import init_tb_loggers
-from basicsr.utils import get_env_info, get_root_logger, get_time_str
+from basicsr.utils import get_root_logger, get_time_str
 from basicsr.utils.options import dict2str
+
+import udl_plugin
 
 RETRY_AFTER = 60  # seconds until curves are tried again
 
@@ -31,7 +35,8 @@ def open_log(opt: dict[str, Any]) -> Iterator[logging.Logger]:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
     try:
-        logger.info(get_env_info())
+        logger.info(f'udl_plugin {udl_plugin.__version__}, BasicSR {basicsr.__version__}, PyTorch {torch.__version__}, '
+                    f'torchvision {torchvision.__version__}')
         logger.info(dict2str(opt))
         folder = Path(basicsr.__file__).parent
         if folder.parent == Path.cwd():  # as of a checkout, which `python -m` and torchrun import first

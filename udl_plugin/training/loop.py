@@ -37,7 +37,7 @@ MEMORY_OF_VALIDATION = ('out of memory in validation or test. Use val: tile: 256
 
 
 def train(opt: dict[str, Any], state: dict[str, Any] | None, messages: list[str],
-          copy_option_file: Callable[[str], None]) -> None:
+          copy_option_file: Callable[[str], None], last_message: str = '') -> None:
     """Trains as `opt` says.
 
     Args:
@@ -45,6 +45,7 @@ def train(opt: dict[str, Any], state: dict[str, Any] | None, messages: list[str]
         state: Training state to resume from; None starts a new training.
         messages: What the log should say first.
         copy_option_file: Copies the yml into a folder.
+        last_message: What the log should say at the end.
 
     Raises:
         UserError: network or checkpoint do not fit; before any folder is made.
@@ -65,6 +66,8 @@ def train(opt: dict[str, Any], state: dict[str, Any] | None, messages: list[str]
                 if state:
                     training.resume(state)
                 training.run()
+                if last_message:
+                    logger.info(last_message)
             except (Exception, Stopped) as err:
                 raise StoppedEarly(training.save_on_exit(), stop.number) from err
 

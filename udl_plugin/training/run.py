@@ -1,7 +1,6 @@
-"""The commands udl-train and udl-test: arguments, options, checks, and how they end."""
+"""Runs of udl-train and udl-test: options, checks, and how they end. Their arguments are in udl_plugin/cli/train.py."""
 from __future__ import annotations
 
-import argparse
 import errno
 import functools
 import os
@@ -10,6 +9,8 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from os import path as osp
 from pathlib import Path
 from typing import Any
@@ -18,41 +19,51 @@ from urllib.error import URLError
 import torch
 from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info, init_dist
+from basicsr.utils.registry import LOSS_REGISTRY
 
 from udl_plugin.config.completion import complete_options
 from udl_plugin.config.cross_checks import checks_done, network_errors, validate_options
-from udl_plugin.config.problems import format_errors, get_errors
+from udl_plugin.config.problems import format_errors, get_errors, get_section
 from udl_plugin.config.schema import validate_file
 from udl_plugin.config.yaml_loader import OptionFile, parse_override
 from udl_plugin.errors import UserError, raise_errors
-from udl_plugin.training.launch_env import LAUNCHERS, check_launcher, is_rank_zero
+from udl_plugin.losses.uncertainty_loss import UDL
+from udl_plugin.training.launch_env import check_launcher, is_rank_zero
 from udl_plugin.training.loop import StoppedEarly, test, train
 from udl_plugin.training.resumable_loader import DataError
 from udl_plugin.training.resume import find_resume_state
 from udl_plugin.utils.atomic_io import atomic_write
-from udl_plugin.utils.user_imports import IMPORT_HELP, get_imports, import_user_modules
+from udl_plugin.utils.user_imports import get_imports, import_user_modules
 
 # None: of an OSError that BasicSR raises without one
 NOT_WRITABLE = (None, errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, getattr(errno, 'EDQUOT', errno.ENOSPC))
 
-FORCE_YML = '''options that replace those of the yml: keys joined by `:`, then `=` and a value as YAML reads it (but
-1e-4 is a number, and none is null). The last key may be new. Unlike with BasicSR, nothing in it is executed'''
-NO_CHECK = '''accept all options, as BasicSR does; without it, everything that is wrong with yml, data and checkpoint
-is reported at once, before any folder is made'''
+
+@dataclass
+class Arguments:
+    """The command line of udl-train or udl-test, as its --help explains it."""
+
+    opt: str
+    launcher: str = 'none'
+    auto_resume: bool = False
+    debug: bool = False
+    force_yml: Sequence[str] = ()
+    imports: Sequence[str] = ()
+    no_check: bool = False
 
 
-def main(is_train: bool, argv: list[str] | None = None) -> int:
+def run(is_train: bool, args: Arguments) -> int:
     """Runs udl-train or udl-test. Results go below the current folder.
 
     Args:
         is_train: Train, or test.
-        argv: Arguments; default: those of the process.
+        args: The command line.
 
     Returns:
         Exit status: 0; 2 for an error that a user can fix, reported on stderr; 1 if losses are not finite; 128 + the
         number of the signal that ended it.
     """
-    args, option_file = _parse_arguments(is_train, argv), None
+    option_file = None
     try:
         check_launcher(args.launcher)
         option_file = OptionFile(args.opt, [parse_override(text) for text in args.force_yml])
@@ -61,7 +72,8 @@ def main(is_train: bool, argv: list[str] | None = None) -> int:
         opt, state, messages = _prepare(option_file, args, is_train)
         with checks_done():
             if is_train:
-                train(opt, state, messages, functools.partial(_copy_option_file, args))
+                train(opt, state, messages, functools.partial(_copy_option_file, args),
+                      describe_step_2(option_file.data, args.opt))
             else:
                 test(opt, messages)
         return 0
@@ -78,7 +90,7 @@ def main(is_train: bool, argv: list[str] | None = None) -> int:
         return _report_error(args, err, option_file)
 
 
-def _prepare(option_file: OptionFile, args: argparse.Namespace, is_train: bool) -> tuple[dict, dict | None, list[str]]:
+def _prepare(option_file: OptionFile, args: Arguments, is_train: bool) -> tuple[dict, dict | None, list[str]]:
     """Options as BasicSR's `parse_options` returns them, checked; the state to resume from, and messages for the log.
 
     Raises:
@@ -131,14 +143,34 @@ def _start_process(opt: dict[str, Any], launcher: str) -> None:
     torch.backends.cudnn.benchmark = True
 
 
-def _copy_option_file(args: argparse.Namespace, folder: str) -> None:
+def _copy_option_file(args: Arguments, folder: str) -> None:
     """Like BasicSR's `copy_opt_file`, but atomic, and also onto itself."""
     if is_rank_zero(args.launcher):
         header = f'# GENERATE TIME: {time.asctime()}\n# CMD:\n# {" ".join(sys.argv)}\n\n'
         atomic_write(Path(folder, osp.basename(args.opt)), header.encode() + Path(args.opt).read_bytes())
 
 
-def _report_error(args: argparse.Namespace, err: BaseException, option_file: OptionFile | None,
+def describe_step_2(data: Mapping[str, Any], path: str) -> str:
+    """The command for step 2, for the end of step 1; empty for other trainings.
+
+    Args:
+        data: Content of the option file of the training.
+        path: Of this file. One beside it with step2 in its name, in place of step1, is the one for step 2.
+    """
+    loss = LOSS_REGISTRY.get((data['train'].get('pixel_opt') or {'type': 'L1Loss'})['type'])
+    if not getattr(loss, 'trains_log_var', False) or issubclass(loss, UDL):  # JointUDL is one run
+        return ''
+    checkpoint, file = f'experiments/{data["name"]}/models/net_g_latest.pth', Path(path)
+    step_2, start = file.with_name(file.name.replace('step1', 'step2')), None
+    if step_2 != file and step_2.is_file():
+        start = get_section(OptionFile(str(step_2)).data, 'path').get('pretrain_network_g')
+    command = f'udl-train {step_2 if start else "STEP2.yml"}'
+    if start != checkpoint:
+        command += f' --force_yml path:pretrain_network_g={checkpoint}'
+    return f'Step 1 is complete. For step 2: {command}'
+
+
+def _report_error(args: Arguments, err: BaseException, option_file: OptionFile | None,
                   resumable: str = '') -> int:
     """Reports an error that a user can fix, and raises every other one again."""
     if isinstance(err, FloatingPointError):
@@ -158,24 +190,8 @@ def _report_error(args: argparse.Namespace, err: BaseException, option_file: Opt
     return _report(args, message + resumable, 2, isinstance(err, DataError))
 
 
-def _report(args: argparse.Namespace, message: str, status: int, this_rank: bool = False) -> int:
+def _report(args: Arguments, message: str, status: int, this_rank: bool = False) -> int:
     """Prints why, on rank 0 or for `this_rank` only; returns the exit status."""
     if this_rank or is_rank_zero(args.launcher):
         print(f'{osp.basename(sys.argv[0])}: {message}', file=sys.stderr)
     return status
-
-
-def _parse_arguments(is_train: bool, argv: list[str] | None) -> argparse.Namespace:
-    """BasicSR's arguments, and ours."""
-    parser = argparse.ArgumentParser(description='Trains a network.' if is_train else 'Tests a network.')
-    parser.set_defaults(auto_resume=False, debug=False)
-    parser.add_argument('-opt', required=True, metavar='FILE', help='the yml')
-    parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='of distributed training')
-    if is_train:
-        parser.add_argument('--auto_resume', action='store_true', help="resume from this experiment's last state")
-        parser.add_argument('--debug', action='store_true', help="BasicSR's trial of a few iterations")
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument('--force_yml', nargs='+', action='extend', default=[], metavar='KEY:KEY=VALUE', help=FORCE_YML)
-    parser.add_argument('--import', dest='imports', action='append', default=[], metavar='MODULE', help=IMPORT_HELP)
-    parser.add_argument('--no-check', action='store_true', help=NO_CHECK)
-    return parser.parse_args(argv)

@@ -64,7 +64,9 @@ def atomic_folders(parent: str | Path, names: Iterable[str], force: bool = False
     unfinished = parent / UNFINISHED
     parent.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(parent):
-        if os.path.lexists(unfinished):
+        if unfinished.is_symlink():  # rmtree's own error has no text on Python 3.13
+            raise OSError(f"'{unfinished}' is a symbolic link; remove it.")
+        if unfinished.exists():
             shutil.rmtree(unfinished)
         unfinished.mkdir()
         try:

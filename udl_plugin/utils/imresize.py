@@ -7,9 +7,12 @@ images made with MATLAB: all of Set5, Set14 and B100 at x2, x3 and x4 are equal.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import sparse
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 BORDERS = ('clamp', 'symmetric')
 BLOCK = 512  # columns at a time: their data stays in the CPU cache, however large the image
@@ -48,6 +51,7 @@ def imresize(img: np.ndarray, scale: float, border: str = 'clamp') -> np.ndarray
 
 def _weights(length: int, scale: float, border: str) -> sparse.csr_matrix:
     """The sparse matrix `(ceil(scale * length), length)` that resizes along one direction."""
+    from scipy import sparse  # here, as it takes a tenth of a second
     shrink = min(scale, 1)
     centers = (np.arange(math.ceil(scale * length)) + 0.5) / scale - 0.5
     taps = math.ceil(4 / shrink) + 2

@@ -18,8 +18,6 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-import cv2
-
 from udl_plugin.errors import UserError
 
 Item = TypeVar('Item')
@@ -102,6 +100,7 @@ def _receive(pipe: Connection) -> Any:
 
 def _work(pipe: Connection, function: Callable) -> None:
     """Main function of a worker process. Returns when its pipe is closed."""
+    import cv2  # here, as a tenth of a second is much for a command that only prints its help
     for number in INTERRUPTS:  # the terminal sends them to the main process too, which ends the workers
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(1)

@@ -1,16 +1,10 @@
-"""Trains or tests a config of mmengine, with the options of OpenMMLab's tools.
-
-    python -m udl_plugin.integrations.mmengine.launch train|test CONFIG ...
-    torchrun --nproc_per_node=4 -m udl_plugin.integrations.mmengine.launch train CONFIG --launcher pytorch
-
-A config is a Python file and is executed: take none from strangers.
-"""
+"""Trains or tests a config of mmengine: what udl-mm-train and udl-mm-test do. Their arguments: udl_plugin/cli/mm.py."""
 from __future__ import annotations
 
 import argparse
 import re
+import runpy
 import sys
-from collections.abc import Sequence
 from os import path as osp
 from typing import Any
 
@@ -23,25 +17,32 @@ from mmengine.runner import CheckpointLoader, Runner
 import udl_plugin.integrations.mmengine  # noqa: F401 (registers)
 from udl_plugin.errors import UserError
 from udl_plugin.integrations.mmengine.checkpoints import AtomicLocalBackend, find_last_checkpoint, load_file
-from udl_plugin.training.launch_env import LAUNCHERS, check_launcher
+from udl_plugin.training.launch_env import check_launcher
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command line. Returns the exit status: 0, or 2 after a `UserError`, which is printed in one line."""
-    args = _make_parser().parse_args(arguments)
+def launch(command: str, args: argparse.Namespace) -> int:
+    """Runs mmengine's Runner.
+
+    Args:
+        command: `train` or `test`.
+        args: The options of udl-mm-train or udl-mm-test; `cfg_options` are strings `KEY=VALUE`.
+
+    Returns:
+        Exit status: 0, or 2 after a `UserError`, which is printed in one line.
+    """
     try:
         check_launcher(args.launcher)
         cfg = _read_config(args)
-        _set_training(cfg, args) if args.command == 'train' else _set_test(cfg, args)
+        _set_training(cfg, args) if command == 'train' else _set_test(cfg, args)
         cfg.custom_hooks = cfg.get('custom_hooks') or []
         if not any(hook.get('type') == 'NetworkCheckpointHook' for hook in cfg.custom_hooks):
             cfg.custom_hooks.append({'type': 'NetworkCheckpointHook'})  # without it, mmengine loads whatever fits
         install_file_handlers()
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-        runner.train() if args.command == 'train' else runner.test()
+        runner.train() if command == 'train' else runner.test()
     except UserError as err:
         message = re.split(r'\nudl_plugin\.[\w.]+: ', str(err))[-1].strip()  # without a data-loader worker's traceback
-        print(f'{osp.basename(sys.argv[0])}: {message}', file=sys.stderr)
+        print(f'udl-mm-{command}: {message}', file=sys.stderr)
         return 2
     finally:
         if torch.distributed.is_initialized():
@@ -49,31 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog='python -m udl_plugin.integrations.mmengine.launch')
-    commands = parser.add_subparsers(dest='command', required=True)
-    train = commands.add_parser('train', help='train', description='Trains.')
-    test = commands.add_parser('test', help='test a checkpoint', description='Tests a checkpoint.')
-    for command in (train, test):
-        command.add_argument('config', help='a Python file, such as options/mmengine/demo_udl_step1.py')
-        command.add_argument('--work-dir', metavar='DIR', help="default: the config's, or work_dirs/CONFIG")
-        command.add_argument('--launcher', choices=LAUNCHERS, default='none')
-        command.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
-                             help='override options of the config, such as train_dataloader.batch_size=8')
-    train.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-                       help='resume this checkpoint, or the last one in the work dir')
-    train.add_argument('--amp', action='store_true', help='bf16 autocast (GPU only)')
-    train.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
-    test.add_argument('checkpoint', help='a .pth file of mmengine or BasicSR')
-    return parser
-
-
 def _read_config(args: argparse.Namespace) -> Any:
     if not (osp.isfile(args.config) and args.config.endswith('.py')):
         raise UserError(f"config: '{args.config}' is not a Python file, such as options/mmengine/demo_udl_step1.py. "
                         'For an option file (.yml) there is udl-train -opt.')
     cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options)
+    if args.cfg_options:
+        parser = argparse.ArgumentParser()
+        parser.add_argument('--cfg-options', nargs='+', action=DictAction)  # parses values as OpenMMLab's tools do
+        cfg.merge_from_dict(parser.parse_args(['--cfg-options', *args.cfg_options]).cfg_options)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join(
         'work_dirs', osp.splitext(osp.basename(args.config))[0])
@@ -106,5 +91,5 @@ def install_file_handlers() -> None:
     register_backend('local', AtomicLocalBackend, force=True, prefixes='')
 
 
-if __name__ == '__main__':
-    sys.exit(main())
+if __name__ == '__main__':  # the name of the command in an earlier version
+    runpy.run_module('udl_plugin.cli.mm', run_name='__main__')
