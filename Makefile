@@ -6,13 +6,14 @@
 # make fuzz   mutates 2,000 ymls, and more checkpoints and images; 8 minutes on 2 cores
 # make test   runs the test suite
 # make lint   runs ruff and mypy
+# make docs   builds the documentation site in build/docs; make docs-links checks its external links (needs a network)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # named after the folder, so that a clone that was moved is installed again
 INSTALLED := $(VENV)/installed$(subst /,-,$(CURDIR))
 
-.PHONY: demo study bench gpu soak fuzz test lint clean
+.PHONY: demo study bench gpu soak fuzz test lint docs docs-links clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -40,6 +41,14 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
+
+docs: $(INSTALLED)
+	@$(BIN)/python -c 'import furo, myst_parser, sphinx_copybutton' 2>/dev/null || \
+	  $(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -b html docs build/docs
+
+docs-links: docs
+	$(BIN)/python -m sphinx -b linkcheck docs build/docs-links
 
 # opencv-python needs libGL and glib of a desktop; without them, install opencv-python-headless instead
 $(INSTALLED): pyproject.toml setup.py

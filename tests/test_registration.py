@@ -1,4 +1,4 @@
-"""The names that BasicSR finds: registered, refused if taken, and listed in the README."""
+"""The names that BasicSR finds: registered, refused if taken, and listed in docs/reference/names.md."""
 import importlib
 import inspect
 import os
@@ -83,9 +83,9 @@ def test_conflict_names_the_other_class(monkeypatch):
 
 
 @pytest.mark.parametrize(('registry', 'name', 'module'), CLASSES)
-def test_readme_lists_name_and_options(registry, name, module):
-    row = re.search(rf'^\| `{name}` \|.*$', (ROOT / 'README.md').read_text(), re.MULTILINE)
-    assert row, f'README.md has no table row for {name}'
+def test_page_lists_name_and_options(registry, name, module):
+    row = re.search(rf'^\| `{name}` \|.*$', (ROOT / 'docs/reference/names.md').read_text(), re.MULTILINE)
+    assert row, f'docs/reference/names.md has no table row for {name}'
     listed = re.findall(r'`(\w+)`', row[0])
     if registry not in ('MODEL_REGISTRY', 'DATASET_REGISTRY'):  # these take all options of the yml, or of its dataset
         cls = getattr(importlib.import_module(module), name)

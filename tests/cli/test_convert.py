@@ -99,7 +99,7 @@ def test_empty_paths(step2):
 
 
 def test_examples_parse():
-    for text in (ABOUT, (ROOT / 'README.md').read_text()):
+    for text in (ABOUT, (ROOT / 'docs/convert.md').read_text()):
         lines = re.findall(r'^ +udl-convert (.*?)(?: +#.*)?$', text, re.MULTILINE)
         assert lines
         for line in lines:

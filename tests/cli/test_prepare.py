@@ -150,7 +150,7 @@ def test_usage_errors(arguments, capsys):
     assert 'usage: udl-prepare' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('page', ['README.md', 'docs/performance.md', 'udl_plugin/cli/prepare.py'])
+@pytest.mark.parametrize('page', ['docs/data.md', 'docs/performance.md', 'udl_plugin/cli/prepare.py'])
 def test_commands_in_docs_can_be_parsed(page):
     text = (ROOT / page).read_text().replace('\\\\\n', ' ').replace('\\\n', ' ')
     commands = re.findall(r'^ +udl-prepare (.*)', text, re.MULTILINE)

@@ -251,7 +251,8 @@ def test_interrupt(tmp_path, model):
 
 
 def test_examples_parse():
-    for text in (ABOUT, (ROOT / 'README.md').read_text()):
+    pages = (ROOT / 'README.md', ROOT / 'docs/convert.md', ROOT / 'docs/maps.md')
+    for text in (ABOUT, *(page.read_text() for page in pages)):
         lines = re.findall(r'^ +udl-upscale (.*?)(?: +#.*)?$', text, re.MULTILINE)
         assert lines
         for line in lines:

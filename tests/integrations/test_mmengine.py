@@ -474,10 +474,10 @@ def test_networks_that_require_multiples_of_a_size():
 
 
 def test_names():
-    """The README lists what is registered, and its options."""
-    readme = (ROOT / 'README.md').read_text()
+    """docs/reference/names.md lists what is registered, and its options."""
+    page = (ROOT / 'docs/reference/names.md').read_text()
     for name in integration.__all__:
-        row = re.search(rf'^\| `{name}` \| mmengine: .*\| (.*) \|$', readme, re.MULTILINE)
+        row = re.search(rf'^\| `{name}` \| mmengine: .*\| (.*) \|$', page, re.MULTILINE)
         parameters = inspect.signature(getattr(integration, name).__init__).parameters
         assert re.findall(r'`(\w+)`', row[1]) == [
             key for key, parameter in parameters.items()

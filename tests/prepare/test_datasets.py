@@ -128,7 +128,7 @@ def test_benchmark_as_lmdb_with_grey_and_mirrored_border(tmp_path):
 
 
 def test_paths_in_options_are_those_written(tmp_path):
-    """Prepared below datasets/ as in the README."""
+    """Prepared below datasets/ as in docs/data.md."""
     hr = folder(tmp_path / 'hr', a=image(48, 48))
     written = set(prepare_train(hr, [4], tmp_path / 'datasets' / 'DIV2K', **SMALL).folders)
     for name in ('Set5', 'Set14', 'B100', 'Urban100'):

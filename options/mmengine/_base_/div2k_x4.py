@@ -1,4 +1,4 @@
-# DIV2K for training, Set5, Set14, B100 and Urban100 for validation at x4, as udl-prepare writes them (README).
+# DIV2K for training, Set5, Set14, B100 and Urban100 for validation at x4, as udl-prepare writes them (docs/data.md).
 scale = 4
 
 train_dataloader = dict(
