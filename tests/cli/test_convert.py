@@ -17,7 +17,9 @@ pytestmark = pytest.mark.usefixtures('seed')
 
 @pytest.fixture
 def step2(tmp_path):
-    save_checkpoint(tmp_path / 'step2.pth', {'params': build_network(NETWORK_G).state_dict()}, NETWORK_G)
+    state_dict = build_network(NETWORK_G).state_dict()
+    state_dict['var_net.var_conv.4.weight'].mul_(0.03)  # a map as after training
+    save_checkpoint(tmp_path / 'step2.pth', {'params': state_dict}, NETWORK_G, 'ESU')
     return tmp_path / 'step2.pth'
 
 
@@ -42,8 +44,25 @@ def test_printed_network_g(step2, tmp_path, capsys, name, layout, network):
 
 def test_onnx_is_checked(step2, tmp_path, capsys):
     assert run(step2, tmp_path / 'plain.onnx') == 0
-    line = r'In onnxruntime, on images of 40 x 17 and 16 x 33, it differs by up to \S+ from'
+    line = (r'In onnxruntime, on smooth random images .1 x 40 x 17 and 3 x 16 x 33., it differs from PyTorch by up to '
+            r'\S+ of an 8-bit level in sr\.\n')
     assert re.search(line, capsys.readouterr().out)
+
+
+def test_onnx_with_map(step2, tmp_path, capsys):
+    assert run(step2, tmp_path / 'map.onnx', '--layout', 'udl', '--fp16') == 0
+    out, err = capsys.readouterr()
+    assert 'both networks of step 2' in out
+    assert re.search(r'differs from PyTorch in float32 by up to \S+ of an 8-bit level in sr and \S+ % of', out)
+    assert err == ''
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (['x.pth', '--fp16'], '--fp16 is for .onnx')])
+def test_options_that_do_not_fit_the_output(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        run('net.pth', *arguments)
+    assert message in capsys.readouterr().err
 
 
 def test_existing_files_are_kept(step2, tmp_path, capsys):

@@ -30,6 +30,7 @@ from udl_plugin.checkpoints.state_dict import (
     get_uncertainty_loss,
 )
 from udl_plugin.errors import UserError, check_kwargs, truncate_repr
+from udl_plugin.metrics.uncertainty_metrics import ERROR_SCALES
 from udl_plugin.utils.packages import import_optional
 from udl_plugin.utils.plain import to_builtins
 
@@ -139,6 +140,21 @@ def load_network_file(path: PathLike, param_key: str | None = None,
     file.notes, file.param_key = notes + file.notes, param_key
     file.uncertainty_loss = None if file.stage == 'plain' else get_uncertainty_loss(metadata)
     return file
+
+
+def find_error_loss(recorded: str | None) -> tuple[str, str]:
+    """Finds the loss whose formula turns a map into the expected error; see `expected_error`.
+
+    Args:
+        recorded: `NetworkFile.uncertainty_loss`.
+
+    Returns:
+        The loss that is recorded, or `ESU`; and a note for the user if that is assumed, otherwise an empty string.
+    """
+    if recorded in ERROR_SCALES:
+        return str(recorded), ''
+    return 'ESU', (f'the loss that the file records for its variance head ({recorded or "none"}) is not one of '
+                   f'{", ".join(ERROR_SCALES)}; the expected error assumes ESU.')
 
 
 def _import_hint(declared: Any, imports: Any) -> str:

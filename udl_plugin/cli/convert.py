@@ -19,8 +19,12 @@ Writes the network in a file to another file. The suffix of OUTPUT selects the f
   udl-convert experiments/train_udl_step2/models/net_g_latest.pth edsr_s.safetensors
   udl-convert experiments/train_udl_step2/models/net_g_latest.pth edsr_s.onnx
 
-Each holds the base SR network of a checkpoint of any step; BasicSR's EDSR loads the first one with strict=True. Files
-that the method's authors released are recognised. To start step 2 from one:
+Each holds the base SR network of a checkpoint of any step; BasicSR's EDSR loads the first one with strict=True. With
+--layout udl, a file holds everything in INPUT, and an .onnx also returns the expected error, in 8-bit levels:
+
+  udl-convert experiments/train_udl_step2/models/net_g_latest.pth edsr_s_map.onnx --layout udl
+
+Files that the method's authors released are recognised. To start step 2 from one:
 
   udl-convert edsr_s_x4_step1.pt step1.pth --layout udl
 
@@ -40,11 +44,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('input', type=path_arg, metavar='INPUT', help='.pth, .pt or .safetensors')
     add('output', type=path_arg, metavar='OUTPUT', help='.pth, .pt, .safetensors or .onnx')
     add('--layout', choices=('plain', 'udl'), default='plain', help='plain: the SR network alone; udl: everything in '
-        'INPUT, not as .onnx (%(default)s)')
+        'INPUT, with the map (%(default)s)')
+    add('--fp16', action='store_true', help='.onnx with weights, input and outputs in float16')
     add_reading_options(parser)
     add('--force', action='store_true', help='replace OUTPUT if it exists')
     add('--quiet', action='store_true', help='show warnings and errors only')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.fp16 and not args.output.endswith('.onnx'):
+        parser.error('--fp16 is for .onnx')
+    return args
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"'{output}' exists already; choose another name or give --force.")
     model = load_network_file(args.input, args.param_key, read_network_g(args.opt))
     print_notes(model.notes)
-    checked = export_network(output, model, args.layout)
+    checked = export_network(output, model, args.layout, args.fp16)
     if not args.quiet:
         written = model.base() if args.layout == 'plain' else model
         kind = {'plain': 'the plain network', 'step 1': 'the network of step 1, with its variance head',

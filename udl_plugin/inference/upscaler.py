@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from udl_plugin.archs.outputs import get_sr_image
 from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
-from udl_plugin.checkpoints.network_file import NetworkFile, load_network_file
+from udl_plugin.checkpoints.network_file import NetworkFile, find_error_loss, load_network_file
 from udl_plugin.data.image_io import read_full_image
 from udl_plugin.errors import UserError
 from udl_plugin.inference.cost import memory_per_pixel
@@ -158,12 +158,12 @@ class Upscaler:
     def _find_loss(self, given: str | None, recorded: str | None) -> str:
         if given is not None and given not in ERROR_SCALES:
             raise UserError(f"uncertainty_loss: '{given}' is not one of {', '.join(ERROR_SCALES)}.")
-        if given is not None or recorded in ERROR_SCALES:
-            return str(given or recorded)
-        self.notes.append(f'the loss that the file records for its variance head ({recorded or "none"}) is not one of '
-                          f'{", ".join(ERROR_SCALES)}; the expected error assumes ESU. Pass uncertainty_loss to choose '
-                          'another.')
-        return 'ESU'
+        if given is not None:
+            return given
+        loss, note = find_error_loss(recorded)
+        if note:
+            self.notes.append(f'{note} Pass uncertainty_loss to choose another.')
+        return loss
 
     def _set_tile(self, tile: int, note: str = '') -> None:
         self.tile = tile
