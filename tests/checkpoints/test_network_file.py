@@ -303,6 +303,10 @@ def test_network_of_an_own_module(tmp_path, monkeypatch):
                                         r"\['own_module.py'\]; pass those that you trust with --import .in Python"):
         load_network_file('x.pth')
     assert not (tmp_path / 'imported').exists()
+    export_network('x.safetensors', NetworkFile(build_network(CONFIGS[0]).state_dict(), {'type': 'OwnNet'}), 'udl')
+    with pytest.raises(UserError, match=r"'x.safetensors': .* It was trained with imports: \['own_module.py'\]"):
+        load_network_file('x.safetensors')
+    assert not (tmp_path / 'imported').exists()
     save_checkpoint('x.pth', {'params': build_network(CONFIGS[0]).state_dict()}, CONFIGS[0])
     assert load_network_file('x.pth').architecture == 'EDSR'
 

@@ -12,6 +12,7 @@ from udl_plugin.errors import UserError
 from udl_plugin.utils.atomic_io import atomic_write
 from udl_plugin.utils.packages import import_optional
 from udl_plugin.utils.plain import to_builtins
+from udl_plugin.utils.user_imports import get_imported
 
 SUFFIXES = ('.pth', '.pt', '.safetensors', '.onnx')
 
@@ -34,7 +35,7 @@ def export_network(path: PathLike, file: NetworkFile, layout: str = 'plain', hal
     """
     suffix = Path(path).suffix
     if suffix not in SUFFIXES:
-        raise UserError(f"'{path}': the suffix must be one of {', '.join(SUFFIXES)}.")
+        raise UserError(f"'{path}': the suffix must be one of {', '.join(SUFFIXES)}; the name of a folder ends in /.")
     if suffix == '.onnx':
         return write_onnx(path, file, layout == 'udl', half)
     if half:
@@ -53,4 +54,6 @@ def _write_safetensors(path: PathLike, file: NetworkFile) -> None:
     metadata = {'format': 'pt', 'network_g': json.dumps(to_builtins(file.network_g))}
     if file.uncertainty_loss is not None:
         metadata['uncertainty_loss'] = file.uncertainty_loss
+    if get_imported():
+        metadata['imports'] = json.dumps(get_imported())  # as in `save_checkpoint`
     atomic_write(path, import_optional('safetensors.torch').save(tensors, metadata))
