@@ -15,14 +15,14 @@ from udl_plugin.plugin import install_import_hook
 
 if TYPE_CHECKING:
     from udl_plugin.errors import UserError
-    from udl_plugin.inference.upscaler import Upscaler, UpscaleResult, load
+    from udl_plugin.inference.upscaler import Upscaler, UpscaleResult, from_pretrained, load
     from udl_plugin.plugin import register
 
 __version__ = '0.2.0'
-__all__ = ['UpscaleResult', 'Upscaler', 'UserError', '__version__', 'load', 'register']
+__all__ = ['UpscaleResult', 'Upscaler', 'UserError', '__version__', 'from_pretrained', 'load', 'register']
 
 _MODULES = {'UpscaleResult': 'inference.upscaler', 'Upscaler': 'inference.upscaler', 'load': 'inference.upscaler',
-            'UserError': 'errors', 'register': 'plugin'}
+            'from_pretrained': 'inference.upscaler', 'UserError': 'errors', 'register': 'plugin'}
 
 install_import_hook()  # so that basicsr can be imported after us even without the start-up line
 

@@ -1,8 +1,6 @@
 """Networks in and out of files: which network is identified, what is refused, and that its output stays the same."""
-import json
 import sys
 
-import numpy as np
 import pytest
 import torch
 from basicsr.archs.edsr_arch import EDSR
@@ -96,48 +94,6 @@ def test_exported_base_network_loads_in_basicsr(tmp_path):
         plain = EDSR(**options)
         plain.load_state_dict(state_dict, strict=True)
         assert torch.equal(images(plain), images(net))
-
-
-@pytest.mark.parametrize('config', [CONFIGS[2], CONFIGS[4], CONFIGS[6]], ids=get_type)
-def test_onnx(tmp_path, config):
-    """onnxruntime gives the same images, on sizes other than the exported one."""
-    import onnxruntime
-    net, path = save_new(tmp_path, config)
-    checked, = export_network(tmp_path / 'net.onnx', load_network_file(path))
-    assert 'In onnxruntime' in checked
-    session = onnxruntime.InferenceSession(tmp_path / 'net.onnx')
-    for height, width in ((1, 1), (7, 50), (31, 30), (24, 32)):
-        lq = torch.rand(1, 3, height, width)
-        found, = session.run(['sr'], {'lq': lq.numpy()})
-        with torch.no_grad():
-            assert np.abs(found - net(lq).numpy()).max() < 1e-5
-    metadata = session.get_modelmeta().custom_metadata_map
-    assert json.loads(metadata['network_g']) == base_config(config)
-    assert metadata['range'] == 'RGB in [0, 1], float32'
-
-
-def test_onnx_that_differs_is_not_written(tmp_path, monkeypatch):
-    _, path = save_new(tmp_path, CONFIGS[0])
-    file = load_network_file(path)
-    other = build_network(CONFIGS[0])
-    export = torch.onnx.export
-    monkeypatch.setattr(torch.onnx, 'export', lambda net, *args, **options: export(other, *args, **options))
-    with pytest.raises(UserError, match=r"net\.onnx' is not written: in onnxruntime the network gives other images"):
-        export_network(tmp_path / 'net.onnx', file)
-    assert not (tmp_path / 'net.onnx').exists()
-
-
-def test_network_that_cannot_be_exported(tmp_path):
-    config = {'type': 'SwinIR', 'img_size': 8, 'window_size': 8, 'depths': [2], 'embed_dim': 12, 'num_heads': [2],
-               'upscale': 2, 'upsampler': 'pixelshuffledirect'}
-    _, path = save_new(tmp_path, config)
-    with pytest.raises(UserError, match=r"net\.onnx': SwinIR cannot be exported with free height and width"):
-        export_network(tmp_path / 'net.onnx', load_network_file(path))
-    rrdbnet = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4,
-               'scale': 2}
-    with pytest.raises(UserError, match=r"net\.onnx': RRDBNet"):
-        export_network(tmp_path / 'net.onnx', NetworkFile(build_network(rrdbnet).state_dict(), rrdbnet))
-    assert not (tmp_path / 'net.onnx').exists()
 
 
 @pytest.mark.parametrize(('config', 'assumed'), [
@@ -277,8 +233,8 @@ def test_bad_targets(tmp_path):
     file = load_network_file(save_new(tmp_path, CONFIGS[5])[1])
     with pytest.raises(UserError, match=r"x\.pkl': the suffix must be one of \.pth"):
         export_network(tmp_path / 'x.pkl', file)
-    with pytest.raises(UserError, match=r'\.onnx holds only the plain network; --layout udl needs another suffix'):
-        export_network(tmp_path / 'x.onnx', file, 'udl')
+    with pytest.raises(UserError, match=r"x\.pth': float16 is for \.onnx only"):
+        export_network(tmp_path / 'x.pth', file, half=True)
     assert not list(tmp_path.glob('x.*'))
 
 
@@ -346,6 +302,10 @@ def test_network_of_an_own_module(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"'x.pth': .*there is no 'OwnNet'.* It was trained with imports: "
                                         r"\['own_module.py'\]; pass those that you trust with --import .in Python"):
         load_network_file('x.pth')
+    assert not (tmp_path / 'imported').exists()
+    export_network('x.safetensors', NetworkFile(build_network(CONFIGS[0]).state_dict(), {'type': 'OwnNet'}), 'udl')
+    with pytest.raises(UserError, match=r"'x.safetensors': .* It was trained with imports: \['own_module.py'\]"):
+        load_network_file('x.safetensors')
     assert not (tmp_path / 'imported').exists()
     save_checkpoint('x.pth', {'params': build_network(CONFIGS[0]).state_dict()}, CONFIGS[0])
     assert load_network_file('x.pth').architecture == 'EDSR'

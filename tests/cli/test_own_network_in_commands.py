@@ -10,6 +10,7 @@ import yaml
 from basicsr.utils.registry import ARCH_REGISTRY
 from conftest import random_images, study_config, write_images
 
+import udl_plugin
 from udl_plugin.archs.build import build_network
 from udl_plugin.archs.wrapping import wrapped_config
 from udl_plugin.checkpoints.state_dict import save_checkpoint
@@ -80,7 +81,7 @@ def test_upscale(folder, prefix, options):
 
 
 @FROM_FILE
-@pytest.mark.parametrize('output', ['out.pth', 'out.onnx'])
+@pytest.mark.parametrize('output', ['out.pth', 'out.onnx', 'out/'])
 def test_convert(folder, prefix, options, output):
     forget()
     assert convert.main([f'{prefix}2.pth', output, *options]) == 0
@@ -89,6 +90,13 @@ def test_convert(folder, prefix, options, output):
         session = onnxruntime.InferenceSession(output)
         assert [one.name for one in session.get_outputs()] == ['sr']
         assert session.run(None, {'lq': np.zeros((1, 3, 5, 9), np.float32)})[0].shape == (1, 3, 10, 18)
+    elif output == 'out/':
+        assert 'import own_small_net  # registers OwnSmallNet\n' in (folder / 'out/README.md').read_text()
+        assert udl_plugin.from_pretrained('out').network_g == wrapped_config('step 2', BASE)
+        forget()
+        with pytest.raises(udl_plugin.UserError, match=r"'out': .*'OwnSmallNet'.* trained with imports: "
+                                                       r"\['own_small_net.py'\]; pass those that you trust with"):
+            udl_plugin.from_pretrained('out')
     else:
         content = torch.load(output)
         assert content['network_g'] == BASE

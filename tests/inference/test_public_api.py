@@ -1,12 +1,16 @@
 """`udl_plugin.load(...).upscale(...)`: every form of input, the order of colours, the expected error, lazy import."""
 import doctest
+import shutil
 import subprocess
 import sys
+import types
 
 import cv2
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from basicsr.utils.registry import ARCH_REGISTRY
 from conftest import ROOT, TINY, random_images, write_images
 from PIL import Image
 from scipy.stats import laplace, norm
@@ -240,6 +244,86 @@ def test_example_in_the_docstring(checkpoint, photo, tmp_path, monkeypatch):
     example, = finder.find(udl_plugin.load, 'load', globs={})
     assert len(example.examples) == 5
     assert doctest.DocTestRunner().run(example).failed == 0
+
+
+# ---- shared networks
+
+def same(one, other):
+    """Bit for bit."""
+    return all(type(left) is type(right) and np.array_equal(left, right) for left, right in (
+        (one.image, other.image), (one.expected_error, other.expected_error), (one.log_var, other.log_var)))
+
+
+@pytest.mark.parametrize(('config', 'loss'), [
+    (STEP1, 'GaussianNLL'), (STEP2, 'ESU'), (STEP2, None), (GREY, 'EU'), ({'type': 'EDSR', **TINY}, None)],
+    ids=['step 1', 'step 2', 'no loss', 'grey', 'plain'])
+def test_shared_network_is_the_same(tmp_path, photo, config, loss):
+    upscaler = udl_plugin.load(save(tmp_path / 'net.pth', config, loss), 'cpu')
+    upscaler.save_pretrained(tmp_path / 'shared')
+    found = udl_plugin.from_pretrained(tmp_path / 'shared', 'cpu')
+    assert (repr(found), found.uncertainty_loss, found.notes) == (
+        repr(upscaler), upscaler.uncertainty_loss, upscaler.notes)
+    assert same(found.upscale(photo[1]), upscaler.upscale(photo[1]))
+    assert same(udl_plugin.load(tmp_path / 'shared', 'cpu').upscale(photo[1]), upscaler.upscale(photo[1]))
+
+
+def test_what_runs_is_shared(checkpoint, tmp_path, photo):
+    """Weights and loss that were chosen, and no network that does not run."""
+    ema = build_network(STEP2).state_dict()
+    torch.save({**torch.load(checkpoint), 'params_ema': ema}, tmp_path / 'ema.pth')
+    upscaler = udl_plugin.load(tmp_path / 'ema.pth', 'cpu', uncertainty_loss='EU')
+    upscaler.save_pretrained(tmp_path / 'shared')
+    found = load_network_file(tmp_path / 'shared')
+    assert found.uncertainty_loss == 'EU'
+    assert all(torch.equal(value, ema[name]) for name, value in found.state_dict.items())
+    udl_plugin.load(checkpoint, 'cpu', uncertainty=False).save_pretrained(tmp_path / 'plain')
+    assert load_network_file(tmp_path / 'plain').stage == 'plain'
+    options = {'uncertainty': False, 'tile': 64, 'self_ensemble': True}
+    found = udl_plugin.from_pretrained(tmp_path / 'shared', 'cpu', **options)
+    assert (found.uncertainty, found.tile, found.self_ensemble) == (False, 64, True)
+
+
+def test_shared_network_of_the_users_own(tmp_path, photo, monkeypatch):
+    class OwnSharedNet(torch.nn.Module):
+        def __init__(self, num_feat=4):
+            super().__init__()
+            self.body, self.up = torch.nn.Conv2d(3, num_feat, 3, 1, 1), torch.nn.Conv2d(num_feat, 12, 3, 1, 1)
+
+        def forward(self, x):
+            return torch.pixel_shuffle(self.up(self.body(x)), 2)
+
+    monkeypatch.setattr(ARCH_REGISTRY, '_obj_map', {**ARCH_REGISTRY._obj_map, 'OwnSharedNet': OwnSharedNet})
+    config = {'type': 'TwoStep', 'backbone': {'type': 'OwnSharedNet', 'num_feat': 6}}
+    upscaler = udl_plugin.load(save(tmp_path / 'net.pth', config, 'ESU'), 'cpu')
+    upscaler.save_pretrained(tmp_path / 'shared')
+    found = udl_plugin.from_pretrained(tmp_path / 'shared', 'cpu')
+    assert same(found.upscale(photo[1]), upscaler.upscale(photo[1]))
+    ARCH_REGISTRY._obj_map.pop('OwnSharedNet')
+    with pytest.raises(udl_plugin.UserError, match="there is no 'OwnSharedNet'.*If it is a class of your own"):
+        udl_plugin.from_pretrained(tmp_path / 'shared', 'cpu')
+
+
+def test_hub(upscaler, tmp_path, photo, monkeypatch):
+    """What push_to_hub uploads, from_pretrained downloads; the Hub itself is faked."""
+    calls = []
+
+    def upload_folder(_, repo_id, folder_path, **options):
+        calls.append(options['commit_message'])
+        shutil.copytree(folder_path, tmp_path / 'hub' / repo_id)
+        return types.SimpleNamespace(commit_url='address')
+
+    monkeypatch.setattr(huggingface_hub.HfApi, 'create_repo', lambda *_, **options: calls.append(options['private']))
+    monkeypatch.setattr(huggingface_hub.HfApi, 'upload_folder', upload_folder)
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', lambda repo_id, revision, **_: calls.append(revision) or (
+        tmp_path / 'hub' / repo_id))
+    assert upscaler.push_to_hub('user/name', license='mit', scores={'Set5': {'PSNR': 30}}, private=True,
+                                commit_message='First') == 'address'
+    found = udl_plugin.from_pretrained('user/name', 'cpu', revision='v1')
+    assert calls == [True, 'First', 'v1']
+    assert same(found.upscale(photo[1]), upscaler.upscale(photo[1]))
+    card = (tmp_path / 'hub/user/name/README.md').read_text()
+    assert 'license: mit' in card
+    assert '| Set5 | 30 |' in card
 
 
 # ---- the package

@@ -13,6 +13,7 @@ from udl_plugin.metrics.uncertainty_metrics import (
     calculate_map_sparsity,
     calculate_map_spearman,
     calibration,
+    describe_expected_error,
     expected_error,
     gini,
     hoyer,
@@ -98,6 +99,14 @@ def test_expected_error_is_where_the_loss_is_minimal(loss, cls):
     values = [cls(img_range=1)(torch.zeros_like(error), error, level.expand_as(error)) for level in levels]
     best = levels[int(torch.stack(values).argmin())].numpy()
     assert expected_error(best, loss) == pytest.approx(float(error.abs().mean()), rel=0.03)
+
+
+@pytest.mark.parametrize('loss', ['ESU', 'EU', 'GaussianNLL'])
+def test_described_formula(loss):
+    s = np.linspace(-1, 4, 20)
+    formula = describe_expected_error(loss)
+    np.testing.assert_allclose(eval(formula, {'exp': np.exp, 'log_var': s}), expected_error(s, loss), rtol=1e-5)
+    assert describe_expected_error('ESU') == '2 * exp(log_var)'
 
 
 def test_unknown_loss():

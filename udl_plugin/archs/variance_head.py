@@ -40,9 +40,9 @@ class UpsampleConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.upscale == 1:
             return super().forward(x)
-        return F.conv_transpose2d(x, self._merge_kernel(), self.bias, self.upscale, padding=1)
+        return F.conv_transpose2d(x, self.merge_kernel(), self.bias, self.upscale, padding=1)
 
-    def _merge_kernel(self) -> Tensor:
+    def merge_kernel(self) -> Tensor:
         """Sums, at each position of the transposed kernel, the taps that meet a copy of the pixel.
 
         Returns:

@@ -30,9 +30,11 @@ from udl_plugin.checkpoints.state_dict import (
     get_uncertainty_loss,
 )
 from udl_plugin.errors import UserError, check_kwargs, truncate_repr
+from udl_plugin.metrics.uncertainty_metrics import ERROR_SCALES
 from udl_plugin.utils.packages import import_optional
 from udl_plugin.utils.plain import to_builtins
 
+WEIGHTS, CONFIG = 'model.safetensors', 'config.json'  # in a folder of `save_pretrained`
 KEYS = ('params_ema', 'params', 'state_dict', 'model')  # where a state dict may be; the first one found is used
 # options with which a network's constructor reads another file
 READS_FILES = re.compile(r'(^|_)(paths?|files?|pretrain\w*|url|weights|ckpt|load)(_|$)')
@@ -104,7 +106,7 @@ def load_network_file(path: PathLike, param_key: str | None = None,
     """Reads a network from a checkpoint of ours, BasicSR, mmengine or the reference implementation, or .safetensors.
 
     Args:
-        path: The file. Nothing in it is executed.
+        path: The file, or a folder of `save_pretrained`. Nothing in it is executed.
         param_key: Key of the state dict in it. None: the first of `KEYS` in the file, or the file itself.
         network_g: Config of the network, for files that do not record it.
 
@@ -141,6 +143,21 @@ def load_network_file(path: PathLike, param_key: str | None = None,
     return file
 
 
+def find_error_loss(recorded: str | None) -> tuple[str, str]:
+    """Finds the loss whose formula turns a map into the expected error; see `expected_error`.
+
+    Args:
+        recorded: `NetworkFile.uncertainty_loss`.
+
+    Returns:
+        The loss that is recorded, or `ESU`; and a note for the user if that is assumed, otherwise an empty string.
+    """
+    if recorded in ERROR_SCALES:
+        return str(recorded), ''
+    return 'ESU', (f'the loss that the file records for its variance head ({recorded or "none"}) is not one of '
+                   f'{", ".join(ERROR_SCALES)}; the expected error assumes ESU.')
+
+
 def _import_hint(declared: Any, imports: Any) -> str:
     """What to say of the modules that a file names, if its network is not registered. They are never imported."""
     base = base_config(declared) if isinstance(declared, dict) else {}
@@ -152,6 +169,10 @@ def _import_hint(declared: Any, imports: Any) -> str:
 
 def _load(path: PathLike) -> tuple[Any, dict[str, Any]]:
     """The content of a file, and where it may record `network_g`, `uncertainty_loss` and `imports`."""
+    weights = Path(path) / WEIGHTS
+    if weights.is_file():
+        content, metadata = _load(weights)
+        return content, {**metadata, **_read_config(Path(path) / CONFIG)}  # in a folder, people edit this file
     if Path(path).suffix != '.safetensors':
         content = load_checkpoint(path)
         return content, content if isinstance(content, dict) else {}
@@ -159,13 +180,26 @@ def _load(path: PathLike) -> tuple[Any, dict[str, Any]]:
     try:
         with safe_open(path, 'pt') as file:
             metadata = dict(file.metadata() or {})
-            if 'network_g' in metadata:
-                metadata['network_g'] = json.loads(metadata['network_g'])
+            for key in ('network_g', 'imports'):
+                if key in metadata:
+                    metadata[key] = json.loads(metadata[key])
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f"there is no file '{path}'.") from None
     except Exception as err:  # SafetensorError, JSONDecodeError and others
         raise UserError(f"'{path}' cannot be read as safetensors ({type(err).__name__}: {err}).") from err
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError) as err:  # JSONDecodeError and UnicodeDecodeError are the former
+        raise UserError(f"'{path}' cannot be read as JSON ({err}).") from err
+    if not isinstance(config, dict):
+        raise UserError(f"'{path}' is not an object of JSON: {{...}}.")
+    return config
 
 
 def identify_network(state_dict: StateDict, declared: Any = None,

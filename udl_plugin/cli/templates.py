@@ -41,12 +41,12 @@ def read_template(command: str, name: str) -> str:
     if path.suffix == '.py':  # with the files in _base_, as one
         from mmengine.config import Config
         return Config.fromfile(path).pretty_text
-    return RELATIVE_PATHS.sub(lambda found: (path.parent / found[0]).resolve().as_posix(), path.read_text('utf-8'))
+    return RELATIVE_PATHS.sub(lambda found: (path.parent / found[0]).resolve().as_posix(), path.read_text(encoding='utf-8'))
 
 
 def get_title(path: Path) -> str:
     """The first comment of an option file, up to its first colon or full stop."""
-    text = re.sub(r'^# yaml-language-server.*\n', '', path.read_text('utf-8'))
+    text = re.sub(r'^# yaml-language-server.*\n', '', path.read_text(encoding='utf-8'))
     return re.split(r'[:.]', text[1:].partition('\nname')[0].replace('\n#', ''))[0].strip()
 
 

@@ -16,7 +16,9 @@ from PIL import Image, ImageOps
 
 from udl_plugin.archs.outputs import get_sr_image
 from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
-from udl_plugin.checkpoints.network_file import NetworkFile, load_network_file
+from udl_plugin.checkpoints.model_card import Scores
+from udl_plugin.checkpoints.network_file import NetworkFile, find_error_loss, load_network_file
+from udl_plugin.checkpoints.pretrained import find_pretrained, push_to_hub, save_pretrained
 from udl_plugin.data.image_io import read_full_image
 from udl_plugin.errors import UserError
 from udl_plugin.inference.cost import memory_per_pixel
@@ -44,7 +46,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = 'auto', *, u
     ((24, 40, 3), (24, 40, 3))
 
     Args:
-        path: `.pth`, `.pt` or `.safetensors`. Nothing in it is executed.
+        path: `.pth`, `.pt`, `.safetensors`, or a folder of `save_pretrained`. Nothing in it is executed.
         device: Such as `cpu`, `cuda:1` or `mps`. `auto`: `cuda` if there is such a GPU, else `mps` on a Mac that has
             it, else `cpu`.
         uncertainty: Whether results have an expected error. None: if the file has a variance head. Without it, a
@@ -65,6 +67,29 @@ def load(path: str | os.PathLike[str], device: str | torch.device = 'auto', *, u
         return Upscaler(file, device, tile, self_ensemble, uncertainty, uncertainty_loss)
     except UserError as err:
         raise UserError(f"'{path}': {err}") from err
+
+
+def from_pretrained(name: str | os.PathLike[str], device: str | torch.device = 'auto', *, revision: str | None = None,
+                    uncertainty: bool | None = None, uncertainty_loss: str | None = None, tile: int | None = None,
+                    self_ensemble: bool = False) -> Upscaler:
+    """Loads a shared network: a folder of `Upscaler.save_pretrained`, or a model on the Hugging Face Hub.
+
+    >>> upscaler = udl_plugin.from_pretrained('USER/NAME')  # doctest: +SKIP
+
+    Only `model.safetensors` and `config.json` are downloaded and read; nothing in them is executed. A network of your
+    own has to be registered first: import its module. Private models need `hf auth login`.
+
+    Args:
+        name: A folder, or `USER/NAME` on the Hub; a folder of that name has precedence.
+        device, uncertainty, uncertainty_loss, tile, self_ensemble: See `load`.
+        revision: Branch, tag or commit on the Hub. None: the newest.
+
+    Raises:
+        UserError: no such folder or model, no network, huggingface_hub or safetensors is not installed
+            (`pip install 'udl_plugin[hub]'`), there is no `model.safetensors`; or see `load`.
+    """
+    return load(find_pretrained(name, revision), device, uncertainty=uncertainty, uncertainty_loss=uncertainty_loss,
+                tile=tile, self_ensemble=self_ensemble)
 
 
 def _find_device(name: str | torch.device) -> torch.device:
@@ -124,6 +149,7 @@ class Upscaler:
         uncertainty_loss: See `load`.
 
     Attributes:
+        network_g: Config of the network that runs.
         channels, scale: Of the network's images.
         notes: What a user should know, such as what was assumed about the file, or that tiles change the result;
             `upscale` adds one if it has to use tiles.
@@ -143,10 +169,12 @@ class Upscaler:
             raise UserError('it holds a plain network, without a variance head, and cannot give uncertainty. Use the '
                             'checkpoint of step 1 or step 2.')
         base = file.base()
+        self.network_g = (file if uncertainty else base).network_g
         self.net = (file if uncertainty else base).build().to(device)
         self.device, self.self_ensemble, self.uncertainty = torch.device(device), self_ensemble, uncertainty
         self.architecture, self.stage, self.notes = file.architecture, file.stage, list(file.notes)
         self.uncertainty_loss = self._find_loss(uncertainty_loss, file.uncertainty_loss) if uncertainty else None
+        self._known_loss = (uncertainty_loss or file.uncertainty_loss) if uncertainty else None  # without an assumption
         self.channels, self.scale = file.channels_and_scale
         self.multiple = get_required_multiple(base.network_g)
         self.receptive_radius = get_receptive_radius(base.network_g)
@@ -159,12 +187,12 @@ class Upscaler:
     def _find_loss(self, given: str | None, recorded: str | None) -> str:
         if given is not None and given not in ERROR_SCALES:
             raise UserError(f"uncertainty_loss: '{given}' is not one of {', '.join(ERROR_SCALES)}.")
-        if given is not None or recorded in ERROR_SCALES:
-            return str(given or recorded)
-        self.notes.append(f'the loss that the file records for its variance head ({recorded or "none"}) is not one of '
-                          f'{", ".join(ERROR_SCALES)}; the expected error assumes ESU. Pass uncertainty_loss to choose '
-                          'another.')
-        return 'ESU'
+        if given is not None:
+            return given
+        loss, note = find_error_loss(recorded)
+        if note:
+            self.notes.append(f'{note} Pass uncertainty_loss to choose another.')
+        return loss
 
     def _set_tile(self, tile: int, note: str = '') -> None:
         self.tile = tile
@@ -211,6 +239,46 @@ class Upscaler:
             result.log_var = log_var
             result.expected_error = np.ascontiguousarray(np.moveaxis(self._expected_error(log_var), 0, 2))
         return result
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, yml: str | os.PathLike[str] | None = None,
+                        scores: Scores | None = None, license: str | None = None, force: bool = False) -> None:
+        """Writes the network to a folder that `udl_plugin.from_pretrained` reads, with config and model card.
+
+        >>> udl_plugin.load('net_g_latest.pth').save_pretrained('edsr_x2', license='apache-2.0')  # doctest: +SKIP
+
+        Args:
+            folder: New, or empty; with `force` also one that this method wrote, which is replaced.
+            yml: The option file that trained the network, included as it is, with the paths in it.
+            scores: For the model card: `{'Set5': {'PSNR': 37.9, 'SSIM': 0.96}}`, or the `scores.csv` of udl-compare.
+            license: For the model card: an identifier such as `apache-2.0`.
+
+        Raises:
+            UserError: the folder exists or holds other files, safetensors is not installed, `yml` or `scores` cannot be
+                read, or `yml` contradicts the network.
+        """
+        save_pretrained(self._as_file(), folder, yml=yml, scores=scores, license=license, force=force)
+
+    def push_to_hub(self, repo_id: str, *, yml: str | os.PathLike[str] | None = None, scores: Scores | None = None,
+                    license: str | None = None, private: bool | None = None,
+                    commit_message: str | None = None) -> str:
+        """Uploads what `save_pretrained` writes to the Hugging Face Hub. Returns the address of the commit.
+
+        Args:
+            repo_id: `USER/NAME`; made if it does not exist.
+            yml, scores, license: See `save_pretrained`.
+            private: Whether a new repository is private. None: the user's default.
+            commit_message: None: `Upload NAME with udl_plugin`.
+
+        Raises:
+            UserError: see `save_pretrained`; huggingface_hub is not installed, the Hub cannot be reached, or it refuses
+                the upload: `hf auth login` logs in.
+        """
+        return push_to_hub(self._as_file(), repo_id, yml=yml, scores=scores, license=license, private=private,
+                           commit_message=commit_message)
+
+    def _as_file(self) -> NetworkFile:
+        state_dict = {name: value.cpu() for name, value in self.net.state_dict().items()}
+        return NetworkFile(state_dict, self.network_g, uncertainty_loss=self._known_loss)
 
     def _upscale_tensor(self, image: torch.Tensor, progress: Progress | None) -> UpscaleResult:
         planes = image[0] if image.ndim == 4 and len(image) == 1 else image

@@ -86,6 +86,12 @@ def expected_error(log_var: np.ndarray, loss: str = 'ESU') -> np.ndarray:
     return factor * np.exp(power * log_var.astype(np.float64))  # an untrained map may exceed the range of float32
 
 
+def describe_expected_error(loss: str) -> str:
+    """The formula of `expected_error`, such as `2 * exp(log_var)`, for people who read a map elsewhere."""
+    factor, power = (f'{number:.6g} * ' if number != 1 else '' for number in ERROR_SCALES[loss])
+    return f'{factor}exp({power}log_var)'
+
+
 def reliability(log_var: np.ndarray, error: np.ndarray, loss: str = 'ESU',
                 bins: int = 10) -> tuple[np.ndarray, np.ndarray]:
     """Predicted and observed mean absolute error in bins of similar prediction.

@@ -7,8 +7,12 @@ from types import ModuleType
 from udl_plugin.errors import UserError
 
 
-def import_optional(name: str) -> ModuleType:
-    """Imports a module of the `convert` extra.
+def import_optional(name: str, extra: str = 'convert') -> ModuleType:
+    """Imports a module of an optional package.
+
+    Args:
+        name: Of the module.
+        extra: Of `pyproject.toml`, which has the package.
 
     Raises:
         UserError: it is not installed; says how to install it.
@@ -16,5 +20,5 @@ def import_optional(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UserError(f"this needs the package {name.split('.')[0]}: pip install 'udl_plugin[convert]', or, in a "
-                        "checkout, pip install '.[convert]'.") from None
+        raise UserError(f"this needs the package {name.split('.')[0]}: pip install 'udl_plugin[{extra}]', or, in a "
+                        f"checkout, pip install '.[{extra}]'.") from None
