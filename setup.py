@@ -42,7 +42,7 @@ class CompleteBuild(build_py):
     def run(self):
         super().run()
         if not self.editable_mode:
-            Path(self.build_lib, PTH_NAME).write_text(PTH_LINE)
+            Path(self.build_lib, PTH_NAME).write_text(PTH_LINE, encoding='utf-8')
             for source, target in self.option_files().items():
                 self.mkpath(os.path.dirname(target))
                 self.copy_file(source, target)

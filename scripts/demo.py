@@ -94,7 +94,7 @@ def is_trained(name: str) -> bool:
     """Whether there is a finished training with exactly these options, started from the current network."""
     result, start = get_experiment(name) / 'models' / 'net_g_latest.pth', read_yml(name)['path']['pretrain_network_g']
     copy = get_experiment(name) / f'{name}.yml'  # with a header above the options
-    return (result.exists() and copy.exists() and copy.read_text().endswith((OPTIONS / f'{name}.yml').read_text())
+    return (result.exists() and copy.exists() and copy.read_bytes().endswith((OPTIONS / f'{name}.yml').read_bytes())
             and (start is None or Path(start).stat().st_mtime < result.stat().st_mtime))
 
 
@@ -102,7 +102,8 @@ def run(module: str, name: str) -> None:
     """Runs udl-train or udl-test in its own process and shows its progress; the full log is in its usual place."""
     command = [sys.executable, '-u', '-m', module, '-opt', str(OPTIONS / f'{name}.yml')]
     last: collections.deque[str] = collections.deque(maxlen=40)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          errors='replace') as process:
         for line in process.stdout or ():
             last.append(line)
             progress = re.search(r'iter: *([\d,]+),.*(eta: [\d:]+).*(l_pix: \S+)', line)

@@ -92,10 +92,10 @@ def run_part(name: str, limit: float, args: argparse.Namespace) -> dict[str, Any
             os.killpg(process.pid, signal.SIGKILL)  # and what it started
             status = f'ran longer than {limit:.0f} s'
     if status:
-        last = Path(args.out, f'{name}.log').read_text(errors='replace').strip().splitlines()[-5:]
+        last = Path(args.out, f'{name}.log').read_text(encoding='utf-8', errors='replace').strip().splitlines()[-5:]
         result = {'error': f'{status}: ' + ' / '.join(last)}
     else:
-        result = json.loads(Path(args.out, 'parts', f'{name}.json').read_text())
+        result = json.loads(Path(args.out, 'parts', f'{name}.json').read_text(encoding='utf-8'))
     return {**result, 'seconds': round(time.time() - begin)}
 
 
@@ -166,12 +166,12 @@ def training(args: argparse.Namespace) -> dict[str, Any]:
     prepare_train([folder / 'demo/photos/train'], [benchmark.SCALE], folder, name='photos', crop=240, step=120)
     rows = [['training set', 'iterations', 'ms an iteration', 'step alone (ms)', 'ratio']]
     steps_file = Path(args.out, 'parts', 'steps.json')
-    times = json.loads(steps_file.read_text())['seconds_of_rounds'] if steps_file.exists() else {}
+    times = json.loads(steps_file.read_text(encoding='utf-8'))['seconds_of_rounds'] if steps_file.exists() else {}
     alone = times.get(f'plain, L1, {FAST}, batch {2 if args.tiny else 16}')
     for kind, total in (('PairedImageDataset', iterations), ('PairedImageCachedDataset', iterations),
                         ('PairedImageCachedDataset', 2 * iterations)):
         path = folder / f'{kind}.yml'
-        path.write_text(yaml.safe_dump(training_options(args, folder, kind, total, iterations)))
+        path.write_text(yaml.safe_dump(training_options(args, folder, kind, total, iterations)), encoding='utf-8')
         output = run_module(folder, 'udl_plugin.train', '-opt', str(path), '--auto_resume')
         lines = re.findall(r'(\d\d):(\d\d):(\d\d),(\d+) INFO: .*iter: *([\d,]+)', output)
         stamps = [60 * (60 * int(h) + int(m)) + int(s) + int(ms) / 1000 for h, m, s, ms, _ in lines]

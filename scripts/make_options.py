@@ -97,7 +97,7 @@ STEP_1, STEP_2, TEST = ('train_udl_step1', 'train_udl_step2', 'test_udl')
 def main() -> None:
     for path, text in families():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding='utf-8')
 
 
 def families() -> Iterator[tuple[Path, str]]:
@@ -114,7 +114,7 @@ def families() -> Iterator[tuple[Path, str]]:
                 path = OPTIONS / phase / network / f'{phase}_{stem}_{kind}.yml'
                 title = TITLES[kind if phase == 'train' else f'test_{kind}']
                 network_type = arch + step if arch else {'Var': 'WithVariance', 'Two': 'TwoStep'}[step]
-                text = (OPTIONS / f'{source}.yml').read_text()
+                text = (OPTIONS / f'{source}.yml').read_text(encoding='utf-8')
                 text = text[text.index('\nname:') + 1:]
                 is_one_run = (phase, kind) == ('train', 'udl_one_run')
                 text = set_network(text, network_type, DETACHED + options if is_one_run else options)

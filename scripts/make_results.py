@@ -37,15 +37,17 @@ def main(arguments: Sequence[str]) -> None:
             if Path(folder, source).exists():
                 shutil.copyfile(Path(folder, source), DOCS / 'results' / name)
         maps = DOCS / 'results/maps.md'
-        maps.write_text(''.join(maps.read_text().partition('Maps, ')[1:]))  # networks.md has the scores and costs
+        text = maps.read_text(encoding='utf-8')
+        maps.write_text(''.join(text.partition('Maps, ')[1:]), encoding='utf-8')  # networks.md has the scores and costs
     for page in PAGES:
-        (DOCS / page).write_text(filled((DOCS / page).read_text()))
+        text = (DOCS / page).read_text(encoding='utf-8')
+        (DOCS / page).write_text(filled(text), encoding='utf-8')
 
 
 def filled(text: str) -> str:
     """The text of a page, with each table after the comment that names it."""
     def block(match: re.Match[str]) -> str:
-        table = (DOCS / 'results' / match[1]).read_text().strip()
+        table = (DOCS / 'results' / match[1]).read_text(encoding='utf-8').strip()
         return f'<!-- {match[1]} -->\n\n{table}\n\n<!-- end -->'
 
     return re.sub(r'<!-- ([\w-]+\.md) -->\n.*?<!-- end -->', block, text, flags=re.DOTALL)

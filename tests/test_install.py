@@ -65,6 +65,9 @@ def test_install_and_uninstall(tmp_path, source, options):
 
     found = environment.run('-c', ASK)
     assert found.stdout.splitlines()[-1:] == ['True'], found.stderr
+    template = environment.run('-m', 'udl_plugin.train', '--template', 'edsr_s_x4_step2')
+    assert template.stdout.startswith('# yaml-language-server: $schema=/'), template.stderr
+    assert Path(template.stdout.splitlines()[0].partition('=')[2]).is_file()
     off = environment.run('-c', 'import sys; print(sys.meta_path)', UDL_PLUGIN_AUTOLOAD='0')
     on = environment.run('-c', 'import sys; print(sys.meta_path)')
     assert 'WaitForBasicSR' in on.stdout

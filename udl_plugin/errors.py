@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar('T', bound=type)
-NOT_OF_USERS = re.compile(r'^<|[/\\](site-packages|lib[/\\]python[\d.]+)[/\\]')  # files of other code
+NOT_OF_USERS = re.compile(r'^<|[/\\]site-packages[/\\]')  # files of other code
+NOT_IN = (os.path.dirname(__file__), os.path.dirname(os.__file__))  # we, and Python's library
 
 
 class UserError(ValueError):
@@ -60,7 +61,7 @@ def describe_exception(err: BaseException) -> str:
     """Returns type and message of an exception, and where in a user's code: `KeyError: 'x' (mynet.py, line 3)`."""
     message = f'{type(err).__name__}: {" ".join(str(err).split())}'
     frames = [frame for frame in traceback.extract_tb(err.__traceback__)
-              if not NOT_OF_USERS.search(frame.filename) and not frame.filename.startswith(os.path.dirname(__file__))]
+              if not NOT_OF_USERS.search(frame.filename) and not frame.filename.startswith(NOT_IN)]
     return f'{message} ({frames[-1].filename}, line {frames[-1].lineno})' if frames else message
 
 

@@ -1,5 +1,6 @@
 """The training loop: equal to BasicSR's own, one pass at start-up, folders, locks, and how it ends."""
 import builtins
+import errno
 import logging
 import os
 import re
@@ -287,15 +288,15 @@ def test_validation_that_was_cut_short_is_made_up_for(runner, train, monkeypatch
 
 def test_images_that_cannot_be_written(runner, train, monkeypatch):
     """One line, and what was reached is saved."""
-    def imwrite(*_):
-        raise OSError('Failed in writing images.')  # like BasicSR's
+    def atomic_write(path, _):
+        raise OSError(errno.ENOSPC, 'No space left on device', 'x.png')
 
-    monkeypatch.setattr('udl_plugin.models.validation.imwrite', imwrite)
+    monkeypatch.setattr('udl_plugin.models.validation.atomic_write', atomic_write)
     yml = runner.write_yml('step1', val__save_img=True, val__val_freq=3, logger__save_checkpoint_freq=100)
     status, (message,) = train(yml)
     assert status == 2
-    assert message == ('Failed in writing images. Check free space and write permission. Iteration 3 is saved; '
-                            'resume with --auto_resume.')
+    assert message == ("[Errno 28] No space left on device: 'x.png'. Check free space and write permission. "
+                       'Iteration 3 is saved; resume with --auto_resume.')
     assert not state_of(runner, 'step1', 3)['validated']
 
 

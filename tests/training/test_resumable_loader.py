@@ -1,10 +1,10 @@
 """A resumed epoch returns exactly the batches of the uninterrupted one."""
+import functools
 import io
 import os
 import random
 import signal
 import time
-import types
 from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
@@ -22,7 +22,8 @@ from udl_plugin.training.signals import StoppableLoader, Stopped, StopSignal
 class Draws(Dataset):
     """Items are their index and numbers of all three generators, some of them drawn or not by chance."""
 
-    opt = types.MappingProxyType({'name': 'draws'})
+    def __init__(self):
+        self.opt = {'name': 'draws'}
 
     def __len__(self):
         return 23
@@ -162,10 +163,8 @@ def test_validation_stops_between_two_images():
 class Lost(Dataset):
     """Its worker ends or hangs at the second image."""
 
-    opt = types.MappingProxyType({'name': 'lost'})
-
     def __init__(self, end):
-        self.end = end
+        self.opt, self.end = {'name': 'lost'}, end
 
     def __len__(self):
         return 4
@@ -175,8 +174,9 @@ class Lost(Dataset):
 
 
 @pytest.mark.parametrize(('end', 'message'), [
-    (lambda: os._exit(1), r'DataLoader worker \(pid.*? \d+\) exited unexpectedly[a-z 1]*: a worker was lost'),
-    (lambda: time.sleep(60), 'DataLoader timed out after 2 seconds: a worker was lost')])
+    (functools.partial(os._exit, 1),
+     r'DataLoader worker \(pid.*? \d+\) exited unexpectedly[a-z 1]*: a worker was lost'),
+    (functools.partial(time.sleep, 60), 'DataLoader timed out after 2 seconds: a worker was lost')])
 def test_lost_worker_is_explained(end, message, monkeypatch):
     monkeypatch.setattr(resumable_loader, 'TIMEOUT', 2)
     with pytest.raises(DataError, match=f'datasets.train: {message}. It may have run out of memory'):

@@ -3,6 +3,9 @@ from __future__ import annotations
 
 import argparse
 import functools
+import glob
+import io
+import os
 import signal
 import sys
 from collections.abc import Iterable
@@ -30,6 +33,8 @@ def run_command(name: str, args: argparse.Namespace, function: Callable[[argpars
     for number in INTERRUPTS:  # all of them clean up as Ctrl-C does, except a signal that nohup ignores
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')  # as stderr: a pipe on Windows may lack a name's characters
     args.progress = functools.partial(show_progress, quiet=args.quiet)
     try:
         import_user_modules(getattr(args, 'imports', ()), '--import')
@@ -108,6 +113,17 @@ def path_arg(text: str) -> str:
     if not text:
         raise ValueError
     return text
+
+
+def expand_globs(paths: Iterable[str]) -> list[str]:
+    """Replaces patterns such as `photos/*.png` by the paths that match, which cmd.exe leaves to programs.
+
+    What exists or matches nothing stays as it is.
+    """
+    expanded: list[str] = []
+    for path in paths:
+        expanded += ([] if os.path.exists(path) else sorted(glob.glob(path))) or [path]
+    return expanded
 
 
 def positive_int(text: str) -> int:

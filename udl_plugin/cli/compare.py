@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from udl_plugin.cli.common import make_parser, path_arg, positive_int, read_network_g, run_command
+from udl_plugin.cli.common import expand_globs, make_parser, path_arg, positive_int, read_network_g, run_command
 from udl_plugin.errors import UserError
 from udl_plugin.utils.memory import explain_out_of_memory
 
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     logging.getLogger('basicsr').setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix='udl_compare_') as folder:
         networks = {label: read_network_g(path) for label, path in map(compare.split_label, args.opt)}
-        entries, datasets, scale = compare.read_entries(args.inputs, folder, networks, args.tile)
+        entries, datasets, scale = compare.read_entries(expand_globs(args.inputs), folder, networks, args.tile)
         losses = {**dict.fromkeys(args.eu, 'EU'), **dict.fromkeys(args.gaussian, 'GaussianNLL')}
         for label in losses:
             if label not in [entry.label for entry in entries]:
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
                                  f'{", ".join(entry.label for entry in entries)}.')
         if args.uncertainty and not any(entry.has_map for entry in entries):
             raise UserError('--uncertainty: none of the networks has a map; use checkpoints of step 1 or 2.')
-        benchmarks = compare.find_benchmarks(args.sets, datasets, scale)
+        benchmarks = compare.find_benchmarks(expand_globs(args.sets), datasets, scale)
         sample = compare.find_sample(args.image, benchmarks, scale)
         boxes = [tuple(box) for box in args.box or ()]
         for x, y, width, height in boxes:

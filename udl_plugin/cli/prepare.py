@@ -11,6 +11,7 @@ from udl_plugin.cli.common import (
     Parser,
     add_import_option,
     add_reading_options,
+    expand_globs,
     path_arg,
     positive_int,
     print_notes,
@@ -157,6 +158,9 @@ def run_images(args: argparse.Namespace) -> int:
     """Runs `udl-prepare train` or `udl-prepare benchmark`."""
     from udl_plugin.prepare.datasets import prepare_benchmark, prepare_train
     options = {name: value for name, value in vars(args).items() if name not in ('command', 'run', 'quiet')}
+    for name in ('hr', 'lr'):
+        if isinstance(options.get(name), list):
+            options[name] = expand_globs(options[name])
     result = prepare_train(**options) if args.command == 'train' else prepare_benchmark(**options)
     if not args.quiet:
         print(f'From {result.images} HR images:')

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from udl_plugin.cli.common import (
     add_reading_options,
+    expand_globs,
     make_parser,
     path_arg,
     positive_int,
@@ -60,7 +61,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--tile', type=positive_int, metavar='N',
         help='process tiles of N x N LR pixels, to save memory (default: the full image, or tiles if memory is short)')
     add('--self-ensemble', action='store_true', help='average over eight flips and rotations; takes 8 times as long')
-    add('--device', default='auto', metavar='NAME', help='such as cpu or cuda:1 (default: the GPU if there is one)')
+    add('--device', default='auto', metavar='NAME',
+        help='such as cpu, cuda:1 or mps (default: the GPU if there is one)')
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument('--resume', action='store_true',
                           help='keep the results of an interrupted run with the same options, make the rest')
@@ -124,7 +126,7 @@ def find_images(args: argparse.Namespace) -> dict[Path, Path]:
             two images.
     """
     from udl_plugin.data.image_io import SUFFIXES, list_images
-    inputs, target = [Path(path) for path in args.inputs], Path(os.path.normpath(args.output))
+    inputs, target = list(map(Path, expand_globs(args.inputs))), Path(os.path.normpath(args.output))
     missing = next((path for path in inputs if not path.exists()), None)
     if missing:
         raise UserError(f"there is no '{missing}' (in {Path.cwd()}).")

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import struct
+import sys
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,7 @@ SUFFIXES = ('.png', '.jpg', '.jpeg', '.jfif', '.bmp', '.tif', '.tiff', '.webp', 
 # of images that are not read: an error names them, instead of a folder without them
 OTHER_SUFFIXES = ('.gif', '.jp2', '.j2k', '.jxl', '.avif', '.heic', '.heif', '.exr', '.hdr', '.pfm', '.tga', '.psd',
                   '.dng', '.cr2', '.cr3', '.nef', '.arw', '.raf')
+CASE_INSENSITIVE = sys.platform in ('win32', 'darwin')  # A.png and a.png are one file
 FORMATS = ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP', 'PPM')
 PAGED = ('PNG', 'TIFF', 'WEBP')  # the further images in a JPEG file are a camera's previews
 NETPBM_HEADER = re.compile(rb'P[2356]' + 3 * rb'(?:\s|#[^\n]*\n)+(\d{1,9})')  # width, height, largest value
@@ -46,13 +48,15 @@ def list_images(folder: str | Path) -> dict[str, Path]:
         raise UserError(f"'{folder}' is a file, not a folder." if folder.is_file() else
                         f"there is no folder '{folder}' (working directory: {Path.cwd()}).")
     images: dict[str, Path] = {}
+    seen: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in SUFFIXES + OTHER_SUFFIXES and not path.name.startswith('.'):
             if not path.is_file():
                 raise UserError(f"'{path}' is a folder or a broken link, not a file; remove or rename it.")
             name = unicodedata.normalize('NFC', path.stem)
-            if name in images:
-                raise UserError(f"'{images[name]}' and '{path}' have the same name; rename or remove one of them.")
+            other = seen.setdefault(name.casefold() if CASE_INSENSITIVE else name, path)
+            if other != path:
+                raise UserError(f"'{other}' and '{path}' have the same name; rename or remove one of them.")
             images[name] = path
     if not images:
         subfolders = [path.name for path in sorted(folder.iterdir()) if path.is_dir()]

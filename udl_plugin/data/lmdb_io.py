@@ -23,6 +23,7 @@ BACKENDS = ('disk', 'lmdb')
 COMPRESS_LEVEL = 1  # of PNG; higher levels are slower to write and hardly smaller
 BATCH_BYTES = 64 << 20  # per transaction
 MAP_BYTES = 16 << 20  # initial size of the memory map
+MAX_GROWTH = 1 << 30  # of it, at once: on Windows, the file is as large
 MAX_KEY_BYTES = 511  # of LMDB as it is built by default
 KEY_CHARACTERS = ''.join(map(chr, range(32, 127))).replace('%', '')
 META_LINE = re.compile(r'(?P<key>[^.]*)\..* \((?P<shape>\d+,\d+,\d+)\) \d+\s*')  # 0001_s001.png (480,480,3) 1
@@ -107,7 +108,8 @@ class LmdbWriter:
                             txn.put(key, data)
                     self.batch, self.batch_bytes = [], 0
                 except lmdb.MapFullError:  # the transaction was rolled back
-                    self.env.set_mapsize(2 * self.env.info()['map_size'])
+                    size = self.env.info()['map_size']
+                    self.env.set_mapsize(size + min(size, MAX_GROWTH))
 
     @contextlib.contextmanager
     def _explain_errors(self) -> Iterator[None]:
@@ -125,7 +127,9 @@ class LmdbWriter:
         with contextlib.closing(self.env):
             if error is None:
                 self._commit()
+                size = used_bytes(self.env)
         if error is None:
+            os.truncate(self.path / 'data.mdb', size)  # to what it is everywhere but on Windows
             atomic_write(self.path / 'meta_info.txt', ''.join(self.lines.values()).encode())
 
 

@@ -167,5 +167,5 @@ def _peak_memory(make: Callable[..., tuple[Callable, Callable]], args: tuple[Any
 
 def _process_memory(name: str) -> int:
     """`VmRSS`, the memory of this process now, or `VmHWM`, its peak, in bytes."""
-    lines = Path('/proc/self/status').read_text().splitlines()
+    lines = Path('/proc/self/status').read_text(encoding='utf-8').splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))

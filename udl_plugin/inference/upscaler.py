@@ -45,7 +45,8 @@ def load(path: str | os.PathLike[str], device: str | torch.device = 'auto', *, u
 
     Args:
         path: `.pth`, `.pt` or `.safetensors`. Nothing in it is executed.
-        device: Such as `cpu` or `cuda:1`. `auto`: `cuda` if there is a GPU, otherwise `cpu`.
+        device: Such as `cpu`, `cuda:1` or `mps`. `auto`: `cuda` if there is such a GPU, else `mps` on a Mac that has
+            it, else `cpu`.
         uncertainty: Whether results have an expected error. None: if the file has a variance head. Without it, a
             step-2 file runs only one of its two networks.
         uncertainty_loss: Loss that the variance head was trained with: `ESU`, `EU` or `GaussianNLL`. None: what the
@@ -69,7 +70,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = 'auto', *, u
 def _find_device(name: str | torch.device) -> torch.device:
     """Returns the device of that name, after a check that it can be used. `auto`: the GPU if there is one."""
     if name == 'auto':
-        name = 'cuda' if torch.cuda.is_available() else 'cpu'
+        name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     try:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError) as err:
@@ -290,6 +291,8 @@ class Upscaler:
         self._set_tile(tile, f'memory is short; using tiles of {tile} x {tile} pixels, as --tile {tile} does.')
         if self.device.type == 'cuda':
             torch.cuda.empty_cache()
+        elif self.device.type == 'mps':
+            torch.mps.empty_cache()
 
     def _run_tiles(self, lq: np.ndarray, progress: Progress | None) -> tuple[np.ndarray, np.ndarray | None]:
         channels, height, width = lq.shape

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from basicsr.metrics import calculate_metric
-from basicsr.utils import imwrite, tensor2img
+from basicsr.utils import tensor2img
 from torch import Tensor
 from tqdm import tqdm
 
@@ -86,7 +86,7 @@ def _save_and_score(model: UDLModel, images: dict[str, np.ndarray], log_var: np.
     """Saves an image and its map, if asked to, and returns its metrics."""
     val_opt = model.opt['val']
     if save_img:
-        imwrite(images['img'], f'{stem}.png')
+        atomic_write(f'{stem}.png', encode_png(images['img']))  # cv2.imwrite takes no path with an umlaut on Windows
     if model.save_uncertainty and log_var is not None:
         _save_uncertainty(stem, log_var, val_opt.get('uncertainty_limits'))
     results = {}

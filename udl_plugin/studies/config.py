@@ -20,6 +20,7 @@ from udl_plugin.config.value_types import Count, CountOrNone, FileName, Flag, It
 from udl_plugin.config.yaml_loader import read_yml
 from udl_plugin.errors import UserError, UserErrors, did_you_mean, raise_errors
 from udl_plugin.losses.build import build_loss
+from udl_plugin.utils.paths import relative_path
 from udl_plugin.utils.user_imports import get_imports, import_user_modules, is_path
 
 Config = dict[str, Any]
@@ -310,7 +311,7 @@ class Study:
 
     def _make_relative(self, path: str) -> str:
         path = os.path.expanduser(path)  # the folder may be a link
-        return path if os.path.isabs(path) else os.path.relpath(path, os.path.realpath(self.folder))
+        return path if os.path.isabs(path) else relative_path(path, os.path.realpath(self.folder))
 
 
 def read_study(path: Union[str, Path], folder: Union[str, Path, None] = None, imports: Sequence[str] = ()) -> Study:

@@ -19,6 +19,7 @@ from udl_plugin.errors import UserError, UserErrors, raise_errors
 from udl_plugin.studies.config import PATHS, Config, Run, Study
 from udl_plugin.studies.evaluate import complete_dataset_opt
 from udl_plugin.utils.atomic_io import atomic_write, exclusive_lock
+from udl_plugin.utils.paths import relative_path
 
 
 def run_study(study: Study, jobs: int = 1, report: Callable[[str], object] = print) -> dict[str, str]:
@@ -68,7 +69,7 @@ def _build_datasets(study: Study, run: Run) -> dict[str, Config]:
     for name in study.config['benchmarks']:
         datasets[name] = complete_dataset_opt(study.get_benchmark(name, run.scale), run.scale)
     for dataset_opt in datasets.values():  # in the file, paths are relative to the study's folder
-        dataset_opt.update({key: os.path.relpath(os.path.join(os.path.realpath(study.folder), dataset_opt[key]))
+        dataset_opt.update({key: relative_path(os.path.join(os.path.realpath(study.folder), dataset_opt[key]))
                             for key in PATHS if key in dataset_opt})
     return datasets
 
@@ -94,7 +95,7 @@ def check_same_options(study: Study) -> None:
         UserError: names the file and a difference.
     """
     for path, text in _build_option_files(study).items():
-        existing = path.read_text() if path.exists() else text
+        existing = path.read_text(encoding='utf-8') if path.exists() else text
         if existing != text:
             changed = sorted(set(text.splitlines()) ^ set(existing.splitlines()))[0].strip()
             raise UserError(f"'{path}' belongs to a study with other options ({changed}). Give another --out, or "
@@ -143,7 +144,7 @@ class _Worker:
 
     def __init__(self, study: Study, run: Run, slot: int, jobs: int, lock: int | None):
         self.run, self.log = run, study.folder / 'logs' / f'{run.name}.txt'
-        environment = dict(os.environ)
+        environment = {**os.environ, 'PYTHONIOENCODING': 'utf-8'}  # of the log, on Windows too
         if run.opt.get('imports'):  # modules are searched in the current folder
             environment['PYTHONPATH'] = os.pathsep.join(filter(None, [os.getcwd(), environment.get('PYTHONPATH')]))
         environment.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // jobs)))
@@ -152,7 +153,7 @@ class _Worker:
         if gpus:
             environment['CUDA_VISIBLE_DEVICES'] = gpus[slot % len(gpus)]
         self.log.parent.mkdir(exist_ok=True)
-        with open(self.log, 'w') as output:
+        with open(self.log, 'wb') as output:
             self.process = subprocess.Popen(
                 [sys.executable, '-u', '-m', 'udl_plugin.studies.worker', run.name], cwd=study.folder, env=environment,
                 stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
@@ -161,7 +162,7 @@ class _Worker:
 
     def report_progress(self, report: Callable[[str], object]) -> None:
         """Reports the iterations that the log has in addition to the last call."""
-        with open(self.log, errors='replace') as log:
+        with open(self.log, encoding='utf-8', errors='replace') as log:
             log.seek(self._position)
             lines = log.readlines()
             self._position = log.tell()
@@ -173,5 +174,5 @@ class _Worker:
 
     def describe_end(self) -> str:
         """Why the run is not finished: exit status and last lines."""
-        lines = self.log.read_text(errors='replace').splitlines()[-12:]
+        lines = self.log.read_text(encoding='utf-8', errors='replace').splitlines()[-12:]
         return '\n'.join([f'ended with status {self.process.returncode}:', *lines])

@@ -44,7 +44,7 @@ class Row:
 def read_scores(study: Study) -> dict[str, dict[str, Any]]:
     """What the worker wrote for each finished run, by name."""
     paths = {run.name: study.folder / 'scores' / f'{run.name}.json' for run in study.runs}
-    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+    return {name: json.loads(path.read_text(encoding='utf-8')) for name, path in paths.items() if path.exists()}
 
 
 def build_rows(study: Study, finished: Finished) -> list[Row]:

@@ -29,10 +29,12 @@ from udl_plugin.utils.user_imports import get_imports, import_user_modules
 
 def main() -> int:
     # a copy of the file descriptor: data-loader processes close sys.stdin, and would wait for its lock
-    threading.Thread(target=_exit_with_parent, args=(os.dup(0),), daemon=True).start()
+    stdin = os.dup(0)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # on Windows, processes started here would wait for that read
+    threading.Thread(target=_exit_with_parent, args=(stdin,), daemon=True).start()
     name = sys.argv[1]
     yml, experiment, curves = Path('options', f'{name}.yml'), Path('experiments', name), Path('tb_logger', name)
-    opt = yaml.safe_load(yml.read_text())
+    opt = yaml.safe_load(yml.read_text(encoding='utf-8'))
     import_user_modules(get_imports(opt))
     if not (experiment / 'models' / 'net_g_latest.pth').exists():  # written last
         if not list(experiment.glob('training_states/*.state')):
@@ -42,7 +44,7 @@ def main() -> int:
         status = run(True, Arguments(str(yml), auto_resume=True))
         if status:
             return status
-    scores, maps = score(opt, json.loads(Path('options', f'{name}.benchmarks.json').read_text()))
+    scores, maps = score(opt, json.loads(Path('options', f'{name}.benchmarks.json').read_text(encoding='utf-8')))
     curve = read_curve(curves, opt['datasets']['val']['name'], opt['train']['total_iter'])
     atomic_write(Path('scores', f'{name}.json'), json.dumps(
         {'seconds': read_seconds(experiment), 'machine': machine(), 'scores': scores, 'maps': maps, 'curve': curve},

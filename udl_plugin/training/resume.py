@@ -13,6 +13,7 @@ from udl_plugin.checkpoints.state_dict import fingerprint, read_state_dict
 from udl_plugin.config.cross_checks import is_resumed
 from udl_plugin.config.problems import errors_at
 from udl_plugin.errors import UserError
+from udl_plugin.utils.paths import relative_path
 
 BASICSR_KEYS = {'epoch', 'iter', 'optimizers', 'schedulers'}
 
@@ -105,5 +106,5 @@ def read_state(path: str | Path) -> dict[str, Any]:
     state = load_checkpoint(path)
     if not isinstance(state, dict) or not state.keys() >= BASICSR_KEYS or not all(
             type(state[key]) is int and 0 <= state[key] < 10 ** 15 for key in ('iter', 'epoch')):
-        raise UserError(f"'{osp.relpath(path)}' is not a training state; those are in training_states/.")
+        raise UserError(f"'{relative_path(path)}' is not a training state; those are in training_states/.")
     return state

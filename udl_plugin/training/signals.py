@@ -1,6 +1,7 @@
 """Ctrl-C, SIGTERM and SIGHUP as a request to stop, which the training loop reads where nothing is half done."""
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -90,10 +91,12 @@ def ignore_signals_in_worker() -> None:
             signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, 'sigwaitinfo'):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_exit_on_sigterm_of, args=(os.getppid(),), daemon=True).start()
+        started_by = multiprocessing.parent_process()
+        parent = started_by.pid if started_by else os.getppid()  # of a fork server's child, getppid is the server
+        threading.Thread(target=_exit_on_sigterm_of, args=(parent,), daemon=True).start()
 
 
-def _exit_on_sigterm_of(parent: int) -> None:
+def _exit_on_sigterm_of(parent: int | None) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

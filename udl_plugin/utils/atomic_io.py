@@ -74,10 +74,16 @@ def atomic_folders(parent: str | Path, names: Iterable[str], force: bool = False
             yield unfinished
             existing = _check_targets(parent, names, force)  # again: another program may have made one meanwhile
             (unfinished / REPLACED).mkdir()
-            for name in existing:  # all of them first: a kill leaves no old folder next to a new one
-                (parent / name).rename(unfinished / REPLACED / name)
-            for name in names:
-                (unfinished / name).rename(parent / name)
+            # all old ones first: a kill leaves no old folder next to a new one
+            moves = [*((parent / name, unfinished / REPLACED / name) for name in existing),
+                     *((unfinished / name, parent / name) for name in names)]
+            for done, (source, target) in enumerate(moves):
+                try:
+                    source.rename(target)
+                except OSError:  # Windows renames no folder in which a file is open
+                    for old_source, old_target in reversed(moves[:done]):
+                        old_target.rename(old_source)
+                    raise
         finally:
             shutil.rmtree(unfinished)
             with contextlib.suppress(OSError):  # not empty

@@ -11,8 +11,9 @@ from udl_plugin.errors import UserError
 
 T = TypeVar('T')
 CGROUPS = Path('/sys/fs/cgroup')
-# of torch's OutOfMemoryError, its CPU allocator, cuBLAS, and oneDNN, which says no more than that
-OUT_OF_MEMORY = re.compile('out of memory|allocate memory|ALLOC_FAILED|could not create a primitive$')
+# of torch's OutOfMemoryError, its CPU allocator (on Windows: not enough), MPS, cuBLAS, and oneDNN, which says no more
+OUT_OF_MEMORY = re.compile(
+    'out of memory|allocate memory|not enough memory|Invalid buffer size|ALLOC_FAILED|could not create a primitive$')
 
 
 class NotEnoughMemory(UserError):
@@ -44,20 +45,24 @@ def available_memory() -> int | None:
     The limit of a container or batch job, and of `ulimit -v`, counts too.
     """
     try:
-        lines = Path('/proc/meminfo').read_text().splitlines()
+        lines = _read('/proc/meminfo').splitlines()
         free = [1024 * int(line.split()[1]) for line in lines if line.startswith('MemAvailable:')]
-        group = CGROUPS / Path('/proc/self/cgroup').read_text().split('0::/')[-1].strip()
-        limit_of_process = re.search(r'^Max address space +(\d+)', Path('/proc/self/limits').read_text(), re.MULTILINE)
+        group = CGROUPS / _read('/proc/self/cgroup').split('0::/')[-1].strip()
+        limit_of_process = re.search(r'^Max address space +(\d+)', _read('/proc/self/limits'), re.MULTILINE)
         if limit_of_process:
-            pages = int(Path('/proc/self/statm').read_text().split()[0])
+            pages = int(_read('/proc/self/statm').split()[0])
             free.append(int(limit_of_process[1]) - pages * os.sysconf('SC_PAGE_SIZE'))
     except OSError:
         return None
     for folder in (group, *group.parents):
         try:
-            limit, used = ((folder / name).read_text() for name in ('memory.max', 'memory.current'))
-            cache = re.search(r'^inactive_file (\d+)', (folder / 'memory.stat').read_text(), re.MULTILINE)
+            limit, used = (_read(folder / name) for name in ('memory.max', 'memory.current'))
+            cache = re.search(r'^inactive_file (\d+)', _read(folder / 'memory.stat'), re.MULTILINE)
             free.append(int(limit) - int(used) + int(cache[1] if cache else 0))
         except (OSError, ValueError):  # not there; or `max`, no limit
             pass
     return min(free, default=None)
+
+
+def _read(path: str | Path) -> str:
+    return Path(path).read_text(encoding='utf-8')

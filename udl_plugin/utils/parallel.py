@@ -14,16 +14,18 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing import resource_tracker
+from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from udl_plugin.errors import UserError
 
 Item = TypeVar('Item')
 Result = TypeVar('Result')
+Worker = tuple[Connection, BaseProcess]
 
-INTERRUPTS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
+INTERRUPTS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGBREAK') if hasattr(signal, name)]
 
 
 def available_cores() -> int:
@@ -52,7 +54,7 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item], work
     items = iter(items)
     first = list(itertools.islice(items, workers))
     pipes: list[Connection] = []
-    processes: list[multiprocessing.process.BaseProcess] = []
+    processes: list[BaseProcess] = []
     spawn = multiprocessing.get_context('spawn')  # a forked copy of a process with threads (torch, OpenCV) may hang
     try:
         with _signals_deferred():
@@ -62,7 +64,7 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item], work
                 processes[-1].start()
                 theirs.close()  # otherwise `ours` would not see the end of the worker
                 pipes.append(ours)
-        yield _results(pipes, itertools.chain(first, items))
+        yield _results(list(zip(pipes, processes)), itertools.chain(first, items))
     finally:
         with _signals_deferred():
             for process in processes:
@@ -72,23 +74,26 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item], work
                 pipe.close()
 
 
-def _results(pipes: list[Connection], items: Iterable) -> Iterator:
+def _results(workers: list[Worker], items: Iterable) -> Iterator:
     """Yields the results in order. The workers take turns: each has one item to compute and one that waits."""
-    pending: collections.deque[Connection] = collections.deque()
-    for item, pipe in zip(items, itertools.cycle(pipes)):
-        if len(pending) == 2 * len(pipes):
-            yield _receive(pending.popleft())
+    pending: collections.deque[Worker] = collections.deque()
+    for item, worker in zip(items, itertools.cycle(workers)):
+        if len(pending) == 2 * len(workers):
+            yield _receive(*pending.popleft())
         with contextlib.suppress(OSError):  # of a worker that died; `_receive` reports it
             # not send(item): what it leaves in the exception of a broken pipe crashed Python at exit, once in 120 times
             # (SystemError: deallocated BytesIO object has exported buffers)
-            pipe.send_bytes(pickle.dumps(item))
-        pending.append(pipe)
+            worker[0].send_bytes(pickle.dumps(item))
+        pending.append(worker)
     while pending:
-        yield _receive(pending.popleft())
+        yield _receive(*pending.popleft())
 
 
-def _receive(pipe: Connection) -> Any:
+def _receive(pipe: Connection, process: BaseProcess) -> Any:
     try:
+        # on Windows, a worker that ends while it starts leaves its end of the pipe open in this process
+        if pipe not in connection.wait([pipe, process.sentinel]):
+            raise EOFError
         result, error = pipe.recv()
     except (EOFError, OSError):
         raise UserError('a worker process was killed, or crashed on a damaged file. If memory is short, use fewer '

@@ -1,6 +1,7 @@
 """Checkpoints under mmengine: written atomically, read safely, and found for a resume."""
 from __future__ import annotations
 
+import locale
 from os import path as osp
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def find_last_checkpoint(work_dir: str) -> str | None:
         return None
     for unfinished in last.parent.glob('.*.tmp'):
         unfinished.unlink(missing_ok=True)
-    named = Path(last.read_text().strip())
+    # mmengine writes it in the encoding of the system
+    named = Path(last.read_text(encoding=locale.getpreferredencoding(False)).strip())
     for path in (last.parent / named.name, named):  # the second with CheckpointHook's out_dir
         if path.is_file():
             return str(path)
