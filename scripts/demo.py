@@ -6,6 +6,7 @@ trained in two halves too.
 """
 from __future__ import annotations
 
+import argparse
 import collections
 import os
 import re
@@ -158,4 +159,5 @@ def draw(bicubic_image: np.ndarray, sr: np.ndarray, gt: np.ndarray, psnr: dict[s
 
 
 if __name__ == '__main__':
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

@@ -7,9 +7,9 @@ date.
 """
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,4 +54,6 @@ def filled(text: str) -> str:
 
 
 if __name__ == '__main__':
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('results', nargs='*', metavar='RESULTS', help='folder with the results')
+    main(parser.parse_args().results)

@@ -41,7 +41,8 @@ def read_template(command: str, name: str) -> str:
     if path.suffix == '.py':  # with the files in _base_, as one
         from mmengine.config import Config
         return Config.fromfile(path).pretty_text
-    return RELATIVE_PATHS.sub(lambda found: (path.parent / found[0]).resolve().as_posix(), path.read_text(encoding='utf-8'))
+    text = path.read_text(encoding='utf-8')
+    return RELATIVE_PATHS.sub(lambda found: (path.parent / found[0]).resolve().as_posix(), text)
 
 
 def get_title(path: Path) -> str:
