@@ -106,7 +106,7 @@ def test_loss_that_is_not_recorded(tmp_path):
 
 
 def test_float16(tmp_path):
-    file, path = new_file({**EDSR, 'type': 'EDSRVar'}, 'ESU'), tmp_path / 'half.onnx'
+    file, path = new_file({**EDSR, 'type': 'EDSRVar', 'num_feat': 32}, 'ESU'), tmp_path / 'half.onnx'
     checked, = write_onnx(path, file, with_map=True, half=True)
     assert 'it differs from PyTorch in float32 by up to 0.' in checked
     assert {kind for kind, _ in describe_io(path).values()} == {'tensor(float16)'}
@@ -148,6 +148,15 @@ def test_float16_that_is_not_precise_enough(tmp_path, change, bias, message):
                                         rf'\({message}\)\. Leave out --fp16\.'):
         write_onnx(tmp_path / 'half.onnx', file, half=True)
     assert not (tmp_path / 'half.onnx').exists()
+
+
+def test_overflow_that_onnxruntime_hides_on_the_cpu(tmp_path):
+    """It keeps what lies between two convolutions in float32."""
+    file = new_file(EDSR)
+    file.state_dict['body.0.conv1.weight'].mul_(1e4)
+    file.state_dict['body.0.conv2.weight'].mul_(1e-4)
+    with pytest.raises(UserError, match=r'as float16 the network gives other images .inf of'):
+        write_onnx(tmp_path / 'half.onnx', file, half=True)
 
 
 def test_network_that_differs_is_not_written(tmp_path, monkeypatch):
