@@ -4,7 +4,7 @@ import html.parser
 import numpy as np
 
 from udl_plugin.inference.visualize import encode_png
-from udl_plugin.studies.report import Report, markdown_table, to_csv
+from udl_plugin.studies.report import Report, format_for_terminal, markdown_table, to_csv
 
 PNG = encode_png(np.zeros((2, 3), np.uint8))
 TABLE = [['', 'PSNR'], ['L1 <x>', '1 | 2']]
@@ -54,3 +54,18 @@ def test_markdown():
 
 def test_csv_quotes():
     assert to_csv([('a', 'b,c'), (1, None)]) == 'a,"b,c"\n1,\n'
+
+
+def test_tables_fit_a_terminal():
+    rows = [['network', *(f'Set{number} PSNR-Y (dB)' for number in range(7))], ['a|b', *7 * ['31.587 ± 0.020']],
+            ['long name', *7 * ['31.6']]]
+    text = format_for_terminal(f'A title, {"long " * 30}\n\n{markdown_table(rows)}\n\nThe end.')
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert '|---' not in text
+    assert [line.split()[0] for line in lines if line.startswith(('network', 'a|b', 'long name'))] == \
+        3 * ['network', 'a|b', 'long'], 'three tables, each with the names'
+    assert text.count('31.587 ± 0.020') == 7
+    start = next(number for number, line in enumerate(lines) if line.startswith('network'))
+    assert lines[start].index('Set0') == lines[start + 1].index('31.587'), 'columns are aligned'
+    assert lines[-1] == 'The end.'

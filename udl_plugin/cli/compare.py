@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"'{existing}' already exists; choose another --out or pass --force.")
     from udl_plugin.inference.cost import machine  # these imports take seconds
     from udl_plugin.studies import compare, compare_report
+    from udl_plugin.studies.report import format_for_terminal
     logging.getLogger('basicsr').setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix='udl_compare_') as folder:
         networks = {label: read_network_g(path) for label, path in map(compare.split_label, args.opt)}
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     report = compare_report.build_report(results, scale, boxes, args.sort, machine())
     path = report.write(args.out, 'report.html')
     if not args.quiet:
-        print('', report.files['table.md'], sep='\n')
+        print('', format_for_terminal(str(report.files['table.md'])), sep='\n')
         print(f'Report: {path}')
     return 0
 

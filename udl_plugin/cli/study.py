@@ -43,6 +43,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     from udl_plugin.studies.config import read_study  # these imports take seconds
+    from udl_plugin.studies.report import format_for_terminal
     from udl_plugin.studies.runner import check_same_options, run_study
     from udl_plugin.studies.tables import build_report
     study = read_study(args.study, args.out and Path(args.out), args.imports)
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     report = build_report(study)
     path = report.write(study.folder, f'{study.name}.html')
     if not args.quiet:
-        print('', report.files[f'{study.name}.md'], sep='\n')
+        print('', format_for_terminal(str(report.files[f'{study.name}.md'])), sep='\n')
         print(f'Report: {path}')
     if failed:
         show(f'udl-study: {len(failed)} of {len(study.runs)} trainings failed; run the same command again to retry',

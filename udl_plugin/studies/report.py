@@ -5,6 +5,8 @@ import base64
 import csv
 import html
 import io
+import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,25 @@ def markdown_table(rows: Table) -> str:
     """Formats a table as Markdown."""
     lines = ['| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |' for row in rows]
     return '\n'.join([lines[0], '|' + '---|' * len(rows[0]), *lines[1:]])
+
+
+def format_for_terminal(text: str, width: int = 80) -> str:
+    """Text with tables in Markdown, whose columns are aligned; a wider table is split, and repeats its first column."""
+    def align(block: re.Match[str]) -> str:
+        rows = [re.split(r'(?<!\\)\|', line)[1:-1] for line in block[0].splitlines()]
+        first, *columns = [[cell.strip().replace('\\|', '|') for cell in column]
+                           for column in zip(*(rows[:1] + rows[2:]))]
+        parts: list[list[list[str]]] = []
+        for column in columns:
+            needed = sum(2 + max(map(len, one)) for one in [first, *(parts[-1] if parts else []), column]) - 2
+            if not parts or needed > width:
+                parts.append([])
+            parts[-1].append(column)
+        tables = ['\n'.join('  '.join(cell.ljust(max(map(len, column))) for cell, column in zip(row, shown)).rstrip()
+                            for row in zip(*shown)) for shown in ([first, *part] for part in parts)]
+        return '\n\n'.join(tables) + '\n'
+    wrapped = [line if line.startswith('|') else textwrap.fill(line, width) for line in text.splitlines()]
+    return re.sub(r'(?:^\|.*\|\n)+', align, '\n'.join(wrapped) + '\n', flags=re.MULTILINE)
 
 
 def to_csv(rows: Iterable[Iterable[Any]]) -> str:
