@@ -64,6 +64,7 @@ def test_output_without_the_characters_of_a_name():
 # ---- signals and processes
 
 WITHOUT_POSIX = """
+import asyncio  # before: on Python 3.13 it needs os.sysconf
 import os, signal, sys
 for module, names in ((signal, ('SIGHUP', 'pthread_sigmask', 'sigwaitinfo')), (os, (
         'sched_getaffinity', 'sysconf', 'statvfs', 'getuid'))):

@@ -108,7 +108,7 @@ class CardNet(nn.Module):
 
 def test_own_network_has_to_be_imported():
     card = build_model_card(new_file(wrapped_config('plain', {'type': 'CardNet'})), 'x')
-    assert f'```python\nimport {__name__}  # registers CardNet\nimport udl_plugin\n' in card
+    assert f'```python\nimport {__name__}  # registers CardNet; its folder has to be in sys.path\n' in card
 
 
 def test_scores_of_udl_compare(tmp_path):

@@ -68,7 +68,8 @@ def test_option_file(argv, opt):
 @pytest.mark.parametrize(('command', 'argv', 'message'), [
     ('udl-train', [], 'udl-train: error: name an option file: udl-train FILE.yml'),
     ('udl-test', ['a.yml', '-opt', 'b.yml'], "two option files, 'a.yml' and 'b.yml'; name one"),
-    ('udl-train', ['a.yml', '--auto-resume'], "--auto-resume (did you mean '--auto_resume'?)"),
+    ('udl-train', ['a.yml', '--auto-resume'],
+     "error: unrecognized arguments: --auto-resume (did you mean '--auto_resume'?)"),
     ('udl-train', ['a.yml', '--xyz'], 'unrecognized arguments: --xyz'),
     ('udl-upscale', ['a.png', 'b.png', '--modle=x'], "--modle (did you mean '--model'?)"),
     ('udl-prepare', ['train', '--hr', 'x', '--out', 'y', '--sclaes', '2'], "--sclaes (did you mean '--scales'?)"),

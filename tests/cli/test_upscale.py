@@ -1,6 +1,7 @@
 """The command udl-upscale. tests/inference/test_upscaler.py tests the computation."""
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,8 +161,12 @@ def test_existing_files_are_kept(tmp_path, photos, model, capsys):
     assert_error(capsys, r"sr_log_var\.npy' exists already", image, tmp_path / 'sr.png', model, '--uncertainty')
     assert not (tmp_path / 'sr.png').exists()
     assert run(image, tmp_path / 'sr.png', model, '--quiet') == 0
-    assert_error(capsys, r"sr\.png' exists already; choose another OUTPUT, or give --resume", image,
-                 tmp_path / 'sr.png', model)
+    assert_error(capsys, r"sr\.png' exists already, and it is the OUTPUT. To upscale it too, name a folder as OUTPUT",
+                 image, tmp_path / 'sr.png', model)
+    (tmp_path / 'results').mkdir()
+    shutil.copy(tmp_path / 'sr.png', tmp_path / 'results' / f'{image.stem}.png')
+    assert_error(capsys, r"\.png' exists already; choose another OUTPUT, or give --resume", image,
+                 tmp_path / 'results', model)
     assert run(image, tmp_path / 'sr.png', model, '--uncertainty', '--force', '--quiet') == 0
     assert (tmp_path / 'sr_log_var.npy').read_bytes() != b'precious'
     (photos / 'image_0_uncertainty.png').write_bytes(image.read_bytes())

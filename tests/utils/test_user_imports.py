@@ -63,6 +63,15 @@ def test_package_laid_out_like_basicsr(folder):
     assert 'OwnLoss' in registries.LOSS_REGISTRY
 
 
+def test_package_whose_init_is_empty(folder):
+    write(folder / 'own_pkg/__init__.py')
+    write(folder / 'own_pkg/own_arch.py', 'from . import own_block\n' + ARCH.format(name='OwnNet'))
+    write(folder / 'own_pkg/own_block.py')
+    write(folder / 'own_pkg/script.py', 'raise RuntimeError("not a module that registers something")')
+    import_user_modules(['own_pkg'])
+    assert 'OwnNet' in registries.ARCH_REGISTRY
+
+
 @pytest.mark.parametrize('name', ['sub/own_pkg', 'sub/own_pkg/', './sub/own_pkg', '../{}/sub/own_pkg'])
 def test_folder_of_a_package(folder, name):
     write(folder / 'sub/own_pkg/__init__.py', 'from .own_net import OwnNet')

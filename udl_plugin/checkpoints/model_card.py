@@ -99,7 +99,9 @@ def _import_line(file: NetworkFile) -> str:
     """Of the module that registers a network of the user's own; empty for those of BasicSR and this package."""
     name = _type_of(file)
     module = get_network_class(name).__module__
-    return '' if module.partition('.')[0] in ('basicsr', 'udl_plugin') else f'import {module}  # registers {name}\n'
+    if module.partition('.')[0] in ('basicsr', 'udl_plugin'):
+        return ''
+    return f'import {module}  # registers {name}; its folder has to be in sys.path\n'
 
 
 def _describe_map(file: NetworkFile) -> str:

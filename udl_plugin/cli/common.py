@@ -92,8 +92,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         known = list(self._option_string_actions)
         unknown = (word.partition('=')[0] for word in self.given if word.startswith('-'))
-        hints = [f'{name}{hint}' for name in unknown if name not in known and (hint := did_you_mean(name, known))]
-        super().error('; '.join([message, *hints]))
+        hints = [hint.strip() if message.endswith(name) else f'{name}{hint}' for name in unknown
+                 if name not in known and (hint := did_you_mean(name, known))]
+        super().error(' '.join([message, *hints]))
 
 
 def make_parser(prog: str, about: str) -> Parser:

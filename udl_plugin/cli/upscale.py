@@ -150,6 +150,9 @@ def find_images(args: argparse.Namespace) -> dict[Path, Path]:
         if path.resolve() in sources:
             raise UserError(f"'{path}' is one of the images to be upscaled; choose another OUTPUT.")
         if os.path.lexists(path) and not (args.resume or args.force):
+            if len(inputs) == 1 and path == target:  # perhaps the second of two images
+                raise UserError(f"'{path}' exists already, and it is the OUTPUT. To upscale it too, name a folder as "
+                                'OUTPUT, after the images; to replace it, give --force.')
             raise UserError(f"'{path}' exists already; choose another OUTPUT, or give --resume to keep what is there "
                             'and make the rest, or --force to replace it.')
     return images

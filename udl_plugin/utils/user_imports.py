@@ -8,6 +8,7 @@ import pkgutil
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from udl_plugin.errors import UserError, describe_exception, truncate_repr
@@ -39,7 +40,8 @@ def import_user_modules(names: Iterable[str], where: str = 'imports') -> None:
 
     Args:
         names: Each a module or package, searched in the current folder first, or the path of a `.py` file or of a
-            package's folder. Of a package, the modules in its folders of `FOLDERS` are imported too.
+            package's folder. Of a package, modules with the endings of `FOLDERS`, such as `mynet_arch`, are imported
+            too, from the package itself and from its folders of these names.
         where: Prefix of error messages: the option that gave the names.
 
     Raises:
@@ -82,13 +84,17 @@ def _import(name: str) -> None:
     found = os.path.dirname(module.__file__ or '') if is_folder else module.__file__ or ''
     if (is_file or is_folder) and not os.path.samefile(found or '.', name):
         raise UserError(f"'{name}': the module name {module_name} is taken by {module.__file__}. Rename yours.")
-    for subfolder, ending in FOLDERS.items() if hasattr(module, '__path__') else ():
-        if not _exists(f'{module_name}.{subfolder}'):
-            continue
-        package = importlib.import_module(f'{module_name}.{subfolder}')
-        for submodule in pkgutil.iter_modules(getattr(package, '__path__', ())):
-            if submodule.name.endswith(ending):
-                importlib.import_module(f'{package.__name__}.{submodule.name}')
+    if hasattr(module, '__path__'):
+        _import_submodules(module, tuple(filter(None, FOLDERS.values())))
+        for subfolder, ending in FOLDERS.items():
+            if _exists(f'{module_name}.{subfolder}'):
+                _import_submodules(importlib.import_module(f'{module_name}.{subfolder}'), (ending,))
+
+
+def _import_submodules(package: ModuleType, endings: tuple[str, ...]) -> None:
+    for submodule in pkgutil.iter_modules(getattr(package, '__path__', ())):
+        if submodule.name.endswith(endings):
+            importlib.import_module(f'{package.__name__}.{submodule.name}')
 
 
 def _exists(name: str) -> bool:
