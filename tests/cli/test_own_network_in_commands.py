@@ -91,7 +91,8 @@ def test_convert(folder, prefix, options, output):
         assert [one.name for one in session.get_outputs()] == ['sr']
         assert session.run(None, {'lq': np.zeros((1, 3, 5, 9), np.float32)})[0].shape == (1, 3, 10, 18)
     elif output == 'out/':
-        assert 'import own_small_net  # registers OwnSmallNet; its folder has to be in sys.path\n' in (folder / 'out/README.md').read_text()
+        card = (folder / 'out/README.md').read_text()
+        assert 'import own_small_net  # registers OwnSmallNet; its folder has to be in sys.path\n' in card
         assert udl_plugin.from_pretrained('out').network_g == wrapped_config('step 2', BASE)
         forget()
         with pytest.raises(udl_plugin.UserError, match=r"'out': .*'OwnSmallNet'.* trained with imports: "
