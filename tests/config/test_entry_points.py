@@ -99,3 +99,9 @@ def test_command_for_step_2_without_its_file(tmp_path):
     data = OptionFile(str(OPTIONS / 'train_udl_step1.yml')).data
     assert commands.describe_step_2(data, str(tmp_path / 'my_step1.yml')).endswith(
         'udl-train STEP2.yml --force_yml path:pretrain_network_g=experiments/train_udl_step1/models/net_g_latest.pth')
+
+
+def test_unfinished_file_of_step_2_does_not_stop_step_1(tmp_path):
+    data = OptionFile(str(OPTIONS / 'train_udl_step1.yml')).data
+    (tmp_path / 'my_step2.yml').write_text('path: {')
+    assert 'udl-train STEP2.yml --force_yml' in commands.describe_step_2(data, str(tmp_path / 'my_step1.yml'))

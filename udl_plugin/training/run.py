@@ -1,6 +1,7 @@
 """Runs of udl-train and udl-test: options, checks, and how they end. Their arguments are in udl_plugin/cli/train.py."""
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -163,7 +164,8 @@ def describe_step_2(data: Mapping[str, Any], path: str) -> str:
     checkpoint, file = f'experiments/{data["name"]}/models/net_g_latest.pth', Path(path)
     step_2, start = file.with_name(file.name.replace('step1', 'step2')), None
     if step_2 != file and step_2.is_file():
-        start = get_section(OptionFile(str(step_2)).data, 'path').get('pretrain_network_g')
+        with contextlib.suppress(UserError):  # it may be unfinished; its own training reports that
+            start = get_section(OptionFile(str(step_2)).data, 'path').get('pretrain_network_g')
     command = f'udl-train {step_2 if start else "STEP2.yml"}'
     if start != checkpoint:
         command += f' --force_yml path:pretrain_network_g={checkpoint}'
