@@ -1,16 +1,152 @@
-"""Pictures of maps and errors, as OpenCV has them: uint8 `(H, W, 3)`, BGR."""
+"""Pictures of maps and errors, as OpenCV has them: uint8 `(H, W, 3)`, BGR. Errors are absolute, in 8-bit levels."""
 from __future__ import annotations
 
+import functools
 import io
+import math
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
+import matplotlib
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import putchunk
 
-RGB_TO_Y = np.array([65.738, 129.057, 25.064], dtype=np.float64) / 256  # luma of the SR protocol, without its offset
+from udl_plugin.metrics.uncertainty_metrics import expected_error, log_var_of_error
 
+RGB_TO_Y = np.array([65.738, 129.057, 25.064], dtype=np.float64) / 256  # luma of the SR protocol, without its offset
+COLORMAPS = ('inferno', 'authors')  # linear in levels, and perceptually uniform; the paper's JET, linear in the map
+OWNERS = {'step 1': 'the SR image', 'step 2': "step 1's SR image"}  # by stage: whose errors the map describes
+BAR_WIDTH, GAP = 16, 8  # of the colour bar, in pixels
+Limits = Sequence[float]
+
+
+# ---- maps with a unit
+
+def expected_error_picture(log_var: np.ndarray, loss: str = 'ESU', error_scale: float = 1.0,
+                           limits: Limits | None = None, colormap: str = 'inferno',
+                           owner: str = OWNERS['step 1']) -> np.ndarray:
+    """Draws the absolute error that a map predicts, mean of the channels, beside its colour bar in 8-bit levels.
+
+    Args:
+        log_var: `(C, H, W)`, float, C of 3 (RGB) or 1.
+        loss, error_scale: See `expected_error`.
+        limits: Errors drawn in the first and the last colour, in levels, the lower one first. None: 0 and a round
+            number that less than 1 % of the pixels exceed; with `authors`, the smallest and the largest value.
+        colormap: One of COLORMAPS. `inferno` goes from black to bright yellow. `authors` is the picture of the paper,
+            see `uncertainty_picture`.
+        owner: Whose errors these are, for the label; see OWNERS.
+
+    Returns:
+        uint8 `(max(H, 240), W + bar, 3)`; the map itself, one pixel for each of the SR image, is at the upper left.
+
+    Raises:
+        ValueError: an unknown colour map, another number of channels, or limits that are not in order.
+    """
+    if colormap not in COLORMAPS:
+        raise ValueError(f'colormap must be one of {", ".join(COLORMAPS)}, not {colormap!r}.')
+    if colormap == 'authors':
+        values = luma(log_var)
+        if limits is None:
+            ends = float(values.min()), float(values.max())
+        else:
+            ends = log_var_of_error(max(limits[0], 1e-6), loss, error_scale), log_var_of_error(
+                limits[1], loss, error_scale)
+        picture = uncertainty_picture(log_var, ends if ends[0] < ends[1] else None)
+        shown = [float(expected_error(np.array(end), loss, error_scale)) for end in ends]
+    else:
+        luma(log_var)  # checks the channels
+        error = expected_error(log_var, loss, error_scale).mean(axis=0)
+        shown = list(limits or (0, round_limit(error)))
+        picture = heat_map(error, shown)
+    return add_color_bar(picture, shown, f'expected error of {owner} (8-bit levels)', colormap)
+
+
+def heat_map(error: np.ndarray, limits: Limits) -> np.ndarray:
+    """Draws errors `(H, W)` in `inferno`, from black at the lower limit to bright yellow at the upper one.
+
+    Raises:
+        ValueError: the limits are not in order.
+    """
+    _check_limits(limits)
+    unit = np.clip((error - limits[0]) / (limits[1] - limits[0]), 0, 1)
+    return cv2.applyColorMap((unit * 255).round().astype(np.uint8), cv2.COLORMAP_INFERNO)
+
+
+def absolute_error(sr: np.ndarray, gt: np.ndarray) -> np.ndarray:
+    """The absolute error of a uint8 image `(H, W, 3)` or `(H, W)`, mean of the channels: float64 `(H, W)`."""
+    return np.atleast_3d(np.abs(sr.astype(np.float64) - gt)).mean(axis=2)
+
+
+def round_limit(*errors: np.ndarray) -> float:
+    """A round number of levels, at least 1, that less than 1 % of the values of each array exceed."""
+    value = max(1.0, *(float(np.quantile(error, 0.99)) for error in errors))
+    if not math.isfinite(value):  # of an untrained map
+        return 255.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(step * power for step in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if step * power >= value * (1 - 1e-9))
+
+
+def add_color_bar(picture: np.ndarray, limits: Limits, title: str, colormap: str = 'inferno') -> np.ndarray:
+    """Puts the colour bar of an error picture to the right of it, on white, with its limits in levels and a title."""
+    height = max(240, len(picture))
+    font = min(max(12, height // 40), 28)  # pixels
+    strip = Image.new('RGB', (BAR_WIDTH + 6 * font, height), 'white')
+    draw = ImageDraw.Draw(strip)
+    top, bottom = font, height - font - 1
+    unit = np.linspace(1, 0, bottom - top + 1)
+    bar = heat_map(unit[:, None], (0, 1)) if colormap == 'inferno' else _jet(unit[:, None])
+    strip.paste(Image.fromarray(np.repeat(bar[:, :, ::-1], BAR_WIDTH, axis=1)), (0, top))
+    for number in range(5):
+        part = number / 4
+        if colormap == 'inferno':
+            value = limits[0] + part * (limits[1] - limits[0])
+        else:
+            value = limits[0] * (limits[1] / max(limits[0], 1e-12)) ** part  # linear in the map, the error's logarithm
+        y = bottom - part * (bottom - top)
+        draw.line((BAR_WIDTH, y, BAR_WIDTH + 4, y), 'black')
+        draw.text((BAR_WIDTH + 7, y), f'{value:.3g}', 'black', get_font(font), 'lm')
+    title_strip = Image.new('RGB', (bottom - top, 2 * font), 'white')
+    title_font = get_font(font)
+    while title_font.getlength(title) > title_strip.width and title_font.size > 7:
+        title_font = get_font(int(title_font.size) - 1)
+    ImageDraw.Draw(title_strip).text((title_strip.width / 2, font), title, 'black', title_font, 'mm')
+    strip.paste(title_strip.rotate(90, expand=True), (strip.width - 2 * font, top))
+    padded = np.pad(picture, ((0, height - len(picture)), (0, GAP), (0, 0)), constant_values=255)
+    return np.concatenate([padded, np.asarray(strip)[:, :, ::-1]], axis=1)
+
+
+@functools.lru_cache(maxsize=64)
+def get_font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib, in pixels."""
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), 'fonts/ttf/DejaVuSans.ttf')), size)
+
+
+def encode_map_files(log_var: np.ndarray, loss: str = 'ESU', error_scale: float = 1.0, limits: Limits | None = None,
+                     colormap: str = 'inferno', owner: str = OWNERS['step 1']) -> dict[str, bytes]:
+    """The files of a map, by the end of their names, after the stem of the SR image's.
+
+    Returns:
+        `_log_var.npy`: the map, float32 `(C, H, W)`; `_expected_error.npy`: in 8-bit levels, float32 `(H, W, C)` like
+        the image; `_expected_error.png`: see `expected_error_picture`, also for the arguments.
+    """
+    with np.errstate(over='ignore'):  # an untrained map may go beyond float32
+        error = np.moveaxis(expected_error(log_var, loss, error_scale), 0, 2).astype(np.float32)
+    picture = expected_error_picture(log_var, loss, error_scale, limits, colormap, owner)
+    return {'_log_var.npy': encode_npy(log_var), '_expected_error.npy': encode_npy(error),
+            '_expected_error.png': encode_png(picture)}
+
+
+def encode_npy(array: np.ndarray) -> bytes:
+    """Encodes an array as a .npy file."""
+    raw = io.BytesIO()
+    np.save(raw, np.ascontiguousarray(array))
+    return raw.getvalue()
+
+
+# ---- the authors' pictures
 
 def uncertainty_picture(log_var: np.ndarray, limits: Sequence[float] | None = None) -> np.ndarray:
     """Draws a map as the authors do: its luma, stretched to its minimum and maximum, in OpenCV's JET.
@@ -28,9 +164,14 @@ def uncertainty_picture(log_var: np.ndarray, limits: Sequence[float] | None = No
     """
     y = luma(log_var)
     low, high = (y.min(), y.max()) if limits is None else limits
-    if limits is not None and not low < high:
-        raise ValueError(f'limits must be a lower and a higher number, not {limits}.')
+    if limits is not None:
+        _check_limits(limits)
     return _jet(np.clip((y - low) / max(high - low, 1e-12), 0, 1))
+
+
+def _check_limits(limits: Limits) -> None:
+    if not limits[0] < limits[1]:
+        raise ValueError(f'limits must be a lower and a higher number, not {tuple(limits)}.')
 
 
 def luma(log_var: np.ndarray) -> np.ndarray:
@@ -97,12 +238,12 @@ def contact_sheet(rows: Sequence[Sequence[tuple[str, np.ndarray]]], margin: int 
 
 def _label(picture: np.ndarray, text: str, height: int) -> np.ndarray:
     """Puts a strip with `text`, in letters as large as fit, above a picture."""
-    font, thickness = cv2.FONT_HERSHEY_SIMPLEX, 1
-    width = cv2.getTextSize(text, font, 1, thickness)[0][0]
-    size = min(0.6, 0.98 * picture.shape[1] / max(width, 1))
-    strip = np.full((height, picture.shape[1], 3), 255, np.uint8)
-    cv2.putText(strip, text, (0, height - 10), font, size, (0, 0, 0), thickness, cv2.LINE_AA)
-    return np.concatenate([strip, picture])
+    strip = Image.new('RGB', (picture.shape[1], height), 'white')
+    size = max(height // 2, 1)
+    while size > 6 and get_font(size).getlength(text) > strip.width:
+        size -= 1
+    ImageDraw.Draw(strip).text((0, height / 2), text, 'black', get_font(size), 'lm')
+    return np.concatenate([np.asarray(strip)[:, :, ::-1], picture])
 
 
 def encode_png(picture: np.ndarray, icc_profile: bytes = b'') -> bytes:

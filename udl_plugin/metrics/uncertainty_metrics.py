@@ -70,25 +70,38 @@ def pearson(uncertainty: np.ndarray, error: np.ndarray) -> float:
 ERROR_SCALES = {'ESU': (2.0, 1.0), 'EU': (1.0, 1.0), 'GaussianNLL': (float(np.sqrt(2 / np.pi)), 0.5)}
 
 
-def expected_error(log_var: np.ndarray, loss: str = 'ESU') -> np.ndarray:
+def expected_error(log_var: np.ndarray, loss: str = 'ESU', error_scale: float = 1.0) -> np.ndarray:
     """Mean absolute error that a map predicts, in 8-bit levels, of the same shape.
 
     Args:
         log_var: Any shape.
         loss: Loss that the map was trained with: `ESU`, `EU` (both of a Laplace distribution) or `GaussianNLL`.
+        error_scale: Factor on it, from `udl-upscale --calibrate`.
 
     Raises:
         UserError: another loss.
     """
+    factor, power = _error_formula(loss)
+    # an untrained map may exceed the range of float32
+    return error_scale * factor * np.exp(power * log_var.astype(np.float64))
+
+
+def log_var_of_error(error: float, loss: str = 'ESU', error_scale: float = 1.0) -> float:
+    """The value of a map that predicts this error: the inverse of `expected_error`."""
+    factor, power = _error_formula(loss)
+    return float(np.log(error / (error_scale * factor)) / power)
+
+
+def _error_formula(loss: str) -> tuple[float, float]:
     if loss not in ERROR_SCALES:
         raise UserError(f"loss: '{loss}' does not train a map; use one of {', '.join(ERROR_SCALES)}.")
-    factor, power = ERROR_SCALES[loss]
-    return factor * np.exp(power * log_var.astype(np.float64))  # an untrained map may exceed the range of float32
+    return ERROR_SCALES[loss]
 
 
-def describe_expected_error(loss: str) -> str:
+def describe_expected_error(loss: str, error_scale: float = 1.0) -> str:
     """The formula of `expected_error`, such as `2 * exp(log_var)`, for people who read a map elsewhere."""
-    factor, power = (f'{number:.6g} * ' if number != 1 else '' for number in ERROR_SCALES[loss])
+    factor, power = ERROR_SCALES[loss]
+    factor, power = (f'{number:.6g} * ' if number != 1 else '' for number in (error_scale * factor, power))
     return f'{factor}exp({power}log_var)'
 
 
