@@ -45,7 +45,8 @@ def export_network(path: PathLike, file: NetworkFile, layout: str = 'plain', hal
     if suffix == '.safetensors':
         _write_safetensors(path, file)
     else:
-        save_checkpoint(path, {'params': file.state_dict}, file.network_g, file.uncertainty_loss)
+        save_checkpoint(path, {'params': file.state_dict}, file.network_g, file.uncertainty_loss,
+                        file.error_scale)
     return []
 
 
@@ -54,6 +55,8 @@ def _write_safetensors(path: PathLike, file: NetworkFile) -> None:
     metadata = {'format': 'pt', 'network_g': json.dumps(to_builtins(file.network_g))}
     if file.uncertainty_loss is not None:
         metadata['uncertainty_loss'] = file.uncertainty_loss
+    if file.error_scale != 1:
+        metadata['error_scale'] = str(file.error_scale)
     if get_imported():
         metadata['imports'] = json.dumps(get_imported())  # as in `save_checkpoint`
     atomic_write(path, import_optional('safetensors.torch').save(tensors, metadata))

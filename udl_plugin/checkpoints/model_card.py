@@ -92,6 +92,8 @@ def _list_facts(file: NetworkFile) -> list[tuple[str, str]]:
              ('stage', STAGES[file.stage])]
     if file.stage != 'plain':
         facts.append(('loss of the variance head', file.uncertainty_loss or 'not recorded'))
+    if file.error_scale != 1:
+        facts.append(('calibration of the expected error', f'times {file.error_scale:.4g}'))
     return [*facts, ('written by', f'udl_plugin {__version__}')]
 
 
@@ -108,7 +110,7 @@ def _describe_map(file: NetworkFile) -> str:
     loss, note = find_error_loss(file.uncertainty_loss)
     of = ('It is about the SR image of this network.' if file.stage == 'step 1' else
           'It is about the SR image of the frozen network of step 1, which is not that of step 2 in `result.image`.')
-    return MAP.format(formula=describe_expected_error(loss), of=of, loss=(
+    return MAP.format(formula=describe_expected_error(loss, file.error_scale), of=of, loss=(
         'by the formula of ESU: the file does not record the loss that it was trained with' if note else
         f'trained with {loss}'))
 

@@ -27,6 +27,7 @@ from udl_plugin.checkpoints.state_dict import (
     describe_contradiction,
     describe_mismatch,
     ensure_state_dict,
+    get_error_scale,
     get_uncertainty_loss,
 )
 from udl_plugin.errors import UserError, check_kwargs, truncate_repr
@@ -50,6 +51,7 @@ class NetworkFile:
         network_g: Config that builds the network.
         notes: What a user should know: what was assumed, what was left out.
         uncertainty_loss: Loss that the variance head was trained with, as far as the file records it.
+        error_scale: Factor on the expected error, from `udl-upscale --calibrate`.
         param_key: Key of the state dict in the file; None: the file is a state dict itself.
     """
 
@@ -57,6 +59,7 @@ class NetworkFile:
     network_g: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     uncertainty_loss: str | None = None
+    error_scale: float = 1.0
     param_key: str | None = None
 
     @property
@@ -139,7 +142,8 @@ def load_network_file(path: PathLike, param_key: str | None = None,
     except UserError as err:
         raise UserError(f"'{path}': {err}{_import_hint(declared, metadata.get('imports'))}") from err
     file.notes, file.param_key = notes + file.notes, param_key
-    file.uncertainty_loss = None if file.stage == 'plain' else get_uncertainty_loss(metadata)
+    if file.stage != 'plain':
+        file.uncertainty_loss, file.error_scale = get_uncertainty_loss(metadata), get_error_scale(metadata)
     return file
 
 
@@ -168,7 +172,7 @@ def _import_hint(declared: Any, imports: Any) -> str:
 
 
 def _load(path: PathLike) -> tuple[Any, dict[str, Any]]:
-    """The content of a file, and where it may record `network_g`, `uncertainty_loss` and `imports`."""
+    """The content of a file, and where it may record `network_g`, `uncertainty_loss`, `error_scale` and `imports`."""
     weights = Path(path) / WEIGHTS
     if weights.is_file():
         content, metadata = _load(weights)

@@ -34,14 +34,14 @@ class _OnnxNetwork(nn.Module):
 
     def __init__(self, file: NetworkFile, loss: str | None):
         super().__init__()
-        self.net, self.loss = file.build(), loss
+        self.net, self.loss, self.error_scale = file.build(), loss, file.error_scale
 
     def forward(self, lq: Tensor) -> tuple[Tensor, ...]:
         if self.loss is None:
             return (get_sr_image(self.net(lq)),)
         sr, log_var = self.net(lq, return_log_var=True)
         factor, power = ERROR_SCALES[self.loss]
-        return sr, factor * torch.exp(power * log_var)
+        return sr, self.error_scale * factor * torch.exp(power * log_var)
 
 
 def write_onnx(path: PathLike, file: NetworkFile, with_map: bool = False, half: bool = False) -> list[str]:
@@ -116,7 +116,8 @@ def _make_metadata(file: NetworkFile, dtype: torch.dtype, loss: str | None) -> d
         metadata['uncertainty_loss'] = file.uncertainty_loss
     if loss is not None:
         of = 'of sr' if file.stage == 'step 1' else 'of the image of the frozen network of step 1, not of sr'
-        metadata['expected_error'] = f'expected absolute error {of}, in 8-bit levels: {describe_expected_error(loss)}'
+        formula = describe_expected_error(loss, file.error_scale)
+        metadata['expected_error'] = f'expected absolute error {of}, in 8-bit levels: {formula}'
     return metadata
 
 

@@ -78,7 +78,8 @@ def _make_config(file: NetworkFile) -> dict[str, object]:
     channels, scale = file.channels_and_scale
     return {'library_name': 'udl_plugin', 'udl_plugin_version': __version__,
             'architecture': base_config(file.network_g)['type'], 'network_g': to_builtins(file.network_g),
-            'scale': scale, 'channels': channels, 'stage': file.stage, 'uncertainty_loss': file.uncertainty_loss}
+            'scale': scale, 'channels': channels, 'stage': file.stage, 'uncertainty_loss': file.uncertainty_loss,
+            'error_scale': file.error_scale}
 
 
 def _read_option_file(path: PathLike, file: NetworkFile) -> bytes:

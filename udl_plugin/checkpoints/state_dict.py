@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -223,7 +224,8 @@ def fingerprint(state_dict: Mapping[str, torch.Tensor]) -> str:
 
 
 def save_checkpoint(path: PathLike, state_dicts: Mapping[str, Mapping[str, torch.Tensor]],
-                    network_g: Mapping[str, Any], uncertainty_loss: str | None = None) -> None:
+                    network_g: Mapping[str, Any], uncertainty_loss: str | None = None,
+                    error_scale: float = 1.0) -> None:
     """Writes, atomically, a checkpoint that BasicSR can read and that records which network it holds.
 
     Args:
@@ -233,11 +235,14 @@ def save_checkpoint(path: PathLike, state_dicts: Mapping[str, Mapping[str, torch
             state dict, for tools that pass on only the state dict.
         uncertainty_loss: Registered name of the loss that the variance head was trained with, such as `ESU`; of a
             step-2 network, in step 1. It is stored under that key; `udl_plugin.load` reads it.
+        error_scale: Factor on the expected error, from a calibration; likewise.
     """
     network_g = to_builtins(network_g)
     content: dict[str, Any] = {'network_g': network_g}
     if uncertainty_loss is not None:
         content['uncertainty_loss'] = uncertainty_loss
+    if error_scale != 1:
+        content['error_scale'] = error_scale
     if get_imported():
         content['imports'] = get_imported()  # for the error of a reader, which never imports them
     for key, state_dict in state_dicts.items():
@@ -252,3 +257,12 @@ def get_uncertainty_loss(content: Any) -> str | None:
     """The loss that a checkpoint records for its variance head (see `save_checkpoint`); None if it records none."""
     name = content.get('uncertainty_loss') if isinstance(content, dict) else None
     return name if isinstance(name, str) else None
+
+
+def get_error_scale(content: Any) -> float:
+    """The factor on the expected error that a checkpoint records (see `save_checkpoint`); 1 if it records none."""
+    try:
+        scale = float(content['error_scale'])
+    except (KeyError, TypeError, ValueError):
+        return 1.0
+    return scale if scale > 0 and math.isfinite(scale) else 1.0

@@ -154,6 +154,7 @@ class Upscaler:
         notes: What a user should know, such as what was assumed about the file, or that tiles change the result;
             `upscale` adds one if it has to use tiles.
         overlap: Of tiles, on each side, in LR pixels; None without tiles.
+        error_scale: Factor on the expected error, from `udl-upscale --calibrate`; otherwise 1.
         receptive_radius: Of the network, in LR pixels. A class declares its own as the attribute `receptive_radius`,
             an integer or a function of the options; None if unknown.
 
@@ -175,6 +176,8 @@ class Upscaler:
         self.architecture, self.stage, self.notes = file.architecture, file.stage, list(file.notes)
         self.uncertainty_loss = self._find_loss(uncertainty_loss, file.uncertainty_loss) if uncertainty else None
         self._known_loss = (uncertainty_loss or file.uncertainty_loss) if uncertainty else None  # without an assumption
+        is_other = uncertainty_loss not in (None, file.uncertainty_loss)  # than the one that was calibrated
+        self.error_scale = 1.0 if is_other else file.error_scale
         self.channels, self.scale = file.channels_and_scale
         self.multiple = get_required_multiple(base.network_g)
         self.receptive_radius = get_receptive_radius(base.network_g)
@@ -278,7 +281,8 @@ class Upscaler:
 
     def _as_file(self) -> NetworkFile:
         state_dict = {name: value.cpu() for name, value in self.net.state_dict().items()}
-        return NetworkFile(state_dict, self.network_g, uncertainty_loss=self._known_loss)
+        return NetworkFile(state_dict, self.network_g, uncertainty_loss=self._known_loss,
+                           error_scale=self.error_scale)
 
     def _upscale_tensor(self, image: torch.Tensor, progress: Progress | None) -> UpscaleResult:
         planes = image[0] if image.ndim == 4 and len(image) == 1 else image
@@ -301,7 +305,7 @@ class Upscaler:
 
     def _expected_error(self, log_var: np.ndarray) -> np.ndarray:
         with np.errstate(over='ignore'):  # an untrained map may go beyond float32
-            return expected_error(log_var, self.uncertainty_loss or 'ESU').astype(np.float32)
+            return expected_error(log_var, self.uncertainty_loss or 'ESU', self.error_scale).astype(np.float32)
 
     def _upscale_unit(self, unit: np.ndarray, progress: Progress | None) -> tuple[np.ndarray, np.ndarray | None]:
         """Upscales a float32 image in [0, 1]; returns the like, and the map.

@@ -100,8 +100,8 @@ def _error_formula(loss: str) -> tuple[float, float]:
 
 def describe_expected_error(loss: str, error_scale: float = 1.0) -> str:
     """The formula of `expected_error`, such as `2 * exp(log_var)`, for people who read a map elsewhere."""
-    factor, power = ERROR_SCALES[loss]
-    factor, power = (f'{number:.6g} * ' if number != 1 else '' for number in (error_scale * factor, power))
+    numbers = error_scale * ERROR_SCALES[loss][0], ERROR_SCALES[loss][1]
+    factor, power = (f'{number:.6g} * ' if number != 1 else '' for number in numbers)
     return f'{factor}exp({power}log_var)'
 
 
