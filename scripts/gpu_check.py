@@ -264,7 +264,7 @@ def mmengine(args: argparse.Namespace) -> dict[str, Any]:
 
 
 PARTS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], int]] = {  # with its limit in seconds
-    'steps': (steps, 90), 'tests': (tests, 120), 'training': (training, 100), 'profile': (profile, 45),
+    'steps': (steps, 90), 'tests': (tests, 120), 'training': (training, 100), 'profile': (profile, 75),
     'compiled': (compiled, 180), 'memory': (memory, 60), 'loading': (loading, 60), 'mmengine': (mmengine, 45)}
 
 if __name__ == '__main__':

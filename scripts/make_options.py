@@ -1,8 +1,8 @@
-"""Generates options/train/, options/test/ and options/train_udl_one_run.yml from three files in options/:
+"""Generates options/train/, options/test/ and options/train_udl_one_run.yml from four files in options/:
 python scripts/make_options.py
 
-To change all of them, edit options/train_udl_step1.yml, train_udl_step2.yml or test_udl.yml, or this script; then run
-it. A test checks that they are up to date.
+To change all of them, edit options/train_udl_step1.yml, train_udl_step2.yml, test_udl.yml (for the networks in the
+package train/EDSR_XS/train_EDSR_XS_x4.yml) or this script; then run it. A test checks that they are up to date.
 """
 from __future__ import annotations
 
@@ -102,6 +102,10 @@ def main() -> None:
 
 def families() -> Iterator[tuple[Path, str]]:
     """Yields the path and the content of each file."""
+    source = (OPTIONS / 'train/EDSR_XS/train_EDSR_XS_x4.yml').read_text(encoding='utf-8')
+    for scale in (2, 3):
+        text = set_scale(source, scale).replace('EDSR-XS x4', f'EDSR-XS x{scale}')
+        yield OPTIONS / f'train/EDSR_XS/train_EDSR_XS_x{scale}.yml', text.replace('EDSR_XS_x4', f'EDSR_XS_x{scale}')
     for network, (arch, options, scales) in NETWORKS.items():
         for scale in scales:
             stem = f'{network}_x{scale}'

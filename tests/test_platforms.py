@@ -248,13 +248,13 @@ def test_mps_is_the_default_without_cuda(monkeypatch):
     for cuda, mps, expected in ((True, True, 'cuda'), (False, True, 'mps'), (False, False, 'cpu')):
         monkeypatch.setattr(torch.cuda, 'is_available', lambda cuda=cuda: cuda)
         monkeypatch.setattr(torch.backends.mps, 'is_available', lambda mps=mps: mps)
-        assert upscaler._find_device('auto') == torch.device(expected)
+        assert upscaler.find_device('auto') == torch.device(expected)
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason='has mps')
 def test_mps_where_there_is_none():
     with pytest.raises(UserError, match='^device mps: .*(?i:mps)'):
-        upscaler._find_device('mps')
+        upscaler.find_device('mps')
 
 
 class No64Bit(TorchDispatchMode):

@@ -35,6 +35,9 @@ from udl_plugin.metrics.uncertainty_metrics import ERROR_SCALES
 from udl_plugin.utils.packages import import_optional
 from udl_plugin.utils.plain import to_builtins
 
+PACKAGED = Path(__file__).resolve().parents[1] / 'weights'
+SMALL = ('{} comes with the package for first tries: a small EDSR, trained for 5,000 iterations on 15 photos. '
+         '--model FILE, in Python load(FILE), selects another network.')
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'  # in a folder of `save_pretrained`
 KEYS = ('params_ema', 'params', 'state_dict', 'model')  # where a state dict may be; the first one found is used
 # options with which a network's constructor reads another file
@@ -109,7 +112,8 @@ def load_network_file(path: PathLike, param_key: str | None = None,
     """Reads a network from a checkpoint of ours, BasicSR, mmengine or the reference implementation, or .safetensors.
 
     Args:
-        path: The file, or a folder of `save_pretrained`. Nothing in it is executed.
+        path: The file, a folder of `save_pretrained`, or the name of a network in the package: `edsr_xs_x2`,
+            `edsr_xs_x3` or `edsr_xs_x4`. Nothing in it is executed.
         param_key: Key of the state dict in it. None: the first of `KEYS` in the file, or the file itself.
         network_g: Config of the network, for files that do not record it.
 
@@ -117,6 +121,7 @@ def load_network_file(path: PathLike, param_key: str | None = None,
         UserError: not a file of tensors, no state dict, its network cannot be identified, built or run, or `network_g`
             contradicts the config that the file records.
     """
+    given, path = path, find_file(path)
     content, metadata = _load(path)
     keys = list(content) if isinstance(content, dict) else []
     if param_key is None:
@@ -128,6 +133,8 @@ def load_network_file(path: PathLike, param_key: str | None = None,
         if not torch.isfinite(value).all():
             raise UserError(f"'{path}': {name} has values that are not finite.")
     notes = []
+    if path.parent == PACKAGED:
+        notes.append(SMALL.format(given))
     if param_key == 'params_ema' and 'params' in keys:
         notes.append(f"'{path}': using params_ema, the moving average; --param-key params selects the other.")
     declared = metadata.get('network_g')
@@ -145,6 +152,17 @@ def load_network_file(path: PathLike, param_key: str | None = None,
     if file.stage != 'plain':
         file.uncertainty_loss, file.error_scale = get_uncertainty_loss(metadata), get_error_scale(metadata)
     return file
+
+
+def packaged_networks() -> list[str]:
+    """The names of the networks in the package."""
+    return sorted(file.stem for file in PACKAGED.glob('*.pth'))
+
+
+def find_file(path: PathLike) -> Path:
+    """The file of a network in the package, if `path` is the name of one and no file has it; otherwise `path`."""
+    is_name = str(path) in packaged_networks() and not Path(path).exists()
+    return PACKAGED / f'{path}.pth' if is_name else Path(path)
 
 
 def find_error_loss(recorded: str | None) -> tuple[str, str]:

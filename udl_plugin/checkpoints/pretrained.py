@@ -79,7 +79,7 @@ def _make_config(file: NetworkFile) -> dict[str, object]:
     return {'library_name': 'udl_plugin', 'udl_plugin_version': __version__,
             'architecture': base_config(file.network_g)['type'], 'network_g': to_builtins(file.network_g),
             'scale': scale, 'channels': channels, 'stage': file.stage, 'uncertainty_loss': file.uncertainty_loss,
-            'error_scale': file.error_scale}
+            **({'error_scale': file.error_scale} if file.error_scale != 1 else {})}
 
 
 def _read_option_file(path: PathLike, file: NetworkFile) -> bytes:

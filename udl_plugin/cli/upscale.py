@@ -4,12 +4,11 @@ from __future__ import annotations
 import argparse
 import collections
 import functools
-import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from udl_plugin.cli.common import (
     add_reading_options,
@@ -26,18 +25,23 @@ from udl_plugin.errors import UserError
 from udl_plugin.utils.atomic_io import atomic_write
 
 if TYPE_CHECKING:
-    from udl_plugin.inference.upscaler import UpscaleResult
+    from udl_plugin.inference.upscaler import Upscaler, UpscaleResult
 
+MAP_FILES = ('_expected_error.png', '_expected_error.npy', '_log_var.npy')  # after the name of the image
 ABOUT = """\
-Upscales images, or every image in a folder. Architecture and scale are read from the network file.
+Upscales images, or every image in a folder. Architecture and scale are read from the network file. Without --model, a
+small network that comes with the package upscales by 2; edsr_xs_x3 and edsr_xs_x4 are the others.
 
-  udl-upscale photo.png photo_x4.png --model edsr_s.pth
+  udl-upscale photo.png photo_x2.png --uncertainty
   udl-upscale one.png two.jpg results/ --model edsr_s.pth
   udl-upscale photos/ results/ --model experiments/train_udl_step2/models/net_g_latest.pth --uncertainty
+  udl-upscale --calibrate hr_photos/ --model net_g_latest.pth calibrated.pth
 
-The last one writes results/NAME.png, NAME_uncertainty.png (the map as a picture: blue is certain, red uncertain) and
-NAME_log_var.npy (the map, float32 (C, H, W): log of the error's scale in 8-bit levels). Bit depth, grey, alpha and ICC
-profile are kept; other metadata, such as EXIF, is not.
+With --uncertainty, beside each NAME.png: NAME_expected_error.png, the absolute error that the network expects, as a
+picture with a colour bar in 8-bit levels; NAME_expected_error.npy, the same as float32 (H, W, C); and
+NAME_log_var.npy, the network's map, float32 (C, H, W). The map of a step-2 file is about the SR image of step 1.
+--calibrate fits a factor on the expected error, so that it agrees with the errors on HR photos, and writes a copy of
+the network with it. Bit depth, grey, alpha and ICC profile are kept; other metadata, such as EXIF, is not.
 """
 
 
@@ -51,13 +55,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses the arguments; exits with status 2 if they are wrong."""
     parser = make_parser('udl-upscale', ABOUT)
     add = parser.add_argument
-    add('inputs', nargs='+', type=path_arg, metavar='INPUT', help='an image, or a folder of images')
-    add('output', type=path_arg, metavar='OUTPUT', help='a .png file for one image, otherwise a folder')
-    add('--model', type=path_arg, required=True, metavar='FILE', help='.pth, .pt or .safetensors')
+    add('inputs', nargs='*', type=path_arg, metavar='INPUT', help='an image, or a folder of images')
+    add('output', type=path_arg, metavar='OUTPUT',
+        help='a .png file for one image, otherwise a folder; with --calibrate, a network file')
+    add('--model', type=path_arg, default='edsr_xs_x2', metavar='FILE',
+        help='.pth, .pt or .safetensors, or a network of the package (default: %(default)s)')
     add_reading_options(parser)
     add('--uncertainty', action='store_true', help='write the map too; requires the checkpoint of step 1 or 2 itself')
     add('--uncertainty-limits', nargs=2, type=float, metavar=('LOW', 'HIGH'),
-        help="values of blue and red, the same for all pictures (default: each map's minimum and maximum)")
+        help='expected errors in the first and the last colour, in 8-bit levels, the same for all pictures '
+        '(default: 0, and a round number near the largest of the image)')
+    add('--colormap', choices=('inferno', 'authors'), default='inferno',
+        help="authors: the paper's picture, JET between the map's minimum and maximum (default: %(default)s)")
+    add('--uncertainty-loss', choices=('ESU', 'EU', 'GaussianNLL'),
+        help='loss that trained the variance head (default: the one that the file records, otherwise ESU)')
+    add('--calibrate', type=path_arg, metavar='DIR',
+        help='fit the expected error to the errors on the HR photos in DIR; write the network to OUTPUT')
     add('--tile', type=positive_int, metavar='N',
         help='process tiles of N x N LR pixels, to save memory (default: the full image, or tiles if memory is short)')
     add('--self-ensemble', action='store_true', help='average over eight flips and rotations; takes 8 times as long')
@@ -70,8 +83,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--quiet', action='store_true', help='show warnings and errors only')
     args = parser.parse_args(argv)
     limits = args.uncertainty_limits
-    if limits and not (args.uncertainty and limits[0] < limits[1]):
-        parser.error('--uncertainty-limits requires --uncertainty, and LOW below HIGH')
+    if limits and not (args.uncertainty and 0 <= limits[0] < limits[1]):
+        parser.error('--uncertainty-limits requires --uncertainty, and 0 or more for LOW, below HIGH')
+    if bool(args.calibrate) == bool(args.inputs):
+        parser.error('--calibrate takes OUTPUT only, a network file' if args.calibrate else
+                     'expected INPUT and OUTPUT: an image or a folder, and where the result goes')
     return args
 
 
@@ -82,6 +98,8 @@ def run(args: argparse.Namespace) -> int:
         UserError: wrong arguments, or the only image cannot be upscaled.
         OSError: a result cannot be written.
     """
+    if args.calibrate:
+        return calibrate(args)
     found = find_images(args)
     images = {source: target for source, target in found.items() if not (args.resume and is_finished(target, args))}
     if len(images) < len(found) and not args.quiet:
@@ -91,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     from udl_plugin.inference.upscaler import load  # imports torch, which takes seconds
     upscaler = load(
         args.model, args.device, uncertainty=args.uncertainty, tile=args.tile, self_ensemble=args.self_ensemble,
-        uncertainty_loss='ESU',  # of no effect: the map is written, not the expected error
+        uncertainty_loss=args.uncertainty_loss,
         param_key=args.param_key, network_g=read_network_g(args.opt))
     print_notes(notes := list(upscaler.notes))
     progress = functools.partial(args.progress, description='Upscaling', unit='tiles') if len(images) == 1 else None
@@ -108,7 +126,11 @@ def run(args: argparse.Namespace) -> int:
             print_notes(note for note in upscaler.notes if note not in notes)  # that memory is short
             notes = list(upscaler.notes)
             profile = find_profile(source, is_grey=result.image.ndim == 2)
-            write_result(target, result, args.uncertainty_limits, profile)
+            maps = describe_map(upscaler, args) if args.uncertainty else None
+            write_result(target, result, maps, profile)
+            if maps and not args.quiet:
+                print(f'{target}: expects to be off by {result.expected_error.mean():.1f} levels on average; map: '
+                      f'{output_files(target)[1].name}')
     if failed:
         show(f'udl-upscale: images skipped: {len(failed)} of {len(images)}', failed, file=sys.stderr)
     if not args.quiet:
@@ -165,7 +187,7 @@ def is_finished(image: Path, args: argparse.Namespace) -> bool:
 
 def output_files(image: Path, uncertainty: bool = True) -> list[Path]:
     """Returns the files of one result: the image and, with `uncertainty`, the map's picture and the map."""
-    return [image] + [image.with_name(image.stem + end) for end in ('_uncertainty.png', '_log_var.npy')] * uncertainty
+    return [image] + [image.with_name(image.stem + end) for end in MAP_FILES] * uncertainty
 
 
 def find_profile(source: Path, is_grey: bool) -> bytes:
@@ -180,19 +202,56 @@ def find_profile(source: Path, is_grey: bool) -> bytes:
     return profile
 
 
-def write_result(target: Path, result: UpscaleResult, limits: Sequence[float] | None = None,
-                 icc_profile: bytes = b'') -> None:
-    """Writes the files of one result. The image comes last, so an image that exists has its map."""
-    import numpy as np
+def describe_map(upscaler: Upscaler, args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `encode_map_files` besides the map."""
+    from udl_plugin.inference.visualize import describe_owner
+    return {'loss': upscaler.uncertainty_loss, 'error_scale': upscaler.error_scale, 'colormap': args.colormap,
+            'limits': args.uncertainty_limits, 'owner': describe_owner(upscaler.stage, upscaler.error_scale)}
 
-    from udl_plugin.inference.visualize import encode_png, swap_red_blue, uncertainty_picture
-    image, picture, log_var = output_files(target)
-    if result.log_var is not None:
-        raw = io.BytesIO()
-        np.save(raw, result.log_var)
-        atomic_write(log_var, raw.getvalue())
-        atomic_write(picture, encode_png(uncertainty_picture(result.log_var, limits)))
-    atomic_write(image, encode_png(swap_red_blue(result.image), icc_profile))
+
+def write_result(target: Path, result: UpscaleResult, maps: Mapping[str, Any] | None = None,
+                 icc_profile: bytes = b'') -> None:
+    """Writes the files of one result; of its map if `describe_map` is given. An image that exists has its map."""
+    from udl_plugin.inference.visualize import encode_map_files, encode_png, swap_red_blue
+    if maps is not None and result.log_var is not None:
+        for end, content in encode_map_files(result.log_var, **maps).items():
+            atomic_write(target.with_name(target.stem + end), content)
+    atomic_write(target, encode_png(swap_red_blue(result.image), icc_profile))
+
+
+def calibrate(args: argparse.Namespace) -> int:
+    """Writes a copy of a network with the factor that fits its expected error to HR photos.
+
+    Raises:
+        UserError: no variance head, no usable photo, or OUTPUT exists or is not a network file.
+    """
+    from udl_plugin.checkpoints.export import SUFFIXES, export_network
+    from udl_plugin.checkpoints.network_file import find_file, load_network_file
+    from udl_plugin.data.image_io import list_images
+    target, photos = Path(args.output), list(list_images(args.calibrate).values())
+    if target.suffix not in SUFFIXES[:3]:
+        raise UserError(f"'{target}': the suffix must be one of {', '.join(SUFFIXES[:3])}: a network is written.")
+    if os.path.lexists(target) and (not args.force or os.path.samefile(target, find_file(args.model))):
+        raise UserError(f"'{target}' exists already; choose another OUTPUT, or give --force to replace it, unless it "
+                        'is the network itself.')
+    from udl_plugin.inference.calibrate import calibrate as fit
+    from udl_plugin.inference.upscaler import Upscaler, find_device
+    file = load_network_file(args.model, args.param_key, read_network_g(args.opt))
+    try:
+        upscaler = Upscaler(file, find_device(args.device), args.tile, args.self_ensemble, uncertainty=True,
+                            uncertainty_loss=args.uncertainty_loss)
+    except UserError as err:
+        raise UserError(f"'{args.model}': {err}") from err
+    print_notes(upscaler.notes)
+    result = fit(upscaler, args.progress(photos, len(photos), 'Calibrating'))
+    file.uncertainty_loss, file.error_scale = upscaler.uncertainty_loss, result.error_scale
+    export_network(target, file, 'udl')
+    if not args.quiet:
+        print(f'{result.photos} photo{"s" * (result.photos != 1)}, x{upscaler.scale}, in 8-bit levels: expected error '
+              f'{result.expected:.2f}, observed {result.observed:.2f}; factor {result.error_scale:.3f}.\n'
+              f'Calibration error {result.before:.3f} before, {result.after:.3f} after'
+              f'{" (each photo with the factor of the others)" if result.photos > 1 else ""}.\n{target}')
+    return 0
 
 
 if __name__ == '__main__':

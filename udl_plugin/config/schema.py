@@ -179,9 +179,11 @@ class ValOptions(Section):
     tile: Annotated[Optional[t.TileSize], udl_only()] = None
     """Run the network on tiles of this many LR pixels, to save memory."""
     save_uncertainty: Annotated[Optional[t.Flag], udl_only()] = None
-    """Save the uncertainty map of each image, as a picture and as .npy."""
+    """Save the expected error of each image, in 8-bit levels, as a picture and as .npy, and the map itself."""
     uncertainty_limits: Annotated[Optional[t.Limits], udl_only()] = None
-    """Values of blue and red in these pictures (default: minimum and maximum of each map)."""
+    """Expected errors in the first and last colour of these pictures, in 8-bit levels (default: each image's own)."""
+    uncertainty_colormap: Annotated[Optional[t.Colormap], udl_only()] = None
+    """Colours of these pictures (default: inferno); authors: the paper's JET."""
     save_best: Annotated[Optional[t.Text], udl_only()] = None
     """Save net_g_best.pth, the best by this metric: NAME of the first set, or DATASET/NAME."""
 

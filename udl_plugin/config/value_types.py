@@ -110,8 +110,9 @@ Gpus = Annotated[Union[Literal['auto'], Annotated[StrictInt, Field(ge=0, le=1024
                  expected('auto or an integer of at least 0')]
 Amp = Annotated[Literal['bf16', 'fp16'], expected('bf16, fp16, or ~ for float32')]
 GraphMode = Annotated[Union[Literal['auto'], StrictBool], expected('auto, true or false')]
-Limits = Annotated[list[_Finite], Field(min_length=2, max_length=2), _only_if(lambda pair: pair[0] < pair[1]),
-                   expected('a lower and a higher number, such as [-1, 4]')]
+Limits = Annotated[list[_Finite], Field(min_length=2, max_length=2), _only_if(lambda pair: 0 <= pair[0] < pair[1]),
+                   expected('a lower and a higher number of 8-bit levels, such as [0, 20]')]
+Colormap = Annotated[Literal['inferno', 'authors'], expected('inferno or authors')]
 Color = Annotated[Literal['y'], expected('y, or ~ for all channels')]
 Backend = Annotated[Literal['disk', 'lmdb'], expected('disk or lmdb')]  # memcached runs code that its options name
 Prefetch = Annotated[Literal['cpu', 'cuda'], expected('cpu, cuda, or ~')]

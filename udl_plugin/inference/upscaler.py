@@ -32,21 +32,23 @@ ImageLike = Union[str, 'os.PathLike[str]', Image.Image, np.ndarray, torch.Tensor
 Progress = Callable[[Sequence[Any], int], Iterable[Any]]
 
 
-def load(path: str | os.PathLike[str], device: str | torch.device = 'auto', *, uncertainty: bool | None = None,
-         uncertainty_loss: str | None = None, tile: int | None = None, self_ensemble: bool = False,
-         param_key: str | None = None, network_g: dict[str, Any] | None = None) -> Upscaler:
+def load(path: str | os.PathLike[str] = 'edsr_xs_x2', device: str | torch.device = 'auto', *,
+         uncertainty: bool | None = None, uncertainty_loss: str | None = None, tile: int | None = None,
+         self_ensemble: bool = False, param_key: str | None = None,
+         network_g: dict[str, Any] | None = None) -> Upscaler:
     """Loads a network for upscaling, from a checkpoint of any step or a file that udl-convert wrote.
 
     >>> import udl_plugin
-    >>> upscaler = udl_plugin.load('net_g_latest.pth', device='cpu')
+    >>> upscaler = udl_plugin.load('edsr_xs_x2', device='cpu')
     >>> upscaler
-    Upscaler(EDSRTwo x2, step 2, 12,785 parameters, device='cpu')
+    Upscaler(EDSRVar x2, step 1, 121,758 parameters, device='cpu')
     >>> result = upscaler.upscale('photo.png')  # 20 x 12 pixels
     >>> result.image.shape, result.expected_error.shape
     ((24, 40, 3), (24, 40, 3))
 
     Args:
-        path: `.pth`, `.pt`, `.safetensors`, or a folder of `save_pretrained`. Nothing in it is executed.
+        path: `.pth`, `.pt`, `.safetensors`, or a folder of `save_pretrained`. Nothing in it is executed. Or the name of
+            a network in the package, small and for first tries: `edsr_xs_x2`, `edsr_xs_x3` or `edsr_xs_x4`.
         device: Such as `cpu`, `cuda:1` or `mps`. `auto`: `cuda` if there is such a GPU, else `mps` on a Mac that has
             it, else `cpu`.
         uncertainty: Whether results have an expected error. None: if the file has a variance head. Without it, a
@@ -60,7 +62,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = 'auto', *, u
     Raises:
         UserError: the file cannot be read, or an argument does not fit it.
     """
-    device = _find_device(device)
+    device = find_device(device)
     file = load_network_file(path, param_key, network_g)
     uncertainty = file.stage != 'plain' if uncertainty is None else uncertainty
     try:
@@ -92,7 +94,7 @@ def from_pretrained(name: str | os.PathLike[str], device: str | torch.device = '
                 tile=tile, self_ensemble=self_ensemble)
 
 
-def _find_device(name: str | torch.device) -> torch.device:
+def find_device(name: str | torch.device) -> torch.device:
     """Returns the device of that name, after a check that it can be used. `auto`: the GPU if there is one."""
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'

@@ -18,7 +18,7 @@ from udl_plugin.metrics.uncertainty_metrics import expected_error, log_var_of_er
 
 RGB_TO_Y = np.array([65.738, 129.057, 25.064], dtype=np.float64) / 256  # luma of the SR protocol, without its offset
 COLORMAPS = ('inferno', 'authors')  # linear in levels, and perceptually uniform; the paper's JET, linear in the map
-OWNERS = {'step 1': 'the SR image', 'step 2': "step 1's SR image"}  # by stage: whose errors the map describes
+OWNERS = {'step 1': 'the SR image', 'step 2': "step 1's SR image"}  # by stage; see `describe_owner`
 BAR_WIDTH, GAP = 16, 8  # of the colour bar, in pixels
 Limits = Sequence[float]
 
@@ -62,6 +62,11 @@ def expected_error_picture(log_var: np.ndarray, loss: str = 'ESU', error_scale: 
         shown = list(limits or (0, round_limit(error)))
         picture = heat_map(error, shown)
     return add_color_bar(picture, shown, f'expected error of {owner} (8-bit levels)', colormap)
+
+
+def describe_owner(stage: str, error_scale: float = 1.0) -> str:
+    """Whose errors the map of a network describes: of step 2, those of step 1's image, unless they were calibrated."""
+    return OWNERS['step 1' if error_scale != 1 else stage]
 
 
 def heat_map(error: np.ndarray, limits: Limits) -> np.ndarray:

@@ -16,8 +16,14 @@ from udl_plugin.archs.mixed_precision import keep_image_convs_in_fp32
 from udl_plugin.archs.outputs import EXTRA_OUTPUTS, forward_with_outputs, get_sr_image, required_outputs_of
 from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
 from udl_plugin.archs.two_step import TwoStep
+from udl_plugin.checkpoints.network_file import find_error_loss
 from udl_plugin.checkpoints.safe_load import load_checkpoint
-from udl_plugin.checkpoints.state_dict import fingerprint, get_uncertainty_loss, load_matching_state_dict
+from udl_plugin.checkpoints.state_dict import (
+    fingerprint,
+    get_error_scale,
+    get_uncertainty_loss,
+    load_matching_state_dict,
+)
 from udl_plugin.config.cross_checks import (
     check_map_fingerprint,
     check_options,
@@ -30,6 +36,7 @@ from udl_plugin.config.schema import keeps_images_on_device
 from udl_plugin.data.image_cache import CROP, ImageCache
 from udl_plugin.errors import UserError
 from udl_plugin.inference.tiles import find_overlap, get_receptive_radius, run_in_tiles
+from udl_plugin.inference.visualize import describe_owner
 from udl_plugin.losses.build import describe_loss, get_head_loss
 from udl_plugin.models.captured_step import CapturedStep, computes_from_tensors, why_not_captured
 from udl_plugin.models.checkpoint_manager import CheckpointManager, fit_state_to_parameters, schedule_of_options
@@ -62,9 +69,10 @@ class UDLModel(SRModel):
           save_best: psnr              # net_g_best.pth: best by this metric, on the first set; or SET/METRIC
           amp: bf16                    # or fp16, as in training
           tile: 256                    # in tiles of 256 x 256 LR pixels, to save memory; default: the full image
-          save_uncertainty: true       # next to each SR image: IMAGE_uncertainty.png, the map as a picture, and
-                                       # IMAGE_log_var.npy, float32 (C, H, W): log of the error's scale in 8-bit levels
-          uncertainty_limits: [-1, 4]  # of all pictures, from blue to red; default: each map's own
+          save_uncertainty: true       # next to each SR image: IMAGE_expected_error.png, a picture in 8-bit levels,
+                                       # IMAGE_expected_error.npy, float32 (H, W, C), and IMAGE_log_var.npy, (C, H, W)
+          uncertainty_limits: [0, 20]  # of all pictures, in 8-bit levels; default: each map's own
+          uncertainty_colormap: inferno  # or authors: JET, as in the paper
 
     Metrics of uncertainty maps (`udl_plugin/metrics/`) go under `val: metrics` like BasicSR's own.
 
@@ -186,6 +194,19 @@ class UDLModel(SRModel):
             return get_head_loss(self.cri_pix) if getattr(self.cri_pix, 'img_range', None) == 255 else None
         path = self.opt['path'].get('pretrain_network_g')
         return path and get_uncertainty_loss(self._read_checkpoint(path))
+
+    @functools.cached_property
+    def map_unit(self) -> dict[str, Any]:
+        """What turns a map into an expected error and its picture: the arguments of `encode_map_files`."""
+        val_opt, path = self.opt['val'], self.opt['path'].get('pretrain_network_g')
+        scale = 1.0 if self.is_train or not path else get_error_scale(self._read_checkpoint(path))
+        loss, note = find_error_loss(self.checkpoints.uncertainty_loss)
+        if note:
+            get_root_logger().warning(f'val.save_uncertainty: {note}')
+        stage = 'step 2' if isinstance(self.get_bare_model(self.net_g), TwoStep) else 'step 1'
+        return {'loss': loss, 'error_scale': scale, 'owner': describe_owner(stage, scale),
+                'limits': val_opt.get('uncertainty_limits'),
+                'colormap': val_opt.get('uncertainty_colormap') or 'inferno'}
 
     def get_optimizer(self, optim_type: str, params: list[nn.Parameter], lr: float,
                       **options: Any) -> torch.optim.Optimizer:

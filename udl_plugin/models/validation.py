@@ -1,7 +1,6 @@
 """Validation and test of a model image by image, with uncertainty maps for the metrics that take them."""
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from os import path as osp
@@ -14,7 +13,7 @@ from basicsr.utils import tensor2img
 from torch import Tensor
 from tqdm import tqdm
 
-from udl_plugin.inference.visualize import encode_png, uncertainty_picture
+from udl_plugin.inference.visualize import encode_map_files, encode_png
 from udl_plugin.utils.atomic_io import atomic_write
 
 if TYPE_CHECKING:
@@ -88,7 +87,8 @@ def _save_and_score(model: UDLModel, images: dict[str, np.ndarray], log_var: np.
     if save_img:
         atomic_write(f'{stem}.png', encode_png(images['img']))  # cv2.imwrite takes no path with an umlaut on Windows
     if model.save_uncertainty and log_var is not None:
-        _save_uncertainty(stem, log_var, val_opt.get('uncertainty_limits'))
+        for end, content in encode_map_files(log_var, **model.map_unit).items():
+            atomic_write(f'{stem}{end}', content)
     results = {}
     for metric, metric_opt in (val_opt.get('metrics') or {}).items():
         extra = {'log_var': log_var} if metric_opt in model.map_metrics else {}
@@ -115,10 +115,3 @@ def _output_stem(model: UDLModel, lq_path: str, dataset_name: str, iteration: in
         dataset_name, model.opt['val'].get('suffix') or model.opt['name'])
     return osp.join(model.opt['path']['visualization'], folder, f'{image}_{ending}')
 
-
-def _save_uncertainty(stem: str, log_var: np.ndarray, limits: tuple[float, float] | None) -> None:
-    """Writes STEM_log_var.npy, float32 `(C, H, W)`, and STEM_uncertainty.png."""
-    raw = io.BytesIO()
-    np.save(raw, log_var)
-    atomic_write(f'{stem}_log_var.npy', raw.getvalue())
-    atomic_write(f'{stem}_uncertainty.png', encode_png(uncertainty_picture(log_var, limits)))
