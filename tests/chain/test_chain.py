@@ -70,7 +70,7 @@ def test_our_entry_points(runner):
     log = ok(runner.test(test))
     folder = runner.folder / 'results/test/visualization/astronaut'
     assert {path.name for path in folder.iterdir()} == \
-        {'astronaut_test.png', 'astronaut_test_uncertainty.png', 'astronaut_test_log_var.npy'}
+        {f'astronaut_test{end}' for end in ('.png', '_expected_error.png', '_expected_error.npy', '_log_var.npy')}
     psnr = calculate_psnr(cv2.imread(str(folder / 'astronaut_test.png')), validation_photos()['astronaut'],
                           crop_border=2, test_y_channel=True)
     assert f'# psnr: {psnr:.4f}' in log
@@ -166,7 +166,7 @@ def test_unmodified_basicsr(checkout):
     test = runner.write_yml('test', 'demo/test_udl_step2',
                             path__pretrain_network_g='experiments/step2/models/net_g_latest.pth')
     ok(runner.run('basicsr/test.py', '-opt', test))
-    assert (runner.folder / 'results/test/visualization/astronaut/astronaut_test_uncertainty.png').exists()
+    assert (runner.folder / 'results/test/visualization/astronaut/astronaut_test_expected_error.png').exists()
 
 
 def test_entry_point_as_a_file(runner):

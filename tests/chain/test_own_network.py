@@ -31,7 +31,7 @@ def test_five_steps(runner):
     bicubic, l1, udl = map(float, psnrs)
     assert min(l1, udl) > bicubic
     assert cv2.imread(str(runner.folder / 'sr.png')).shape == (512, 512, 3)
-    assert (runner.folder / 'sr_uncertainty.png').exists()
+    assert (runner.folder / 'sr_expected_error.png').exists()
     assert (runner.folder / 'results/mynet/report.html').exists()
     assert torch.load(runner.folder / 'mynet.pth')['params'].keys() >= {'head.weight', 'upsample.0.weight'}
 

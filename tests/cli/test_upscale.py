@@ -17,10 +17,11 @@ from PIL import Image, ImageCms
 from udl_plugin.archs.build import build_network
 from udl_plugin.checkpoints.network_file import load_network_file
 from udl_plugin.checkpoints.state_dict import save_checkpoint
-from udl_plugin.cli.upscale import ABOUT, main, parse
+from udl_plugin.cli.upscale import ABOUT, MAP_FILES, main, parse
 from udl_plugin.data.image_io import read_icc_profile
 from udl_plugin.inference.upscaler import Upscaler
-from udl_plugin.inference.visualize import encode_png
+from udl_plugin.inference.visualize import encode_png, expected_error_picture
+from udl_plugin.utils.imresize import imresize
 
 NETWORK_G = {'type': 'EDSRTwo', **TINY}
 pytestmark = pytest.mark.usefixtures('seed')
@@ -59,13 +60,76 @@ def test_one_image(tmp_path, photos, model, capsys):
 
 def test_folder_with_maps(tmp_path, photos, model, capsys):
     assert run(photos, tmp_path / 'out', model, '--uncertainty', '--tile', 64) == 0
-    names = [f'image_{number}{end}' for number in range(3) for end in ('.png', '_log_var.npy', '_uncertainty.png')]
+    names = [f'image_{number}{end}' for number in range(3) for end in ('.png', *MAP_FILES)]
     assert sorted(os.listdir(tmp_path / 'out')) == sorted(names)
     log_var = np.load(tmp_path / 'out' / 'image_1_log_var.npy')
     assert log_var.shape == (3, 24, 40)
     assert log_var.dtype == np.float32
-    assert read(tmp_path / 'out' / 'image_1_uncertainty.png').shape == (24, 40, 3)
-    assert '3/3' in capsys.readouterr().err
+    error = np.load(tmp_path / 'out' / 'image_1_expected_error.npy')
+    np.testing.assert_allclose(error, 2 * np.exp(log_var).transpose(1, 2, 0), rtol=1e-6)  # ESU is assumed
+    picture = read(tmp_path / 'out' / 'image_1_expected_error.png')
+    np.testing.assert_array_equal(picture, expected_error_picture(log_var, owner="step 1's SR image"))
+    out, err = capsys.readouterr()
+    assert '3/3' in err
+    assert f'image_1.png: expects to be off by {error.mean():.1f} levels on average; map: image_1_expected_error.png' \
+        in out
+
+
+def test_the_recorded_loss_and_calibration_give_the_unit(tmp_path, photos):
+    state_dict = build_network({'type': 'EDSRVar', **TINY}).state_dict()
+    save_checkpoint(tmp_path / 'eu.pth', {'params': state_dict}, {'type': 'EDSRVar', **TINY}, 'EU', error_scale=1.5)
+    assert run(photos / 'image_0.png', tmp_path / 'sr.png', tmp_path / 'eu.pth', '--uncertainty',
+               '--uncertainty-limits', 0, 6, '--colormap', 'authors') == 0
+    log_var, error = (np.load(tmp_path / f'sr_{name}.npy') for name in ('log_var', 'expected_error'))
+    np.testing.assert_allclose(error, 1.5 * np.exp(log_var).transpose(1, 2, 0), rtol=1e-6)
+    expected = expected_error_picture(log_var, 'EU', 1.5, (0, 6), 'authors')
+    np.testing.assert_array_equal(read(tmp_path / 'sr_expected_error.png'), expected)
+
+
+@pytest.mark.parametrize('scale', [2, 3, 4])
+def test_networks_of_the_package(tmp_path, photos, capsys, scale):
+    model = ['--model', f'edsr_xs_x{scale}'] * (scale != 2)  # the default
+    sr = tmp_path / 'sr.png'
+    assert main([str(photos / 'image_0.png'), str(sr), '--uncertainty', '--device', 'cpu', *model]) == 0
+    assert read(sr).shape == (12 * scale, 20 * scale, 3)
+    assert f'Note: edsr_xs_x{scale} comes with the package for first tries: a small EDSR' in capsys.readouterr().err
+
+
+def test_calibrate(tmp_path, capsys):
+    smooth = {name: cv2.resize(img, (120, 90)) for name, img in random_images(3, 30, 40).items()}
+    hr = write_images(tmp_path / 'hr', smooth)
+    target = tmp_path / 'calibrated.safetensors'
+    assert main(['--calibrate', str(hr), str(target), '--model', 'edsr_xs_x2', '--device', 'cpu']) == 0
+    file = load_network_file(target)
+    assert file.uncertainty_loss == 'ESU'
+    expected, observed = [], []  # without a border of 2 pixels
+    upscaler = Upscaler(file, uncertainty=True)
+    for img in smooth.values():
+        rgb = cv2.cvtColor(img, cv2.COLOR_BGR2RGB)
+        result = upscaler.upscale(imresize(rgb, 1 / 2))
+        expected.append(result.expected_error[2:-2, 2:-2].mean())
+        observed.append(np.abs(result.image[2:-2, 2:-2].astype(float) - rgb[2:-2, 2:-2]).mean())
+    assert np.mean(expected) == pytest.approx(np.mean(observed), rel=1e-4)
+    out = capsys.readouterr().out
+    assert f'observed {np.mean(observed):.2f}; factor {file.error_scale:.3f}' in out
+    assert re.search(r'Calibration error [\d.]+ before, [\d.]+ after \(each photo', out)
+    assert file.error_scale != 1
+
+
+def test_calibrate_refuses(tmp_path, photos, model, capsys):
+    cases = {(str(model),): 'exists already', ('x.png',): 'a network is written',
+             ('x.pth', '--model', str(tmp_path / 'plain.pth')): 'holds a plain network',
+             ('y.pth',): 'is too small; at x2 a photo needs 32 x 32'}
+    save_checkpoint(tmp_path / 'plain.pth', {'params': build_network({'type': 'EDSR', **TINY}).state_dict()},
+                    {'type': 'EDSR', **TINY})
+    for arguments, message in cases.items():
+        model_option = [] if '--model' in arguments else ['--model', str(model)]
+        assert main(['--calibrate', str(photos), *arguments, *model_option, '--device', 'cpu', '--force']) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse(['a.png', '--calibrate', 'hr', 'out.pth'])
+    with pytest.raises(SystemExit):
+        parse(['out.png'])
 
 
 def test_depth_grey_and_alpha(tmp_path, model):
@@ -169,7 +233,8 @@ def test_existing_files_are_kept(tmp_path, photos, model, capsys):
                  tmp_path / 'results', model)
     assert run(image, tmp_path / 'sr.png', model, '--uncertainty', '--force', '--quiet') == 0
     assert (tmp_path / 'sr_log_var.npy').read_bytes() != b'precious'
-    (photos / 'image_0_uncertainty.png').write_bytes(image.read_bytes())
+    (photos / 'image_0_expected_error.png').write_bytes(image.read_bytes())
+    capsys.readouterr()
     assert_error(capsys, 'two images would be written to', photos, tmp_path / 'out', model, '--uncertainty')
     assert not (tmp_path / 'out').exists()
 

@@ -174,7 +174,7 @@ def assert_one_error(found, key, message):
     ('train.cuda_graph', [None, 'auto', True, False]), ('train.tf32', [None, True, False]),
     ('train.max_skips', [None, 3]), ('train.grad_clip', [None, 1, 0.5]), ('val.save_best', [None, 'psnr', 'Set5/ssim']),
     ('logger.save_keep', [2]), ('datasets.train.on_bad_record', ['stop', 'skip']), ('val', [None]),
-    ('val.uncertainty_limits', [None, [-1, 4]]),
+    ('val.uncertainty_limits', [None, [0, 4]]),
     ('num_gpu', ['auto', 0, 2]), ('manual_seed', [None, 0]), ('name', ['train_EDSR-S x4.1', 'a..b', 'Größe']),
     ('val.suffix', [None, 'x']), ('val.metrics', [None, {}]), ('path.ignore_resume_networks', [['network_g']]),
     ('network_g.res_scale', [1, 0.1, None]), ('network_g.rgb_mean', [[0, 0.5, 1]]),

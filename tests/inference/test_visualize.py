@@ -1,13 +1,23 @@
+import io
+
 import cv2
 import numpy as np
 import pytest
 
 from udl_plugin.inference.visualize import (
+    BAR_WIDTH,
+    GAP,
+    absolute_error,
     color_bar,
     contact_sheet,
+    describe_owner,
+    encode_map_files,
     encode_png,
     error_picture,
+    expected_error_picture,
+    heat_map,
     luma,
+    round_limit,
     swap_red_blue,
     uncertainty_picture,
 )
@@ -82,3 +92,73 @@ def test_swap_red_blue():
     np.testing.assert_array_equal(swap_red_blue(img[:, :, :3]), img[:, :, [2, 1, 0]])
     np.testing.assert_array_equal(swap_red_blue(swap_red_blue(img)), img)
     np.testing.assert_array_equal(swap_red_blue(img[:, :, 0]), img[:, :, 0])
+
+
+# ---- maps with a unit
+
+def ramp_map(height, width, low=-1., high=2.):
+    return np.broadcast_to(np.linspace(low, high, width), (3, height, width))
+
+
+def test_expected_error_is_linear_in_levels_and_has_a_bar():
+    log_var = ramp_map(260, 300)
+    error = 2 * np.exp(log_var[0])
+    picture = expected_error_picture(log_var)
+    assert picture.shape[0] == 260
+    limit = round_limit(error)
+    assert limit == 15  # 2 exp(2) = 14.8
+    grey = np.round(255 * error / limit).astype(np.uint8)
+    np.testing.assert_array_equal(picture[:, :300], cv2.applyColorMap(grey, cv2.COLORMAP_INFERNO))
+    bar = picture[:, 300 + GAP:300 + GAP + BAR_WIDTH]
+    assert bar[12, 0].tolist() == cv2.applyColorMap(np.uint8([[255]]), cv2.COLORMAP_INFERNO)[0, 0].tolist()
+    assert bar[-13, 0].tolist() == cv2.applyColorMap(np.uint8([[0]]), cv2.COLORMAP_INFERNO)[0, 0].tolist()
+    assert (picture[:, 300 + GAP + BAR_WIDTH + 6:] < 128).any()  # labels
+
+
+def test_loss_calibration_and_limits_of_the_expected_error():
+    log_var = ramp_map(8, 9)
+    for loss, error in (('ESU', 2 * np.exp(log_var[0])), ('EU', np.exp(log_var[0])),
+                        ('GaussianNLL', np.sqrt(2 / np.pi) * np.exp(log_var[0] / 2))):
+        np.testing.assert_array_equal(expected_error_picture(log_var, loss, 3., (1, 20))[:8, :9],
+                                      heat_map(3 * error, (1, 20)))
+    assert (expected_error_picture(log_var, 'ESU', 1, (0, 20)) != expected_error_picture(
+        log_var, 'ESU', 1, (0, 20), owner=describe_owner('step 2'))).any()  # the title of the bar
+    assert describe_owner('step 2', 1.1) == describe_owner('step 1')
+    with pytest.raises(ValueError, match='colormap must be one of inferno, authors'):
+        expected_error_picture(log_var, colormap='jet')
+    with pytest.raises(ValueError, match='a lower and a higher number'):
+        expected_error_picture(log_var, limits=(4, 4))
+
+
+def test_the_authors_colours_are_those_of_the_paper():
+    log_var = np.random.default_rng(0).normal(size=(3, 8, 9))
+    np.testing.assert_array_equal(expected_error_picture(log_var, colormap='authors')[:8, :9],
+                                  uncertainty_picture(log_var))
+    limits = 2 * np.exp(-1), 2 * np.exp(4)  # of ESU
+    np.testing.assert_allclose(expected_error_picture(log_var, limits=limits, colormap='authors')[:8, :9].astype(int),
+                               uncertainty_picture(log_var, (-1, 4)), atol=1)
+
+
+def test_small_and_constant_and_untrained_maps():
+    assert expected_error_picture(np.full((3, 4, 5), -1.)).shape[0] == 240
+    for colormap in ('inferno', 'authors'):
+        with np.errstate(all='raise', under='ignore'):
+            expected_error_picture(np.full((1, 4, 5), -1.), colormap=colormap)
+    assert round_limit(np.full((3, 3), np.inf)) == 255
+    assert [round_limit(np.full(9, value)) for value in (0, 1, 1.01, 7, 10, 11, 99)] == [1, 1, 1.5, 8, 10, 15, 100]
+
+
+def test_files_of_a_map():
+    log_var = ramp_map(8, 9).astype(np.float32)
+    files = encode_map_files(log_var, 'EU', 2.)
+    assert list(files) == ['_log_var.npy', '_expected_error.npy', '_expected_error.png']
+    np.testing.assert_array_equal(np.load(io.BytesIO(files['_log_var.npy'])), log_var)
+    error = np.load(io.BytesIO(files['_expected_error.npy']))
+    assert error.dtype == np.float32
+    np.testing.assert_allclose(error, 2 * np.exp(log_var).transpose(1, 2, 0), rtol=1e-6)
+
+
+def test_absolute_error_is_the_mean_of_the_channels():
+    sr, gt = np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), [3, 6, 255], np.uint8)
+    assert (absolute_error(sr, gt) == 88).all()
+    assert (absolute_error(gt[..., 2], sr[..., 2]) == 255).all()

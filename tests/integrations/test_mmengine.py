@@ -24,7 +24,7 @@ from udl_plugin.checkpoints.network_file import load_network_file
 from udl_plugin.checkpoints.safe_load import load_tensors_only
 from udl_plugin.checkpoints.state_dict import read_state_dict, save_checkpoint
 from udl_plugin.errors import UserError
-from udl_plugin.inference.visualize import uncertainty_picture
+from udl_plugin.inference.visualize import expected_error_picture
 from udl_plugin.integrations.mmengine.hooks import (
     NetworkCheckpointHook,
     UncertaintyVisualizationHook,
@@ -438,15 +438,15 @@ def test_pictures_of_uncertainty():
     drawn = []
     runner = SimpleNamespace(model=model, iter=7, visualizer=SimpleNamespace(
         add_image=lambda name, image, step: drawn.append((name, image, step))))
-    hook = UncertaintyVisualizationHook(limits=(-1, 4), interval=2)
+    hook = UncertaintyVisualizationHook(limits=(0, 9), interval=2)
     hook.before_run(runner)
     for number in range(3):
         outputs = model.eval()(torch.rand(1, 3, 4, 6), {'set': ['Set5'], 'lq_path': [f'a/{number}.png']}, 'predict')
         hook.after_val_iter(runner, number, None, outputs)
     hook.after_test_iter(runner, 1, None, outputs)
     assert [(name, step) for name, _, step in drawn] == [
-        ('Set5_0_uncertainty', 7), ('Set5_2_uncertainty', 7), ('Set5_2_uncertainty', 0)]
-    expected = uncertainty_picture(outputs[0]['log_var'].numpy(), (-1, 4))
+        ('Set5_0_expected_error', 7), ('Set5_2_expected_error', 7), ('Set5_2_expected_error', 0)]
+    expected = expected_error_picture(outputs[0]['log_var'].numpy(), 'ESU', limits=(0, 9))
     assert (drawn[-1][1] == expected[..., ::-1]).all()
     runner.model = UDLRestorer({'type': 'EDSR', **TINY})
     with pytest.raises(UserError, match=r'EDSR provides no log_var\. Remove UncertaintyVisualizationHook'):

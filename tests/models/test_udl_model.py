@@ -19,7 +19,7 @@ from udl_plugin.archs import EDSRTwo, EDSRVar
 from udl_plugin.archs.wrapping import base_state_dict
 from udl_plugin.checkpoints.network_file import load_network_file
 from udl_plugin.errors import UserError
-from udl_plugin.inference.visualize import uncertainty_picture
+from udl_plugin.inference.visualize import OWNERS, expected_error_picture
 from udl_plugin.metrics.uncertainty_metrics import calculate_map_ause, calculate_map_calibration
 
 pytestmark = pytest.mark.usefixtures('seed')
@@ -378,12 +378,15 @@ def test_validation_saves_the_map_next_to_the_image(tmp_path, step, is_train, su
     model.validation(DataLoader(OnePair()), 7, None, save_img=True)
     folder = tmp_path / 'visualization' / folder
     assert {path.name for path in folder.iterdir()} == \
-        {f'{stem}.png', f'{stem}_uncertainty.png', f'{stem}_log_var.npy'}
+        {f'{stem}{end}' for end in ('.png', '_expected_error.png', '_expected_error.npy', '_log_var.npy')}
     log_var = np.load(folder / f'{stem}_log_var.npy')
     with torch.no_grad():
         expected = model.net_g.eval()(OnePair()[0]['lq'][None], return_log_var=True)[1][0].numpy()
     np.testing.assert_allclose(log_var, expected, atol=1e-6)
-    np.testing.assert_array_equal(cv2.imread(str(folder / f'{stem}_uncertainty.png')), uncertainty_picture(log_var))
+    error = np.load(folder / f'{stem}_expected_error.npy')
+    np.testing.assert_allclose(error, 2 * np.exp(log_var).transpose(1, 2, 0), rtol=1e-6)  # of ESU
+    picture = cv2.imread(str(folder / f'{stem}_expected_error.png'))
+    np.testing.assert_array_equal(picture, expected_error_picture(log_var, owner=OWNERS[f'step {step}']))
 
 
 @pytest.mark.parametrize('step', [1, 2])
@@ -406,13 +409,14 @@ def test_validation_rates_the_map(tmp_path, step):
 
 def test_pictures_with_fixed_limits(tmp_path):
     opt = step2_options(tmp_path)
-    opt['val'].update(save_uncertainty=True, uncertainty_limits=[-5, 5])
+    opt['val'].update(save_uncertainty=True, uncertainty_limits=[0, 5], uncertainty_colormap='authors')
     model = build_model(opt)
     model.validation(DataLoader(OnePair()), 7, None, save_img=False)
     log_var = np.load(tmp_path / 'visualization/bird/bird_7_log_var.npy')
-    picture = cv2.imread(str(tmp_path / 'visualization/bird/bird_7_uncertainty.png'))
-    np.testing.assert_array_equal(picture, uncertainty_picture(log_var, (-5, 5)))
-    assert (picture != uncertainty_picture(log_var)).any()
+    picture = cv2.imread(str(tmp_path / 'visualization/bird/bird_7_expected_error.png'))
+    owner = OWNERS['step 2']
+    np.testing.assert_array_equal(picture, expected_error_picture(log_var, 'ESU', 1, (0, 5), 'authors', owner))
+    assert (picture != expected_error_picture(log_var, colormap='authors', owner=owner)).any()
 
 
 def test_step_2_weighted_by_the_error_of_the_frozen_network(tmp_path):

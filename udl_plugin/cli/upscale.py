@@ -81,7 +81,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                           help='keep the results of an interrupted run with the same options, make the rest')
     existing.add_argument('--force', action='store_true', help='replace results that exist')
     add('--quiet', action='store_true', help='show warnings and errors only')
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # INPUT is optional with --calibrate, wherever options stand
     limits = args.uncertainty_limits
     if limits and not (args.uncertainty and 0 <= limits[0] < limits[1]):
         parser.error('--uncertainty-limits requires --uncertainty, and 0 or more for LOW, below HIGH')

@@ -196,7 +196,7 @@ class Upscaler:
             return given
         loss, note = find_error_loss(recorded)
         if note:
-            self.notes.append(f'{note} Pass uncertainty_loss to choose another.')
+            self.notes.append(f'{note} --uncertainty-loss (in Python uncertainty_loss) names another.')
         return loss
 
     def _set_tile(self, tile: int, note: str = '') -> None:

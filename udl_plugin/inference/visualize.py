@@ -87,7 +87,7 @@ def absolute_error(sr: np.ndarray, gt: np.ndarray) -> np.ndarray:
 
 def round_limit(*errors: np.ndarray) -> float:
     """A round number of levels, at least 1, that less than 1 % of the values of each array exceed."""
-    value = max(1.0, *(float(np.quantile(error, 0.99)) for error in errors))
+    value = max(1.0, *(float(np.quantile(error, 0.99, method='higher')) for error in errors))
     if not math.isfinite(value):  # of an untrained map
         return 255.0
     power = 10.0 ** math.floor(math.log10(value))

@@ -10,10 +10,11 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
 
 from udl_plugin.archs.build import build_network
+from udl_plugin.archs.two_step import TwoStep
 from udl_plugin.checkpoints.mmengine_format import from_mmengine, is_mmengine_checkpoint
 from udl_plugin.checkpoints.state_dict import DEFAULT_KEY, describe_contradiction, describe_mismatch, match_state_dict
 from udl_plugin.errors import UserError, raise_errors
-from udl_plugin.inference.visualize import swap_red_blue, uncertainty_picture
+from udl_plugin.inference.visualize import describe_owner, expected_error_picture, swap_red_blue
 from udl_plugin.integrations.mmengine.checkpoints import can_be_resumed
 from udl_plugin.integrations.mmengine.config_checks import check_training
 from udl_plugin.integrations.mmengine.model import get_model
@@ -122,25 +123,27 @@ def apply_config_schedule(runner: Any, checkpoint: dict[str, Any]) -> None:
 
 @HOOKS.register_module()
 class UncertaintyVisualizationHook(Hook):
-    """Passes a picture of each validated or tested image's uncertainty map to mmengine's `Visualizer`.
+    """Passes a picture of each validated or tested image's expected error to mmengine's `Visualizer`.
 
-    The picture is the luma of the map in OpenCV's JET (`udl_plugin/inference/visualize.py`). With several processes,
+    The pictures are those of `expected_error_picture` (`udl_plugin/inference/visualize.py`). With several processes,
     only the first one draws its images, because `Visualizer` ignores the others.
 
     Args:
-        limits: Values drawn in full blue and full red, which makes pictures comparable. Default: minimum and maximum of
-            each map.
+        limits: Errors drawn in the first and the last colour, in 8-bit levels, which makes pictures comparable.
+            Default: 0 and a round number near the largest of each image.
         interval: Draw every n-th validated image. All tested images are drawn.
+        uncertainty_loss: Loss that trained the variance head. Default: the one that trains it in this run, or ESU.
 
     Raises:
         UserError: wrong limits or interval; before a run, a network without log-variance.
     """
 
-    def __init__(self, limits: tuple[float, float] | None = None, interval: int = 1):
-        if interval < 1 or (limits is not None and not limits[0] < limits[1]):
-            raise UserError('UncertaintyVisualizationHook: limits must be two numbers, the lower one first, and '
-                            f'interval at least 1, not {limits} and {interval}.')
-        self.limits, self.interval = limits, interval
+    def __init__(self, limits: tuple[float, float] | None = None, interval: int = 1,
+                 uncertainty_loss: str | None = None):
+        if interval < 1 or (limits is not None and not 0 <= limits[0] < limits[1]):
+            raise UserError('UncertaintyVisualizationHook: limits must be two numbers of 8-bit levels, the lower one '
+                            f'first, and interval at least 1, not {limits} and {interval}.')
+        self.limits, self.interval, self.uncertainty_loss = limits, interval, uncertainty_loss
 
     def before_run(self, runner: Any) -> None:
         model = get_model(runner.model)
@@ -157,7 +160,10 @@ class UncertaintyVisualizationHook(Hook):
         self._draw(runner, outputs, 0)
 
     def _draw(self, runner: Any, outputs: Any, step: int) -> None:
+        model = get_model(runner.model)
+        loss = self.uncertainty_loss or get_head_loss(model.pixel_loss) or 'ESU'
+        owner = describe_owner('step 2' if isinstance(model.generator, TwoStep) else 'step 1')
         for sample in outputs:
-            picture = uncertainty_picture(sample['log_var'].numpy(), self.limits)
+            picture = expected_error_picture(sample['log_var'].numpy(), loss, limits=self.limits, owner=owner)
             stem = osp.splitext(osp.basename(sample['lq_path']))[0]
-            runner.visualizer.add_image(f'{sample["set"]}_{stem}_uncertainty', swap_red_blue(picture), step)
+            runner.visualizer.add_image(f'{sample["set"]}_{stem}_expected_error', swap_red_blue(picture), step)
