@@ -28,7 +28,14 @@ from udl_plugin.archs.wrapping import base_state_dict
 from udl_plugin.checkpoints.state_dict import read_state_dict
 from udl_plugin.config import yaml_loader
 from udl_plugin.inference.cost import machine, time_in_turn
-from udl_plugin.inference.visualize import contact_sheet, encode_png, error_picture, uncertainty_picture
+from udl_plugin.inference.visualize import (
+    absolute_error,
+    add_color_bar,
+    contact_sheet,
+    encode_png,
+    heat_map,
+    round_limit,
+)
 from udl_plugin.prepare.demo_data import CROP, SCALE, STEP, write_demo_data
 from udl_plugin.utils.atomic_io import atomic_write
 
@@ -78,7 +85,7 @@ def main() -> None:
                      f'| {1e3 * seconds[row]:.1f} |')
     lines += ['', f'Seed {read_yml("train_udl_step2")["manual_seed"]}, {machine()}.', '']
     atomic_write(TABLE, '\n'.join(lines).encode())
-    atomic_write(PICTURE, encode_png(draw(images['bicubic'], images['UDL step 2'], gt, psnr)))
+    atomic_write(PICTURE, encode_png(draw(images, gt, psnr)))
     print('\n' + '\n'.join(lines))
     print(f'Table:   {TABLE.resolve()}\nPicture: {PICTURE.resolve()}\nTotal: {time.time() - start:.0f} s.')
 
@@ -136,26 +143,40 @@ def load(test_name: str) -> tuple[nn.Module, int]:
     return net, sum(tensor.numel() for tensor in base_state_dict(state_dict).values())
 
 
-def draw(bicubic_image: np.ndarray, sr: np.ndarray, gt: np.ndarray, psnr: dict[str, float], side: int = 128,
-         width: int = 384) -> np.ndarray:
-    """A contact sheet: full images in the first row, and the part with the highest uncertainty in the second."""
+def draw(images: dict[str, np.ndarray], gt: np.ndarray, psnr: dict[str, float], side: int = 100,
+         width: int = 400) -> np.ndarray:
+    """A contact sheet: the photo and three error maps on one scale; then the crop with the highest expected error.
+
+    Args:
+        images: SR images and bicubic, by row of the table.
+        gt: The ground truth.
+        psnr: Of the whole images.
+        side: Of the crop; a divisor of `width`, so that a pixel is enlarged to a square.
+        width: Of a picture.
+    """
     name = read_yml(TESTS['UDL step 2'])['name']
-    log_var = np.load(f'results/{name}/visualization/{PHOTO}/{PHOTO}_{name}_log_var.npy')
-    tiles = {
-        f'bicubic, {psnr["bicubic"]:.2f} dB': bicubic_image,
-        f'UDL step 2, {psnr["UDL step 2"]:.2f} dB': sr,
-        'ground truth': gt,
-        'uncertainty: blue low, red high': uncertainty_picture(log_var),
-        'error, red: 32 levels or more': error_picture(sr, gt),
-    }
+    expected = np.load(f'results/{name}/visualization/{PHOTO}/{PHOTO}_{name}_expected_error.npy').mean(axis=2)
+    errors = {"expected error (step 1's map)": expected, 'true error: L1': absolute_error(images['L1'], gt),
+              'true error: UDL': absolute_error(images['UDL step 2'], gt)}
+    limits = 0., round_limit(*errors.values())
     half = side // 2
-    local = cv2.boxFilter(log_var.mean(axis=0), -1, (side, side))[half:-half, half:-half]
-    top, left = np.unravel_index(local.argmax(), local.shape)
-    full = [(label, cv2.resize(tile, (width, width), interpolation=cv2.INTER_AREA)) for label, tile in tiles.items()]
-    parts = [(f'{side} x {side}, highest uncertainty' if number == 0 else '',
-              cv2.resize(tile[top:top + side, left:left + side], (width, width), interpolation=cv2.INTER_NEAREST))
-             for number, tile in enumerate(tiles.values())]
-    return contact_sheet([full, parts])
+    local = cv2.boxFilter(expected, -1, (side, side))[half:-half, half:-half]
+    top, left = (int(place) for place in np.unravel_index(local.argmax(), local.shape))
+    boxed = gt.copy()
+    cv2.rectangle(boxed, (left - 2, top - 2), (left + side + 1, top + side + 1), (0, 255, 255), 2)
+
+    def shrink(picture: np.ndarray) -> np.ndarray:
+        return cv2.resize(picture, (width, width), interpolation=cv2.INTER_AREA)
+
+    full = [('ground truth', shrink(boxed)),
+            *((label, shrink(heat_map(error, limits))) for label, error in errors.items())]
+    full[-1] = full[-1][0], add_color_bar(full[-1][1], limits, 'error (8-bit levels)', font=26)
+    shown = {'bicubic': images['bicubic'], 'L1': images['L1'], 'UDL': images['UDL step 2'], 'ground truth': gt}
+    rows = {'UDL': 'UDL step 2'}
+    parts = [(label if label == 'ground truth' else f'{label}: {psnr[rows.get(label, label)]:.2f} dB on the photo',
+              cv2.resize(image[top:top + side, left:left + side], (width, width), interpolation=cv2.INTER_NEAREST))
+             for label, image in shown.items()]
+    return contact_sheet([full, parts], margin=12, label_height=52)
 
 
 if __name__ == '__main__':

@@ -94,11 +94,16 @@ def round_limit(*errors: np.ndarray) -> float:
     return next(step * power for step in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if step * power >= value * (1 - 1e-9))
 
 
-def add_color_bar(picture: np.ndarray, limits: Limits, title: str, colormap: str = 'inferno') -> np.ndarray:
-    """Puts the colour bar of an error picture to the right of it, on white, with its limits in levels and a title."""
+def add_color_bar(picture: np.ndarray, limits: Limits, title: str, colormap: str = 'inferno',
+                  font: int | None = None) -> np.ndarray:
+    """Puts the colour bar of an error picture to the right of it, on white, with its limits in levels and a title.
+
+    Args:
+        font: Height of its letters in pixels; None: by the height of the picture.
+    """
     height = max(240, len(picture))
-    font = min(max(12, height // 40), 28)  # pixels
-    strip = Image.new('RGB', (BAR_WIDTH + 6 * font, height), 'white')
+    font = font or min(max(12, height // 40), 28)
+    strip = Image.new('RGB', (BAR_WIDTH + 5 * font + 8, height), 'white')
     draw = ImageDraw.Draw(strip)
     top, bottom = font, height - font - 1
     unit = np.linspace(1, 0, bottom - top + 1)
