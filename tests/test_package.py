@@ -41,7 +41,8 @@ def test_wheel(archives):
     wheel, _ = archives
     options = {f'udl_plugin/options/{path.relative_to(OPTIONS).as_posix()}' for path in OPTIONS.rglob('*')
                if path.suffix in ('.yml', '.json') or (path.suffix == '.py' and path.is_file())}
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / 'udl_plugin').rglob('*.py')}
+    modules = {path.relative_to(ROOT).as_posix() for pattern in ('*.py', '*.pth')
+               for path in (ROOT / 'udl_plugin').rglob(pattern)}
     added = {'udl_plugin_autoload.pth', 'udl_plugin/py.typed'}
     assert {name for name in wheel if '.dist-info/' not in name} == options | modules | added
     assert any(name.endswith('.dist-info/licenses/LICENSE') for name in wheel)

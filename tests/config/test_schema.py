@@ -212,8 +212,9 @@ INTEGER, FLAG, PLAIN = 'expected an integer', 'expected true or false', 'expecte
     ('train.amp', 'bfloat16', "expected bf16, fp16, or ~ for float32, got 'bfloat16'."),
     ('val.amp', True, 'expected bf16, fp16'), ('train.channels_last', 'yes', f"{FLAG}, got 'yes'."),
     ('train.compile', 'max', FLAG), ('train.accumulate', 0, 'got 0.'), ('train.accumulate', True, 'got True.'),
-    *(('val.uncertainty_limits', limits, 'expected a lower and a higher number, such as')
-      for limits in ([4, -1], [1], 4, ['a', 'b'], [1, 1])),
+    *(('val.uncertainty_limits', limits, 'expected a lower and a higher number of 8-bit')
+      for limits in ([4, 1], [-1, 4], [1], 4, ['a', 'b'], [1, 1])),
+    ('val.uncertainty_colormap', 'jet', "expected inferno or authors, got 'jet'"),
     ('val.tile', 32, f'{INTEGER} of at least 64 (LR pixels), got 32.'), ('val.tile', True, f'{INTEGER} of at least 64'),
     ('train.cuda_graph', 'on', "expected auto, true or false, got 'on'"),
     ('train.grad_clip', 0, 'expected a number above 0'), ('train.grad_clip', True, 'expected a number above 0'),
