@@ -190,8 +190,9 @@ class UDLModel(SRModel):
 
         None if the head is not trained on errors in 8-bit levels: its map has another unit.
         """
-        if getattr(self.cri_pix, 'trains_log_var', False):
-            return get_head_loss(self.cri_pix) if getattr(self.cri_pix, 'img_range', None) == 255 else None
+        loss = getattr(self, 'cri_pix', None)  # none in a test
+        if getattr(loss, 'trains_log_var', False):
+            return get_head_loss(loss) if getattr(loss, 'img_range', None) == 255 else None
         path = self.opt['path'].get('pretrain_network_g')
         return path and get_uncertainty_loss(self._read_checkpoint(path))
 
@@ -200,7 +201,7 @@ class UDLModel(SRModel):
         """What turns a map into an expected error and its picture: the arguments of `encode_map_files`."""
         val_opt, path = self.opt['val'], self.opt['path'].get('pretrain_network_g')
         scale = 1.0 if self.is_train or not path else get_error_scale(self._read_checkpoint(path))
-        loss, note = find_error_loss(self.checkpoints.uncertainty_loss)
+        loss, note = find_error_loss(self._uncertainty_loss())
         if note:
             get_root_logger().warning(f'val.save_uncertainty: {note}')
         stage = 'step 2' if isinstance(self.get_bare_model(self.net_g), TwoStep) else 'step 1'
