@@ -187,8 +187,8 @@ class UDL(_UncertaintyLoss):
         if self.scaling == 'none':
             return f'{self.offset:g}'
         name = 's' if self.source == 'log_var' else self.source
-        u = f'{name} - min({name})'
-        return f'{u if self.scaling == "linear" else f"{self.scaling}({u})"} + {self.offset:g}'
+        scaling = '' if self.scaling == 'linear' else f'scaling {self.scaling} of '
+        return f'{self.offset:g} + {scaling}{name} - min({name})'
 
     def term(self, error: Tensor, target: Tensor, outputs: Mapping[str, Tensor]) -> Tensor:
         loss = error.abs() if self.criterion is None else self.criterion(target - error, target)
@@ -283,8 +283,7 @@ def explain_loss(loss: Any) -> list[str]:
     if isinstance(loss, UDL):
         terms += f'; w = {loss.weight_formula}'
     if 'log_var' in loss.required_outputs:
-        terms += '; s: log of the scale of e, ' + (
-            'from the variance head' if loss.trains_log_var else "step 1's map, log_var")
+        terms += f"; s: log of the scale of e, from {'the variance head' if loss.trains_log_var else 'step 1'}"
     lines = [f'Loss: l_pix is {factor}the {loss.reduction} of {loss.formula} ({terms}).']
     if loss.trains_log_var:
         lines.append('A negative loss is no error: s is negative where errors are small, down to its bound of -1. '
