@@ -178,7 +178,8 @@ def assert_one_error(found, key, message):
     ('num_gpu', ['auto', 0, 2]), ('manual_seed', [None, 0]), ('name', ['train_EDSR-S x4.1', 'a..b', 'Größe']),
     ('val.suffix', [None, 'x']), ('val.metrics', [None, {}]), ('path.ignore_resume_networks', [['network_g']]),
     ('network_g.res_scale', [1, 0.1, None]), ('network_g.rgb_mean', [[0, 0.5, 1]]),
-    ('train.pixel_opt.loss_weight', [1, 0.5]), ('find_unused_parameters', [True]), ('logger.log_images', [0, 1, 9]), ('dist_params', [None]),
+    ('train.pixel_opt.loss_weight', [1, 0.5]), ('find_unused_parameters', [True]),
+    ('logger.log_images', [0, 1, 9]), ('dist_params', [None]),
 ])
 def test_good_value(key, values):
     for value in values:

@@ -445,7 +445,8 @@ class UDLModel(SRModel):
         state = {'epoch': epoch, 'iter': current_iter, 'optimizers': [part.state_dict() for part in self.optimizers],
                  'schedulers': [part.state_dict() for part in self.schedulers], 'scaler': self.scaler.state_dict(),
                  'best_metric_results': self.best_metric_results, 'skips': self.guard.skips,
-                 'skips_in_row': self.guard.skips_in_row, 'validated': False, 'error_limits': self.error_limits,
+                 'skips_in_row': self.guard.skips_in_row, 'validated': False,
+                 'error_limits': dict(self.error_limits),
                  'network': fingerprint(self.get_bare_model(self.net_g).state_dict())}
         if all(self._positions):
             state.update({key: [rank[key] for rank in self._positions] for key in ('places', 'random')})
@@ -470,7 +471,8 @@ class UDLModel(SRModel):
         state = self._saved_state
         if self.saved_iter == iteration and not state['validated'] and 'random' in state:
             state['random'][self.opt['rank']] = random
-            state.update(validated=True, best_metric_results=self.best_metric_results, error_limits=self.error_limits)
+            state.update(validated=True, best_metric_results=self.best_metric_results,
+                         error_limits=dict(self.error_limits))
             self.checkpoints.save_state(state)
 
     def _save_best(self, dataset_name: str, iteration: int) -> None:
@@ -506,7 +508,7 @@ class UDLModel(SRModel):
             self.scaler.load_state_dict(resume_state['scaler'])
         self.guard.skips = resume_state.get('skips', 0)
         self.guard.skips_in_row = resume_state.get('skips_in_row', 0)
-        self.error_limits = resume_state.get('error_limits', {})
+        self.error_limits = dict(resume_state.get('error_limits', {}))
         if len(resume_state.get('random', ())) == self.opt['world_size'] and self.checkpoints.has(iteration):
             self._saved_state = resume_state
         metrics = ((self.opt.get('val') or {}).get('metrics') or {}).keys()
