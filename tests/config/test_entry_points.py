@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import OPTIONS
 
+from udl_plugin.cli import upscale
 from udl_plugin.cli.train import main
 from udl_plugin.config.cross_checks import check_options
 from udl_plugin.config.yaml_loader import OptionFile
@@ -93,6 +94,22 @@ def test_command_for_step_2(file, name, command):
     data = OptionFile(str(OPTIONS / file)).data
     message = commands.describe_step_2({**data, 'name': name or data['name']}, str(OPTIONS / file))
     assert message == (f'Step 1 is complete. For step 2: {command}' if command else '')
+
+
+@pytest.mark.parametrize(('file', 'pixel_opt', 'end'), [
+    ('train_udl_step2.yml', None, ' --uncertainty'), ('train_udl_one_run.yml', None, ' --uncertainty'),
+    ('train/RCAN/train_RCAN_x4_udl_step2.yml', None, ' --uncertainty'),
+    ('train/EDSR_S/train_EDSR_S_x4_l1.yml', {'type': 'UDL', 'source': 'teacher_error'}, ''),
+    ('train_udl_step1.yml', None, None), ('train/EDSR_S/train_EDSR_S_x4_l1.yml', None, None)])
+def test_command_to_upscale_with_the_result(file, pixel_opt, end):
+    """udl-upscale takes it; `--uncertainty` only where the checkpoint has a map."""
+    data = OptionFile(str(OPTIONS / file)).data
+    data['train']['pixel_opt'] = pixel_opt or data['train']['pixel_opt']
+    message = commands.describe_upscaling(data)
+    command = f'udl-upscale photo.png out.png --model experiments/{data["name"]}/models/net_g_latest.pth{end}'
+    assert message == (f'Training is complete. To upscale a photo: {command}' if end is not None else '')
+    if message:
+        assert upscale.parse(command.split()[1:]).uncertainty == bool(end)
 
 
 def test_command_for_step_2_without_its_file(tmp_path):

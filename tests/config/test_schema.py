@@ -178,7 +178,8 @@ def assert_one_error(found, key, message):
     ('num_gpu', ['auto', 0, 2]), ('manual_seed', [None, 0]), ('name', ['train_EDSR-S x4.1', 'a..b', 'Größe']),
     ('val.suffix', [None, 'x']), ('val.metrics', [None, {}]), ('path.ignore_resume_networks', [['network_g']]),
     ('network_g.res_scale', [1, 0.1, None]), ('network_g.rgb_mean', [[0, 0.5, 1]]),
-    ('train.pixel_opt.loss_weight', [1, 0.5]), ('find_unused_parameters', [True]), ('dist_params', [None]),
+    ('train.pixel_opt.loss_weight', [1, 0.5]), ('find_unused_parameters', [True]),
+    ('logger.log_images', [0, 1, 9]), ('dist_params', [None]),
 ])
 def test_good_value(key, values):
     for value in values:
@@ -209,6 +210,7 @@ INTEGER, FLAG, PLAIN = 'expected an integer', 'expected true or false', 'expecte
     ('train.scheduler.milestones', ..., 'is missing; type: MultiStepRestartLR requires it.'),
     ('train.scheduler.gamma', 0, 'expected a number above 0'), ('train.ema_decay', 1, 'expected a number from 0 to'),
     ('train.max_skips', 0, f'{INTEGER} of at least 1'), ('logger.save_keep', 1.5, INTEGER),
+    ('logger.log_images', -1, 'expected an integer of at least 0, got -1.'),
     ('train.amp', 'bfloat16', "expected bf16, fp16, or ~ for float32, got 'bfloat16'."),
     ('val.amp', True, 'expected bf16, fp16'), ('train.channels_last', 'yes', f"{FLAG}, got 'yes'."),
     ('train.compile', 'max', FLAG), ('train.accumulate', 0, 'got 0.'), ('train.accumulate', True, 'got True.'),
@@ -316,7 +318,8 @@ def test_unknown_key(key, model_type):
 
 @pytest.mark.parametrize(('key', 'value'), [
     ('train.amp', 'bf16'), ('train.amp', 5), ('train.max_skips', 3), ('train.accumulate', 4), ('train.grad_clip', 1),
-    ('val.save_best', 'psnr'), ('val.save_uncertainty', True), ('val.tile', 256), ('logger.save_keep', 2)])
+    ('val.save_best', 'psnr'), ('val.save_uncertainty', True), ('val.tile', 256), ('logger.save_keep', 2),
+    ('logger.log_images', 2)])
 def test_options_that_srmodel_does_not_support(key, value):
     off = {'amp': None, 'channels_last': False, 'compile': False, 'accumulate': 1}  # as in the files in options/
     assert errors('train', {**example()['train'], **off}, model_type='SRModel') == []

@@ -17,6 +17,7 @@ from basicsr.archs.edsr_arch import EDSR
 from basicsr.models import build_model
 from basicsr.utils import get_root_logger
 from conftest import TINY, model_options
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from udl_plugin.archs import EDSRVar
 from udl_plugin.cli.train import main
@@ -94,6 +95,38 @@ def test_equal_to_basicsr(runner, train, logged, step):
     for key in ('params', 'params_ema'):
         assert weights[0][key].keys() == weights[1][key].keys()
         assert all(torch.equal(value, weights[1][key][name]) for name, value in weights[0][key].items())
+
+
+def events_of(folder):
+    """Values and steps of each tag; of pictures, their PNG files."""
+    events = EventAccumulator(str(folder), size_guidance={'images': 0, 'scalars': 0})
+    events.Reload()
+    return {**{tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()['scalars']},
+            **{tag: [(event.step, event.encoded_image_string) for event in events.Images(tag)]
+               for tag in events.Tags()['images']}}
+
+
+def test_tensorboard_changes_nothing_and_is_the_same_under_basicsr(runner, train, logged):
+    """Weights bit for bit; scalars in each iteration that logs, pictures and metrics at each validation."""
+    ause = {'type': 'calculate_map_ause', 'crop_border': 2, 'better': 'lower'}
+    changes = {'manual_seed': 5, 'val__val_freq': 2, 'logger__print_freq': 2, 'logger__use_tb_logger': True,
+               'val__metrics': {'ause': ause, 'calibration': {**ause, 'type': 'calculate_map_calibration'}}}
+    assert train(runner.write_yml('ours', **changes)) == (0, [])
+    assert sum(line.startswith('A negative loss is no error') for line in logged) == 1
+    assert train(runner.write_yml('without', **{**changes, 'logger__use_tb_logger': False})) == (0, [])
+    run_basicsr(runner.folder, runner.write_yml('basicsr', **changes))
+    ours, *others = (torch.load(runner.folder / f'experiments/{name}/models/net_g_latest.pth', weights_only=True)
+                     for name in ('ours', 'without', 'basicsr'))
+    for other in others:
+        assert all(torch.equal(value, other['params'][name]) for name, value in ours['params'].items())
+    events = events_of(runner.folder / 'tb_logger' / 'ours')
+    assert events.keys() == {'losses/l_pix', 'error/mean', 'map/mean', 'map/spread', 'map/at_bound',
+                             'metrics/astronaut/ause', 'metrics/astronaut/calibration', 'images/astronaut/astronaut'}
+    for tag, values in events.items():
+        of_validation = tag.startswith(('metrics/', 'images/'))  # the last one is run twice, as in BasicSR
+        assert [step for step, _ in values] == ([2, 4, 4] if of_validation else [2, 4])
+    assert events == events_of(runner.folder / 'tb_logger' / 'basicsr')
+    assert not (runner.folder / 'tb_logger' / 'without').exists()
 
 
 @pytest.mark.parametrize('cache', ['device', 'host'])

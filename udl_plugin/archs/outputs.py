@@ -1,6 +1,7 @@
 """What a network returns: its SR image, and the extra outputs that a loss requires beside it."""
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable
 
@@ -41,6 +42,11 @@ def get_sr_image(output: Any) -> Tensor:
 def required_outputs_of(loss: Any) -> list[str]:
     """Returns the `EXTRA_OUTPUTS` that a loss declares as `required_outputs`; losses of BasicSR declare none."""
     return [name for name in EXTRA_OUTPUTS if name in getattr(loss, 'required_outputs', ())]
+
+
+def provides_output(network: Any, name: str) -> bool:
+    """Whether a network, or its class, returns one of `EXTRA_OUTPUTS` on request: `forward(x, return_NAME=True)`."""
+    return f'return_{name}' in inspect.signature(network.forward).parameters
 
 
 def forward_with_outputs(net: Callable[..., Any], lq: Tensor, required: Sequence[str],

@@ -18,7 +18,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY, METRIC_REGISTRY
 
 from udl_plugin.archs.build import build_network
-from udl_plugin.archs.outputs import TEACHER_OUTPUTS
+from udl_plugin.archs.outputs import TEACHER_OUTPUTS, provides_output
 from udl_plugin.archs.padding import get_required_multiple
 from udl_plugin.archs.wrapping import base_config, sub_state_dict
 from udl_plugin.checkpoints.safe_load import load_checkpoint
@@ -358,7 +358,7 @@ def _check_start(opt: Opt, network: Any) -> Iterator[OptionError]:
 
 
 def _check_log_var_used(opt: Opt, network: Any) -> Iterator[OptionError]:
-    if _provides(network, 'log_var'):
+    if provides_output(network, 'log_var'):
         return
     reason = f'network_g: {network.__name__} does not provide'
     if get_section(opt, 'val').get('save_uncertainty'):
@@ -388,7 +388,7 @@ def check_required_outputs(network: Any, loss: Any, given: Iterable[str] = (),
                                     f"{', '.join(PROVIDERS)}, such as ('log_var',).")
         elif name == 'bicubic' and 'teacher_sr' in outputs:
             continue  # one error is enough
-        elif name not in given and not _provides(network, name):
+        elif name not in given and not provides_output(network, name):
             yield OptionError(path, f'{loss_name} requires {name}, which {network_name} does not provide; '
                                     f'{PROVIDERS[name]}.')
     steps = ('Step 1 is a network such as EDSRVar with ESU, step 2 one such as EDSRTwo with UDL; one run has EDSRVar '
@@ -399,10 +399,6 @@ def check_required_outputs(network: Any, loss: Any, given: Iterable[str] = (),
     if loss_trains is False and network_trains is True:
         yield OptionError(path, f'{loss_name} weights by a trained log-variance, and that of {network_name} would '
                                 f'stay untrained. {steps}')
-
-
-def _provides(network: Any, output: str) -> bool:
-    return f'return_{output}' in inspect.signature(network.forward).parameters
 
 
 def _get_base(opt: Opt) -> tuple[Any, Opt, str]:

@@ -38,6 +38,7 @@ from udl_plugin.utils.plain import to_builtins
 
 PAIRS, WITH_MAPS, CACHED = 'PairedImageDataset', 'PairedImageUncertaintyDataset', 'PairedImageCachedDataset'
 DERIVED_PATHS = ('experiments_root', 'models', 'training_states', 'log', 'visualization', 'results_root')
+LOG_IMAGES = 4  # default of logger.log_images
 EXPLAINED = {  # names that are not options
     'use_shuffle': 'BasicSR always shuffles training data and ignores this option; delete it.',
     'network_d': 'GAN training is not supported; delete network_d and its other options.'}
@@ -223,6 +224,8 @@ class LogOptions(Section):
     """Curves for Weights & Biases."""
     save_keep: Annotated[Optional[t.Count], udl_only()] = None
     """Keep only this many of the last networks and states (default: all)."""
+    log_images: Annotated[t.CountOrNone, udl_only()] = LOG_IMAGES
+    """Images of each validation set whose errors TensorBoard shows at each validation; 0: none."""
 
 
 class DistParams(Section):

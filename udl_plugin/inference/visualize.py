@@ -20,6 +20,7 @@ RGB_TO_Y = np.array([65.738, 129.057, 25.064], dtype=np.float64) / 256  # luma o
 COLORMAPS = ('inferno', 'authors')  # linear in levels, and perceptually uniform; the paper's JET, linear in the map
 OWNERS = {'step 1': 'the SR image', 'step 2': "step 1's SR image"}  # by stage; see `describe_owner`
 BAR_WIDTH, GAP = 16, 8  # of the colour bar, in pixels
+MAX_SIDE = 512  # of the part of an image that `comparison_picture` draws
 Limits = Sequence[float]
 
 
@@ -83,6 +84,37 @@ def heat_map(error: np.ndarray, limits: Limits) -> np.ndarray:
 def absolute_error(sr: np.ndarray, gt: np.ndarray) -> np.ndarray:
     """The absolute error of a uint8 image `(H, W, 3)` or `(H, W)`, mean of the channels: float64 `(H, W)`."""
     return np.atleast_3d(np.abs(sr.astype(np.float64) - gt)).mean(axis=2)
+
+
+def comparison_picture(sr: np.ndarray, gt: np.ndarray, limit: float, expected: np.ndarray | None = None,
+                       owner: str = OWNERS['step 1']) -> np.ndarray:
+    """Draws SR image, ground truth, expected error and true error side by side, with one colour bar for both errors.
+
+    Of an image that is higher or wider than 512 pixels, the central part is drawn, and the labels say so.
+
+    Args:
+        sr, gt: uint8 `(H, W, 3)`, BGR, or `(H, W)`.
+        limit: Error drawn in the last colour, in 8-bit levels; the first one is 0.
+        expected: Expected error `(H, W)`, in 8-bit levels; None leaves it out.
+        owner: Whose errors it describes; see OWNERS.
+
+    Returns:
+        uint8 `(H', W', 3)`: a contact sheet, see `contact_sheet`, and the colour bar to its right.
+    """
+    height, width = (min(size, MAX_SIDE) for size in sr.shape[:2])
+    top, left = (sr.shape[0] - height) // 2, (sr.shape[1] - width) // 2
+    part = '' if sr.shape[:2] == (height, width) else f', central {width} x {height} pixels'
+
+    def draw(img: np.ndarray) -> np.ndarray:
+        img = img[top:top + height, left:left + width]
+        if img.dtype != np.uint8:
+            return heat_map(img, (0, limit))
+        return img if img.ndim == 3 else cv2.cvtColor(img, cv2.COLOR_GRAY2BGR)
+
+    panels = [('SR image', sr), ('ground truth', gt), (f'expected error of {owner}', expected),
+              ('true error of the SR image', absolute_error(sr, gt))]
+    sheet = contact_sheet([[(label + part, draw(img)) for label, img in panels if img is not None]])
+    return add_color_bar(sheet, (0, limit), 'absolute error (8-bit levels)')
 
 
 def round_limit(*errors: np.ndarray) -> float:

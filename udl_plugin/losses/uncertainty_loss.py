@@ -58,6 +58,7 @@ class _UncertaintyLoss(nn.Module):
     trains_log_var = True  # gradients reach the variance head
     head_loss: str | None = None  # loss that this trains the head with, which gives maps their unit; None: itself
     function: Callable[[Tensor, Tensor], Tensor]  # (error, log_var) -> loss of each pixel
+    formula = ''  # of `function`, for the log
 
     def __init__(self, loss_weight: float = 1.0, reduction: str = 'mean', img_range: float = 255.0):
         super().__init__()
@@ -93,11 +94,15 @@ class _UncertaintyLoss(nn.Module):
         if len({tensor.shape for tensor in inputs.values()}) > 1:
             raise ValueError(f'{name} requires tensors of one shape, got '
                              + ', '.join(f'{key} {tuple(tensor.shape)}' for key, tensor in inputs.items()) + '.')
-        levels = {key: tensor if key == 'log_var' else tensor * self.img_range for key, tensor in inputs.items()}
+        levels = self._to_levels(inputs)
         loss = self.term((target - pred) * self.img_range, levels['target'], levels)
         if self.reduction != 'none':
             loss = loss.mean() if self.reduction == 'mean' else loss.sum()
         return self.loss_weight * loss
+
+    def _to_levels(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Scales images to 8-bit levels; the log-variance is in that unit already."""
+        return {key: tensor if key == 'log_var' else tensor * self.img_range for key, tensor in tensors.items()}
 
 
 @reject_unknown_kwargs
@@ -105,6 +110,7 @@ class GaussianNLL(_UncertaintyLoss):
     """Gaussian negative log-likelihood, `gaussian_nll`. Options: see `_UncertaintyLoss`."""
 
     function = staticmethod(gaussian_nll)
+    formula = '(exp(-s) e^2 + s) / 2'
 
 
 @reject_unknown_kwargs
@@ -112,6 +118,7 @@ class EU(_UncertaintyLoss):
     """Estimating uncertainty, `eu`: a baseline for step 1. Options: see `_UncertaintyLoss`."""
 
     function = staticmethod(eu)
+    formula = 'exp(-s) |e| + s'
 
 
 @reject_unknown_kwargs
@@ -119,6 +126,7 @@ class ESU(_UncertaintyLoss):
     """Estimating sparse uncertainty, `esu`: the paper's step 1. Options: see `_UncertaintyLoss`."""
 
     function = staticmethod(esu)
+    formula = 'exp(-s) |e| + 2 s'
 
 
 @reject_unknown_kwargs
@@ -162,6 +170,25 @@ class UDL(_UncertaintyLoss):
     def weight(self, target: Tensor, outputs: Mapping[str, Tensor]) -> Tensor:
         """Returns the weight of each pixel, without gradient."""
         return udl_weight(SOURCES[self.source].weight_map(target, outputs), self.offset, self.scaling)
+
+    @torch.no_grad()
+    def pixel_weights(self, pred: Tensor, target: Tensor, **outputs: Tensor) -> Tensor:
+        """Returns the weights `(N, C, H, W)` that `forward` multiplies with, given the same arguments."""
+        levels = self._to_levels({'target': target, **outputs})
+        return self.weight(levels['target'], levels)
+
+    @property
+    def formula(self) -> str:  # type: ignore[override]
+        return f'w {"|e|" if self.criterion is None else type(self.criterion).__name__}'
+
+    @property
+    def weight_formula(self) -> str:
+        """What the weight `w` of a pixel is, for the log."""
+        if self.scaling == 'none':
+            return f'{self.offset:g}'
+        name = 's' if self.source == 'log_var' else self.source
+        scaling = '' if self.scaling == 'linear' else f'scaling {self.scaling} of '
+        return f'{self.offset:g} + {scaling}{name} - min({name})'
 
     def term(self, error: Tensor, target: Tensor, outputs: Mapping[str, Tensor]) -> Tensor:
         loss = error.abs() if self.criterion is None else self.criterion(target - error, target)
@@ -228,9 +255,40 @@ class JointUDL(UDL):
             weight = torch.exp(self.exponent * outputs['log_var'].detach())
         return torch.where(self.warms_up, weight.new_ones(()), weight) if self.warmup else weight
 
+    def pixel_weights(self, pred: Tensor, target: Tensor, **outputs: Tensor) -> Tensor:
+        return super().pixel_weights(pred, target, **{**outputs, 'frozen_sr': pred})
+
+    @property
+    def formula(self) -> str:  # type: ignore[override]
+        return f'{super().formula} + {ESU.formula}'
+
+    @property
+    def weight_formula(self) -> str:
+        weight = super().weight_formula
+        if self.beta_start is not None:
+            weight = f'exp((beta - 1) s), beta from {self.beta_start:g} to {self.beta_end:g}'
+        return weight + (f' (1 in the first {self.warmup} iterations)' if self.warmup else '')
+
     def term(self, error: Tensor, target: Tensor, outputs: Mapping[str, Tensor]) -> Tensor:
         own_sr = target - error.detach()
         return super().term(error, target, {**outputs, 'frozen_sr': own_sr}) + esu(error.detach(), outputs['log_var'])
+
+
+def explain_loss(loss: Any) -> list[str]:
+    """What the numbers of one of these losses mean, for the log: three lines at most; none for other losses."""
+    if not isinstance(loss, _UncertaintyLoss):
+        return []
+    factor = '' if loss.loss_weight == 1 else f'{loss.loss_weight:g} times '
+    terms = f'e: error of a pixel in [0, {loss.img_range:g}]'
+    if isinstance(loss, UDL):
+        terms += f'; w = {loss.weight_formula}'
+    if 'log_var' in loss.required_outputs:
+        terms += f"; s: log of the scale of e, from {'the variance head' if loss.trains_log_var else 'step 1'}"
+    lines = [f'Loss: l_pix is {factor}the {loss.reduction} of {loss.formula} ({terms}).']
+    if loss.trains_log_var:
+        lines.append('A negative loss is no error: s is negative where errors are small, down to its bound of -1. '
+                     'A validation reports a map that has collapsed.')
+    return [*lines, "See docs/loss.md for the loss, and 'Watch it' in docs/training.md for healthy values."]
 
 
 def _build_criterion(options: Any, where: str) -> nn.Module:

@@ -13,7 +13,13 @@ from basicsr.utils.dist_util import master_only
 from torch import Tensor, nn
 
 from udl_plugin.archs.mixed_precision import keep_image_convs_in_fp32
-from udl_plugin.archs.outputs import EXTRA_OUTPUTS, forward_with_outputs, get_sr_image, required_outputs_of
+from udl_plugin.archs.outputs import (
+    EXTRA_OUTPUTS,
+    forward_with_outputs,
+    get_sr_image,
+    provides_output,
+    required_outputs_of,
+)
 from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
 from udl_plugin.archs.two_step import TwoStep
 from udl_plugin.checkpoints.network_file import find_error_loss
@@ -32,17 +38,20 @@ from udl_plugin.config.cross_checks import (
     metrics_of_maps,
 )
 from udl_plugin.config.problems import errors_at
-from udl_plugin.config.schema import keeps_images_on_device
+from udl_plugin.config.schema import LOG_IMAGES, keeps_images_on_device
 from udl_plugin.data.image_cache import CROP, ImageCache
 from udl_plugin.errors import UserError
 from udl_plugin.inference.tiles import find_overlap, get_receptive_radius, run_in_tiles
 from udl_plugin.inference.visualize import describe_owner
 from udl_plugin.losses.build import describe_loss, get_head_loss
+from udl_plugin.losses.uncertainty_loss import explain_loss
+from udl_plugin.metrics.uncertainty_metrics import ERROR_SCALES
 from udl_plugin.models.captured_step import CapturedStep, computes_from_tensors, why_not_captured
 from udl_plugin.models.checkpoint_manager import CheckpointManager, fit_state_to_parameters, schedule_of_options
 from udl_plugin.models.nonfinite_guard import NonFiniteGuard
 from udl_plugin.models.teacher import Teacher
 from udl_plugin.models.train_step import TrainStep
+from udl_plugin.models.training_scalars import get_training_scalars
 from udl_plugin.models.validation import COLLAPSED_SPREAD, map_spread, validate
 from udl_plugin.utils.distributed import all_over_ranks, gather_over_ranks
 from udl_plugin.utils.user_imports import get_imports, import_user_modules
@@ -65,6 +74,7 @@ class UDLModel(SRModel):
           teacher: {path: FILE.pth}    # any SR network, for losses with `source: teacher_residual`; see `Teacher`
         logger:
           save_keep: 3                 # how many checkpoints and states to keep; default: all
+          log_images: 4                # images of each validation set in TensorBoard, with their errors; 0: none
         val:
           save_best: psnr              # net_g_best.pth: best by this metric, on the first set; or SET/METRIC
           amp: bf16                    # or fp16, as in training
@@ -109,6 +119,7 @@ class UDLModel(SRModel):
         self.save_uncertainty = val_opt.get('save_uncertainty', False)
         self.map_metrics = list(metrics_of_maps(opt).values())
         self.validates_maps = self.save_uncertainty or bool(self.map_metrics)
+        self.gets_map = self.validates_maps  # whether `test` does, for the next image
         self.lq: Tensor
         self.gt: Tensor
         self.output: Tensor
@@ -179,8 +190,14 @@ class UDLModel(SRModel):
                 self.teacher = Teacher(train_opt['teacher'], self.opt.get('scale'), self._convert)
         self.best_metric_results: dict[str, dict[str, dict]] = {}
         paths = self.opt['path']
+        self.uncertainty_loss = self._uncertainty_loss()
         self.checkpoints = CheckpointManager(paths['models'], paths['training_states'], self.opt['network_g'],
-                                             self._uncertainty_loss(), (self.opt.get('logger') or {}).get('save_keep'))
+                                             self.uncertainty_loss, (self.opt.get('logger') or {}).get('save_keep'))
+        self.log_images = (self.opt.get('logger') or {}).get('log_images', LOG_IMAGES)
+        self.error_limits: dict[str, float] = {}  # by picture, in 8-bit levels; see `draw_errors`
+        self.map_loss = self._find_map_loss()
+        for line in explain_loss(self.cri_pix):
+            get_root_logger().info(line)
         self._network_is_saved = True  # the last time
         self._positions: list[Any] = []  # of all ranks, for the next state
         self._saved_state: dict[str, Any] = {}  # the last one that is on disk
@@ -208,6 +225,14 @@ class UDLModel(SRModel):
         return {'loss': loss, 'error_scale': scale, 'owner': describe_owner(stage, scale),
                 'limits': val_opt.get('uncertainty_limits'),
                 'colormap': val_opt.get('uncertainty_colormap') or 'inferno'}
+
+    def _find_map_loss(self) -> str | None:
+        """The loss whose formula turns the map into an expected error; None: no map, or its unit is not known."""
+        if not provides_output(self.get_bare_model(self.net_g), 'log_var'):
+            return None
+        if getattr(self.cri_pix, 'trains_log_var', False):
+            return self.uncertainty_loss if self.uncertainty_loss in ERROR_SCALES else None
+        return find_error_loss(self.uncertainty_loss)[0]
 
     def get_optimizer(self, optim_type: str, params: list[nn.Parameter], lr: float,
                       **options: Any) -> torch.optim.Optimizer:
@@ -282,6 +307,10 @@ class UDLModel(SRModel):
     def log_dict(self, value: dict[str, float]) -> None:
         self._log = value
 
+    def get_current_log(self) -> dict[str, float]:
+        """`log_dict`, and what `get_training_scalars` says of this rank's batch, or of its last part."""
+        return {**self.log_dict, **get_training_scalars(self.loss_inputs, self.cri_pix)}
+
     def compute_losses(self, lq: Tensor, gt: Tensor, **given: Tensor) -> dict[str, Tensor]:
         """Runs the network on a batch and returns BasicSR's losses under their names, weighted.
 
@@ -311,7 +340,7 @@ class UDLModel(SRModel):
     # ---- validation
 
     def test(self) -> None:
-        """Sets `output` and, if validation needs it, `log_var`, for an image of any size."""
+        """Sets `output` and, if `gets_map`, `log_var`, for an image of any size."""
         if not self.val_tile:
             self._test_image()
             return
@@ -333,7 +362,7 @@ class UDLModel(SRModel):
         height, width = (self.opt['scale'] * size for size in lq.shape[2:])
         self.lq = pad_to_multiple(lq, get_required_multiple(self.opt['network_g']))
         with self._autocast(self.val_amp):
-            if self.validates_maps:
+            if self.gets_map:
                 # not through DataParallel, which cannot split a batch of one with keyword arguments
                 net.eval()
                 with torch.no_grad():
@@ -342,7 +371,7 @@ class UDLModel(SRModel):
                     self.net_g.train()
             else:
                 super().test()
-                self.output = get_sr_image(self.output)
+                self.output, self.log_var = get_sr_image(self.output), None
         if self.val_amp is torch.float16 and not self.output.isfinite().all():
             raise FloatingPointError(f'{", ".join(self.paths)}: val.amp: fp16: the network returns values beyond '
                                      '65504, the limit of fp16; write bf16.')
@@ -436,6 +465,7 @@ class UDLModel(SRModel):
                  'schedulers': [part.state_dict() for part in self.schedulers], 'scaler': self.scaler.state_dict(),
                  'best_metric_results': self.best_metric_results, 'skips': self.guard.skips,
                  'skips_in_row': self.guard.skips_in_row, 'validated': False,
+                 'error_limits': dict(self.error_limits),
                  'network': fingerprint(self.get_bare_model(self.net_g).state_dict())}
         if all(self._positions):
             state.update({key: [rank[key] for rank in self._positions] for key in ('places', 'random')})
@@ -460,7 +490,8 @@ class UDLModel(SRModel):
         state = self._saved_state
         if self.saved_iter == iteration and not state['validated'] and 'random' in state:
             state['random'][self.opt['rank']] = random
-            state.update(validated=True, best_metric_results=self.best_metric_results)
+            state.update(validated=True, best_metric_results=self.best_metric_results,
+                         error_limits=dict(self.error_limits))
             self.checkpoints.save_state(state)
 
     def _save_best(self, dataset_name: str, iteration: int) -> None:
@@ -496,6 +527,7 @@ class UDLModel(SRModel):
             self.scaler.load_state_dict(resume_state['scaler'])
         self.guard.skips = resume_state.get('skips', 0)
         self.guard.skips_in_row = resume_state.get('skips_in_row', 0)
+        self.error_limits = dict(resume_state.get('error_limits', {}))
         if len(resume_state.get('random', ())) == self.opt['world_size'] and self.checkpoints.has(iteration):
             self._saved_state = resume_state
         metrics = ((self.opt.get('val') or {}).get('metrics') or {}).keys()

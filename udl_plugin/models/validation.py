@@ -13,7 +13,14 @@ from basicsr.utils import tensor2img
 from torch import Tensor
 from tqdm import tqdm
 
-from udl_plugin.inference.visualize import encode_map_files, encode_png
+from udl_plugin.inference.visualize import (
+    absolute_error,
+    comparison_picture,
+    encode_map_files,
+    encode_png,
+    round_limit,
+)
+from udl_plugin.metrics.uncertainty_metrics import expected_error
 from udl_plugin.utils.atomic_io import atomic_write
 
 if TYPE_CHECKING:
@@ -27,11 +34,11 @@ def validate(model: UDLModel, loader: Any, iteration: int | str, tb_logger: Any,
     """Runs a model on each image of a data set, one at a time.
 
     Like `SRModel.nondist_validation`: same metrics, files and log lines. In addition, metrics that take `log_var` get
-    it, maps are saved, the GPU's cached memory is released once, not after each image, and the GPU does not wait for
-    metrics and files.
+    it, maps are saved, TensorBoard gets a picture of the errors of the first images, the GPU's cached memory is
+    released once, not after each image, and the GPU does not wait for metrics and files.
 
     Args:
-        model: Its `test` sets `output` and `log_var`.
+        model: Its `test` sets `output` and, if `gets_map`, `log_var`.
         loader: Batches of one image; `loader.dataset.opt['name']` names the data set.
         iteration: Of the training, or the name of the test, for file names and the log.
         tb_logger: TensorBoard writer, or None.
@@ -42,10 +49,14 @@ def validate(model: UDLModel, loader: Any, iteration: int | str, tb_logger: Any,
     if metrics:
         model._initialize_best_metric_results(name)
     scores: list[Future[dict[str, float]]] = []
+    pictures: dict[str, Future[np.ndarray]] = {}
+    num_pictures = model.log_images if tb_logger else 0
     bar = tqdm(loader, unit='image', disable=not val_opt.get('pbar', False))
     with _pool_beside(model.device) as pool:
-        for data in bar:
+        for number, data in enumerate(bar):
             bar.set_description(f"Test {osp.splitext(osp.basename(data['lq_path'][0]))[0]}")
+            is_drawn = number < num_pictures and 'gt' in data
+            model.gets_map = model.validates_maps or (is_drawn and model.map_loss is not None)
             model.feed_data(data)
             model.test()
             visuals = model.get_current_visuals()
@@ -56,10 +67,16 @@ def validate(model: UDLModel, loader: Any, iteration: int | str, tb_logger: Any,
             log_var = visuals['log_var'][0].numpy() if 'log_var' in visuals else None
             del model.lq, model.output, visuals  # the memory of large images
             stem = _output_stem(model, data['lq_path'][0], name, iteration)
+            if is_drawn:
+                tag = f"images/{name}/{osp.splitext(osp.basename(data['lq_path'][0]))[0]}"
+                pictures[tag] = pool.submit(draw_errors, model, tag, images, log_var)
             scores.append(pool.submit(_save_and_score, model, images, log_var, stem, save_img))
             if len(scores) > MAX_WAITING:
                 scores[-1 - MAX_WAITING].result()  # so that images do not pile up
         results = [score.result() for score in scores]
+        for tag, picture in pictures.items():
+            tb_logger.add_image(tag, picture.result()[:, :, ::-1], iteration, dataformats='HWC')
+    model.gets_map = model.validates_maps
     torch.cuda.empty_cache()
     if metrics:
         model.metric_results = {metric: sum(result[metric] for result in results) / len(loader) for metric in metrics}
@@ -95,6 +112,25 @@ def _save_and_score(model: UDLModel, images: dict[str, np.ndarray], log_var: np.
         # builtin floats: a checkpoint that `weights_only` reads holds no NumPy scalars
         results[metric] = float(calculate_metric({**images, **extra}, metric_opt))
     return results
+
+
+def draw_errors(model: UDLModel, tag: str, images: dict[str, np.ndarray], log_var: np.ndarray | None) -> np.ndarray:
+    """Draws an image, its ground truth, and its expected and true error; see `comparison_picture`.
+
+    Args:
+        model: Its `error_limits` keeps the limit of the errors, which the first picture of a tag fixes, so that later
+            ones can be compared with it: a round number that less than 1 % of the true errors exceed.
+        tag: Names the image.
+        images: `img` and `img2`, the ground truth, uint8 `(H, W, 3)`, BGR, or `(H, W)`.
+        log_var: `(C, H, W)`; None, or a map without a known unit: no expected error.
+    """
+    sr, gt = images['img'], images['img2']
+    if tag not in model.error_limits:
+        model.error_limits[tag] = round_limit(absolute_error(sr, gt))
+    expected = None
+    if log_var is not None and model.map_loss:
+        expected = expected_error(log_var, model.map_loss).mean(axis=0)
+    return comparison_picture(sr, gt, model.error_limits[tag], expected, model.map_unit['owner'])
 
 
 def map_spread(log_var: Tensor) -> float:

@@ -20,8 +20,9 @@ from urllib.error import URLError
 import torch
 from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info, init_dist
-from basicsr.utils.registry import LOSS_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
 
+from udl_plugin.archs.outputs import provides_output
 from udl_plugin.config.completion import complete_options
 from udl_plugin.config.cross_checks import checks_done, network_errors, validate_options
 from udl_plugin.config.problems import format_errors, get_errors, get_section
@@ -74,7 +75,7 @@ def run(is_train: bool, args: Arguments) -> int:
         with checks_done():
             if is_train:
                 train(opt, state, messages, functools.partial(_copy_option_file, args),
-                      describe_step_2(option_file.data, args.opt))
+                      describe_step_2(option_file.data, args.opt) or describe_upscaling(option_file.data))
             else:
                 test(opt, messages)
         return 0
@@ -161,7 +162,7 @@ def describe_step_2(data: Mapping[str, Any], path: str) -> str:
     loss = LOSS_REGISTRY.get((data['train'].get('pixel_opt') or {'type': 'L1Loss'})['type'])
     if not getattr(loss, 'trains_log_var', False) or issubclass(loss, UDL):  # JointUDL is one run
         return ''
-    checkpoint, file = f'experiments/{data["name"]}/models/net_g_latest.pth', Path(path)
+    checkpoint, file = _latest_checkpoint(data), Path(path)
     step_2, start = file.with_name(file.name.replace('step1', 'step2')), None
     if step_2 != file and step_2.is_file():
         with contextlib.suppress(UserError):  # it may be unfinished; its own training reports that
@@ -170,6 +171,24 @@ def describe_step_2(data: Mapping[str, Any], path: str) -> str:
     if start != checkpoint:
         command += f' --force_yml path:pretrain_network_g={checkpoint}'
     return f'Step 1 is complete. For step 2: {command}'
+
+
+def describe_upscaling(data: Mapping[str, Any]) -> str:
+    """The command that upscales a photo, for the end of step 2 and of one run; empty for other trainings.
+
+    Args:
+        data: Content of the option file of the training.
+    """
+    loss = LOSS_REGISTRY.get((data['train'].get('pixel_opt') or {'type': 'L1Loss'})['type'])
+    if not (isinstance(loss, type) and issubclass(loss, UDL)):
+        return ''
+    has_map = provides_output(ARCH_REGISTRY.get(data['network_g']['type']), 'log_var')
+    return (f'Training is complete. To upscale a photo: udl-upscale photo.png out.png --model '
+            f'{_latest_checkpoint(data)}{" --uncertainty" if has_map else ""}')
+
+
+def _latest_checkpoint(data: Mapping[str, Any]) -> str:
+    return f'experiments/{data["name"]}/models/net_g_latest.pth'
 
 
 def _report_error(args: Arguments, err: BaseException, option_file: OptionFile | None,
