@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from udl_plugin.studies.config import read_study  # these imports take seconds
     from udl_plugin.studies.report import format_for_terminal
     from udl_plugin.studies.runner import check_same_options, run_study
-    from udl_plugin.studies.tables import build_report
+    from udl_plugin.studies.study_report import build_report
     study = read_study(args.study, args.out and Path(args.out), args.imports)
     failed: dict[str, str] = {}
     if args.report:
