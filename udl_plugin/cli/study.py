@@ -19,7 +19,7 @@ Trains the variants, networks, scales and seeds of a study through BasicSR, and 
 The second command runs four trainings at once, each on its own GPU if there are GPUs. Finished trainings are skipped,
 and interrupted ones resume from their last checkpoint: just run the same command again. Everything is written to one
 folder, here results/losses: losses.html, the report; losses.md and losses.csv, its table; losses_images.csv, the scores
-of every image; losses_differences.png and losses_curves.png; options/, experiments/, logs/ and tb_logger/ of the
+of every image; losses_differences.svg and losses_curves.svg; options/, experiments/, logs/ and tb_logger/ of the
 trainings. Studies with the same --out share trainings. Of each training, only the last network is kept.
 """
 

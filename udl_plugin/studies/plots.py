@@ -123,7 +123,8 @@ def _draw_dots(plot: Axes, rows: Sequence[Row], limits: Limits) -> None:
             edge, align = (limits[0], 'left') if outside == '<' else (limits[1], 'right')
             plot.plot(edge, at, outside, color=color, markersize=7, clip_on=False)
             plot.annotate(f'{mean:+.2f}'.replace('-', '\N{MINUS SIGN}'), (edge, at), (8 if outside == '<' else -8, 0),
-                          textcoords='offset points', ha=align, va='center', color=GREY, fontsize='small')
+                          textcoords='offset points', ha=align, va='center', color=GREY, fontsize='small',
+                          bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 1})
     plot.set_xlim(limits)
     plot.grid(axis='x', alpha=0.3)
     plot.set_axisbelow(True)

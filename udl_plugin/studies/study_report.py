@@ -18,7 +18,8 @@ from udl_plugin.studies.tables import (
 )
 
 ABOUT_NOISE = ('Grey band: retraining noise, ±2 standard deviations of the difference between two trainings of '
-               '{baseline} with different seeds, as many as the variants have, estimated from the spread of its seeds.')
+               '{baseline} with different seeds, as many as the variants have, estimated from the spread of its seeds. '
+               'Differences are paired by seed, so that their intervals may be narrower.')
 
 
 def build_report(study: Study) -> Report:
