@@ -17,9 +17,9 @@ DOCS = Path(__file__).resolve().parents[1] / 'docs'
 PAGES = ('results.md', 'performance.md', 'reliability.md')
 # path in RESULTS, and name in docs/results/
 FILES = {
-    **{f'photos/photos{end}': f'photos{end}' for end in ('.md', '.csv', '_differences.png', '_curves.png')},
+    **{f'photos/photos{end}': f'photos{end}' for end in ('.md', '.csv', '_differences.svg', '_curves.svg')},
     'photos/photos_weighting.md': 'photos_weighting.md', 'photos/photos_sources.md': 'photos_sources.md',
-    **{f'photos/photos_variants{end}': f'photos_variants{end}' for end in ('.md', '.csv', '_differences.png')},
+    **{f'photos/photos_variants{end}': f'photos_variants{end}' for end in ('.md', '.csv', '_differences.svg')},
     **{f'one_run/one_run{end}': f'one_run{end}' for end in ('.md', '.csv')},
     'maps/table.md': 'maps.md', 'maps/sparsification_Set14.png': 'maps_sparsification_Set14.png',
     'networks/table.md': 'networks.md',

@@ -1,10 +1,25 @@
 import base64
+import hashlib
 import html.parser
+import re
 
 import numpy as np
+import pytest
+import torch
 
 from udl_plugin.inference.visualize import encode_png
-from udl_plugin.studies.report import Report, format_for_terminal, markdown_table, to_csv
+from udl_plugin.studies.report import (
+    STYLE,
+    Report,
+    encode_figure,
+    encode_svg,
+    format_for_terminal,
+    mark_best,
+    markdown_table,
+    new_figure,
+    provenance,
+    to_csv,
+)
 
 PNG = encode_png(np.zeros((2, 3), np.uint8))
 TABLE = [['', 'PSNR'], ['L1 <x>', '1 | 2']]
@@ -46,6 +61,95 @@ def test_html_is_complete_and_self_contained(tmp_path):
     assert not any('src' in attributes and not attributes['src'].startswith('data:') for _, attributes in reader.tags)
     assert not any(tag in ('link', 'script') for tag, _ in reader.tags)
     assert 'http' not in page
+
+
+def draw():
+    figure, (plot,) = new_figure(1)
+    plot.plot([0, 1], [1, 2], 'o', label='$a <b> & "c"')
+    plot.legend()
+    return figure
+
+
+def test_figures_as_png_and_svg():
+    assert encode_figure(draw()).startswith(b'\x89PNG')
+    svg = encode_svg(draw())
+    assert svg == encode_svg(draw()), 'equal figures give equal bytes'
+    assert '$a &lt;b&gt; &amp; "c"</text>' in svg, 'text is text, and no formula'
+
+
+def test_svg_needs_no_other_file():
+    svg = encode_svg(draw())
+    assert not re.search(r'<!DOCTYPE|<image|<script|@import|@font-face', svg)
+    links = re.findall(r'href="([^"]*)"|url\(([^)]*)\)', svg)
+    assert links
+    assert all(''.join(link).startswith('#') for link in links)
+    names = {'http://www.w3.org/2000/svg', 'http://www.w3.org/1999/xlink'}  # of namespaces, which nothing fetches
+    assert set(re.findall(r'https?://[^"\s]*', svg)) == names
+
+
+def test_figures_in_a_page_share_no_ids(tmp_path):
+    report = Report('Title')
+    for name in ('one.svg', 'two.svg'):
+        report.add_figure(name, encode_svg(draw()), 'over <time>')
+    page = report.write(tmp_path, 'report.html').read_text()
+    assert (tmp_path / 'two.svg').read_text() == encode_svg(draw())
+    reader = Reader()
+    reader.feed(page)
+    assert not reader.open
+    drawings = [attributes for tag, attributes in reader.tags if tag == 'svg']
+    assert [one['aria-label'] for one in drawings] == 2 * ['over <time>']
+    ids = [attributes['id'] for _, attributes in reader.tags if 'id' in attributes]
+    assert len(ids) == len(set(ids))
+    used = re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', page)
+    assert {''.join(link) for link in used} <= {*ids}
+
+
+def test_best_and_second_best():
+    assert mark_best(['1.0', '3.0', '2.0'], [1, 3, 2], max) == ['1.0', '**3.0**', '<u>2.0</u>']
+    assert mark_best(['1.0', '3.0', '2.0'], [1, 3, 2], min) == ['**1.0**', '3.0', '<u>2.0</u>']
+    assert mark_best(['1.0', '1.0', '0.9', '0.8'], [1.01, 0.99, 0.9, 0.8], max) == [
+        '**1.0**', '**1.0**', '<u>0.9</u>', '0.8'], 'what reads alike is marked alike'
+    assert mark_best(['1.0', '2.0'], [1, 2], max) == ['1.0', '**2.0**'], 'of two, none is second'
+    assert mark_best(['1.0', '1.0'], [1, 1], max) == ['1.0', '1.0']
+
+
+def test_marks_in_html_and_in_a_terminal():
+    table = [['', 'PSNR'], ['a**b**c', '**1 < 2**'], ['L1', '<u>2</u>']]
+    report = Report('Title')
+    report.add_table(table, 'small')
+    page = report.to_html()
+    assert '<td>a**b**c</td><td><strong>1 &lt; 2</strong></td>' in page
+    assert '<td><u>2</u></td>' in page
+    assert '<table class="small">' in page
+    assert format_for_terminal(markdown_table(table) + '\n') == '         PSNR\na**b**c  1 < 2\nL1       2\n'
+
+
+def test_provenance(tmp_path, monkeypatch):
+    path = tmp_path / 'a study.yml'
+    path.write_bytes(b'name: x')
+    monkeypatch.setattr('sys.argv', ['/bin/udl-study', 'a study.yml'])
+    values = dict(provenance([path]))
+    assert values['command'] == "udl-study 'a study.yml'"
+    assert values[str(path)] == f'SHA-256 {hashlib.sha256(b"name: x").hexdigest()}'
+    assert re.match(r'udl_plugin [\d.]+\S*, basicsr [\d.]+\S*, Python 3', values['versions'])
+    assert f'torch {torch.__version__}' in values['machine']
+    assert re.match(r'\d{4}-\d\d-\d\d \d\d:\d\d', values['date'])
+
+
+def luminance(color):
+    """Of WCAG 2."""
+    digits = color[1:] if len(color) == 7 else ''.join(2 * digit for digit in color[1:])
+    values = [int(digits[at:at + 2], 16) / 255 for at in (0, 2, 4)]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in values]
+    return sum(value * weight for value, weight in zip(linear, (0.2126, 0.7152, 0.0722)))
+
+
+@pytest.mark.parametrize('number', [0, 1], ids=['light', 'dark'])
+def test_text_has_the_contrast_of_wcag_aa(number):
+    colors = {name: re.findall(rf'--{name}: (#\w+);', STYLE)[number] for name in ('text', 'faint', 'back')}
+    for name in ('text', 'faint'):
+        darker, lighter = sorted([luminance(colors[name]), luminance(colors['back'])])
+        assert (lighter + 0.05) / (darker + 0.05) >= 4.5
 
 
 def test_markdown():

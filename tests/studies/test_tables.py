@@ -1,26 +1,28 @@
 import csv
+import hashlib
 import io
 import json
 import math
 import statistics
+from xml.etree import ElementTree
 
-import cv2
 import numpy as np
 import pytest
+import yaml
 from conftest import study_config
 from scipy.stats import t
 
-from udl_plugin.studies.config import MAP_METRICS, Study
+from udl_plugin.studies.config import MAP_METRICS, Study, read_study
 from udl_plugin.studies.report import markdown_table
 from udl_plugin.studies.significance import Difference, format_mean
+from udl_plugin.studies.study_report import build_report
 from udl_plugin.studies.tables import (
     POOLED,
     build_map_table,
-    build_report,
     build_rows,
     build_table,
-    draw_curves,
     read_scores,
+    retraining_noise,
 )
 
 
@@ -58,6 +60,10 @@ def mean_psnr(study, losses, seed):
 
 def get_rows(study):
     return build_rows(study, read_scores(study))
+
+
+def get_table(study, benchmark='Set2'):
+    return build_table([row for row in get_rows(study) if row.benchmark == benchmark])
 
 
 def find(rows, variant, benchmark):
@@ -121,19 +127,46 @@ def test_unfinished_runs_are_left_out(study):
 
 
 def test_no_difference_from_a_baseline_with_fewer_seeds(study):
-    assert build_table(get_rows(study))[2][-1].endswith(']')
+    assert get_table(study)[2][3].endswith(']')
     (study.folder / 'scores' / 'tiny_x2_L1Loss_then_L1Loss_seed2.json').unlink()
-    assert build_table(get_rows(study))[2][-1] == '-'
+    assert get_table(study)[2][3] == '-'
+
+
+def test_retraining_noise_is_that_of_the_baseline(study):
+    row = find(get_rows(study), 'UDL', 'Set2')
+    theirs = [mean_psnr(study, ('L1Loss', 'L1Loss'), seed) for seed in range(3)]
+    assert row.noise == pytest.approx(statistics.stdev(theirs) * math.sqrt(2 / 3))
+    assert find(get_rows(study), 'half', 'Set2').noise == pytest.approx(
+        retraining_noise([mean_psnr(study, ('L1Loss',), seed) for seed in range(3)]))
+    assert find(get_rows(study), 'L1', 'Set2').noise is None
+    for path in (study.folder / 'scores').glob('*seed[12].json'):
+        path.unlink()
+    assert find(get_rows(study), 'UDL', 'Set2').noise is None
+
+
+def test_best_and_second_best_of_a_benchmark(study):
+    for benchmark in ('Set2', 'astronaut'):
+        rows = [row for row in get_rows(study) if row.benchmark == benchmark]
+        table = build_table(rows)
+        means = [statistics.fmean(row.scores['psnr']) for row in rows]
+        best, second, last = sorted(range(3), key=means.__getitem__, reverse=True)
+        cells = [line[1] for line in table[1:]]
+        plain = [format_mean(row.scores['psnr'], 3) for row in rows]
+        assert cells[best] == f'**{plain[best]}**'
+        assert cells[second] == f'<u>{plain[second]}</u>'
+        assert cells[last] == plain[last]
+        assert [line[2] for line in table[1:]] == 3 * ['0.9000 ± 0.0000'], 'equal values are not marked'
 
 
 def test_table_and_files(study):
     report = build_report(study)
     page, files = report.to_html(), report.files
-    table = build_table(get_rows(study))
-    assert [row[0] for row in table] == ['', 'L1', 'UDL', 'half']
-    assert files['tiny.md'] == f'tiny, x2:\n\n{markdown_table(table)}\n'
-    assert '<h2>tiny, x2</h2>' in page
-    assert 'Trained on: a machine. All trainings together took 12.00 hours.' in page
+    table = get_table(study)
+    assert table[0] == ['variant', 'PSNR-Y (dB)', 'SSIM-Y', 'difference (dB)', 'iterations', 'seeds']
+    assert [row[0] for row in table] == ['variant', 'L1', 'UDL', 'half']
+    assert files['tiny.md'] == '\n'.join(f'tiny, x2, {benchmark}:\n\n{markdown_table(get_table(study, benchmark))}\n'
+                                         for benchmark in ('astronaut', 'Set2', POOLED))
+    assert '<h2>Scores of tiny, x2</h2>\n<h3>astronaut</h3>' in page
     udl = find(get_rows(study), 'UDL', 'Set2')
     psnr = udl.scores['psnr']
     assert f'{statistics.fmean(psnr):.3f} ± {statistics.stdev(psnr):.3f}' in files['tiny.md']
@@ -144,21 +177,34 @@ def test_table_and_files(study):
     assert [float(line[name]) for name in ('difference', 'low', 'high')] == pytest.approx([mean, low, high], abs=1e-6)
     images = list(csv.DictReader(io.StringIO(files['tiny_images.csv'])))
     assert len(images) == 4 * 3 * 3
-    for name in ('tiny_differences.png', 'tiny_curves.png'):
-        assert cv2.imdecode(np.frombuffer(files[name], np.uint8), cv2.IMREAD_COLOR) is not None
+    for name in ('tiny_differences.svg', 'tiny_curves.svg'):
+        assert ElementTree.fromstring(files[name]).tag.endswith('svg')
+
+
+def test_report_says_what_was_trained_and_where_it_comes_from(study, tmp_path):
+    (tmp_path / 'tiny.yml').write_text(yaml.safe_dump(study.config))
+    page = build_report(read_study(tmp_path / 'tiny.yml', study.folder)).to_html()
+    assert 'Trained on: a machine. All trainings together took 12.00 hours.' in page
+    assert 'batches of 2 patches of 12 x 12 LR pixels' in page
+    assert '<th>step 1, 4 iterations</th><th>step 2, 6 iterations</th>' in page
+    assert '<tr><td>UDL</td><td>ESU</td><td>UDL</td></tr>' in page
+    assert '<tr><td>half</td><td>ESU</td><td>-</td></tr>' in page
+    assert hashlib.sha256((tmp_path / 'tiny.yml').read_bytes()).hexdigest() in page.partition('Provenance')[2]
 
 
 def test_maps_are_rated_over_all_images(study):
+    """A smaller AUSE and calibration error are better, a larger Spearman, and neither of the sparsity."""
     for path in (study.folder / 'scores').glob('*ESU*.json'):
         content = json.loads(path.read_text())
-        seed = int(path.stem[-1])
-        content['maps'] = {'astronaut': {'astronaut': dict.fromkeys(MAP_METRICS, 0.1 * seed)},
+        seed, step = int(path.stem[-1]), 0.1 * ('UDL' in path.stem)
+        content['maps'] = {'astronaut': {'astronaut': dict.fromkeys(MAP_METRICS, 0.1 * seed + step)},
                            'Set2': {'one': dict.fromkeys(MAP_METRICS, 0.4), 'two': dict.fromkeys(MAP_METRICS, 0.5)}}
         path.write_text(json.dumps(content))
     table = build_map_table(study, read_scores(study), 'tiny', 2)
-    assert [row[0] for row in table] == ['', 'UDL', 'half']
-    assert table[1][1:4] == ['10', '3', '0.333 ± 0.033']
-    assert markdown_table(table) in build_report(study).files['tiny.md']
+    worse, better = '0.367 ± 0.033', '0.333 ± 0.033'
+    assert table[1:] == [['UDL', worse, worse, f'**{worse}**', worse, '10', '3'],
+                         ['half', f'**{better}**', f'**{better}**', better, better, '4', '3']]
+    assert f'tiny, x2, uncertainty maps, all images:\n\n{markdown_table(table)}' in build_report(study).files['tiny.md']
 
 
 def test_nothing_finished(study):
@@ -166,22 +212,7 @@ def test_nothing_finished(study):
         path.unlink()
     report = build_report(study)
     assert '0 of 12 trainings are finished' in report.to_html()
-    assert 'tiny_differences.png' not in report.files
-
-
-def test_curve_goes_through_all_steps(study, monkeypatch):
-    drawn = []
-    monkeypatch.setattr('matplotlib.axes.Axes.plot',
-                        lambda plot, x, y, **_: drawn.append((list(x), list(y))) or [Line()])
-    monkeypatch.setattr('matplotlib.axes.Axes.legend', lambda plot: None)
-    draw_curves(study, read_scores(study))
-    assert drawn[0] == ([2, 4, 6, 8, 10], [32, 34, 32, 34, 36])
-    assert drawn[2] == ([2, 4], [32, 34])
-
-
-class Line:
-    def get_color(self):
-        return 'black'
+    assert not [name for name in report.files if name.endswith('.svg')]
 
 
 def test_formats():

@@ -19,7 +19,7 @@ Trains the variants, networks, scales and seeds of a study through BasicSR, and 
 The second command runs four trainings at once, each on its own GPU if there are GPUs. Finished trainings are skipped,
 and interrupted ones resume from their last checkpoint: just run the same command again. Everything is written to one
 folder, here results/losses: losses.html, the report; losses.md and losses.csv, its table; losses_images.csv, the scores
-of every image; losses_differences.png and losses_curves.png; options/, experiments/, logs/ and tb_logger/ of the
+of every image; losses_differences.svg and losses_curves.svg; options/, experiments/, logs/ and tb_logger/ of the
 trainings. Studies with the same --out share trainings. Of each training, only the last network is kept.
 """
 
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from udl_plugin.studies.config import read_study  # these imports take seconds
     from udl_plugin.studies.report import format_for_terminal
     from udl_plugin.studies.runner import check_same_options, run_study
-    from udl_plugin.studies.tables import build_report
+    from udl_plugin.studies.study_report import build_report
     study = read_study(args.study, args.out and Path(args.out), args.imports)
     failed: dict[str, str] = {}
     if args.report:

@@ -28,6 +28,9 @@ METRICS = {'psnr': ('PSNR-Y (dB)', 3), 'ssim': ('SSIM-Y', 4)}  # name to title a
 # of uncertainty maps: name in BasicSR's registry, title, digits
 MAP_METRICS = {'calculate_map_ause': ('AUSE', 3), 'calculate_map_calibration': ('calibration error', 3),
                'calculate_map_spearman': ('Spearman', 3), 'calculate_map_sparsity': ('sparsity (Gini)', 3)}
+# which of two values of a metric is better; a sparser map is neither better nor worse
+BETTER = {'psnr': max, 'ssim': max, 'calculate_map_ause': min, 'calculate_map_calibration': min,
+          'calculate_map_spearman': max}
 PATHS = ('dataroot_gt', 'dataroot_lq', 'meta_info_file')  # options of a dataset
 # added to manual_seed for each step after the first, so that a later step draws other crops
 SEED_OFFSET = 1000
@@ -184,6 +187,7 @@ class Study:
     Args:
         config: The content of a study's option file; `options/studies/losses.yml` explains the keys.
         folder: Where it will run. Paths in the option files of its runs are relative to it.
+        files: The option file that `config` was read from, and the files that it names as `base`.
 
     Attributes:
         variants: The steps of each variant.
@@ -193,9 +197,9 @@ class Study:
         UserError: wrong options. Names all of them.
     """
 
-    def __init__(self, config: Config, folder: Union[str, Path]):
+    def __init__(self, config: Config, folder: Union[str, Path], files: Sequence[Path] = ()):
         raise_errors(check_study(config))
-        self.config, self.folder = config, Path(folder)
+        self.config, self.folder, self.files = config, Path(folder), tuple(files)
         self.name, self.baseline = config['name'], config['baseline']
         self.variants: dict[str, list[Step]] = {}
         errors: list[str] = []
@@ -326,24 +330,26 @@ def read_study(path: Union[str, Path], folder: Union[str, Path, None] = None, im
     Raises:
         UserError: names the file and the keys, or an import fails.
     """
+    files: list[Path] = []
     try:
-        config = _read(Path(path))
+        config = _read(Path(path), files)
         names = list(dict.fromkeys([*get_imports(config), *imports]))
         import_user_modules(names)
         if names:
             config['imports'] = names
-        return Study(config, folder or Path('results', str(config.get('name'))))
+        return Study(config, folder or Path('results', str(config.get('name'))), files)
     except UserError as err:
         raise UserErrors(f"'{path}': {message}" for message in err.messages) from err
 
 
-def _read(path: Path, readers: tuple[Path, ...] = ()) -> Config:
-    """The options of a file and of its bases. `readers`: the files whose base it is."""
-    if path.resolve() in readers:
+def _read(path: Path, files: list[Path]) -> Config:
+    """The options of a file and of its bases. `files`: those whose base it is; it and its bases are added."""
+    if path.resolve() in [file.resolve() for file in files]:
         raise UserError('base: leads back to this file; name another one, or delete it.')
+    files.append(path)
     config = read_yml(path)
     base = config.pop('base', None)
-    return config if base is None else {**_read(path.parent / str(base), (*readers, path.resolve())), **config}
+    return config if base is None else {**_read(path.parent / str(base), files), **config}
 
 
 def build_benchmark_opt(name: str, root: Union[str, Path], scale: int) -> Config:
