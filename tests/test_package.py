@@ -42,7 +42,7 @@ def test_wheel(archives):
     options = {f'udl_plugin/options/{path.relative_to(OPTIONS).as_posix()}' for path in OPTIONS.rglob('*')
                if path.suffix in ('.yml', '.json') or (path.suffix == '.py' and path.is_file())}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / 'udl_plugin').rglob('*.py')}
-    added = {'udl_plugin_autoload.pth', 'udl_plugin/py.typed'}
+    added = {'udl_plugin_autoload.pth', 'udl_plugin/py.typed', 'udl_plugin/inference/comparison_page.html'}
     assert {name for name in wheel if '.dist-info/' not in name} == options | modules | added
     assert any(name.endswith('.dist-info/licenses/LICENSE') for name in wheel)
 
