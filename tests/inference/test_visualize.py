@@ -3,7 +3,6 @@ import numpy as np
 import pytest
 
 from udl_plugin.inference.visualize import (
-    color_bar,
     contact_sheet,
     encode_png,
     error_picture,
@@ -49,14 +48,6 @@ def test_fixed_limits_show_the_same_value_in_the_same_colour():
 
 def test_luma_is_in_the_unit_of_the_map():
     np.testing.assert_allclose(luma(np.full((3, 2, 2), 1.7)), 1.7)
-
-
-def test_color_bar_goes_from_blue_to_red_upwards():
-    bar = color_bar(100, (-1, 4))
-    assert bar.shape[0] == 100
-    assert bar[-2, 0].tolist()[0] >= 128
-    assert bar[-2, 0].tolist()[2] == 0
-    assert bar[1, 0].tolist()[0] == 0
 
 
 def test_error_does_not_wrap_around():

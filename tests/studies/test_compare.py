@@ -88,9 +88,9 @@ def models(tmp_path_factory):
 def results(benchmarks, models, tmp_path_factory):
     inputs = [f'VAR={models}/var.pth', str(models / 'experiments/run/models/net_g_latest.pth'),
               str(models / 'rcan.yml'), f'Swin={models}/swinir.yml']
-    entries, _, scale = read_entries(inputs, tmp_path_factory.mktemp('copies'))
+    entries, _, scale = read_entries(inputs, tmp_path_factory.mktemp('copies'), losses={'VAR': 'EU'})
     selected = find_benchmarks([str(benchmarks / name) for name in ('One', 'Two')], {}, scale)
-    return compare(entries, selected, scale, find_sample(None, selected, scale), True, {'VAR': 'EU'})
+    return compare(entries, selected, scale, find_sample(None, selected, scale), True)
 
 
 def test_labels(results):

@@ -20,7 +20,7 @@ from PIL import Image, features
 from udl_plugin.data.image_io import read_full_image
 from udl_plugin.errors import UserError
 from udl_plugin.inference.html_table import SORT_SCRIPT, TABLE_STYLE, HtmlTable
-from udl_plugin.inference.provenance import list_provenance
+from udl_plugin.inference.provenance import list_provenance, provenance_to_html
 from udl_plugin.inference.upscaler import Upscaler, UpscaleResult
 from udl_plugin.inference.visualize import OWNERS, absolute_error, heat_map, round_limit, swap_red_blue
 from udl_plugin.utils.imresize import imresize
@@ -76,7 +76,7 @@ def build_page(title: str, images: Sequence[PageImage], provenance: Iterable[tup
     parts = {
         'title': html.escape(title), 'table_style': TABLE_STYLE, 'sort_script': SORT_SCRIPT,
         'scale': _build_scale(limit) if any('error' in layer for layer in layers) else '',
-        'tables': '\n'.join(table.to_html() for table in tables), 'provenance': _build_provenance(provenance)}
+        'tables': '\n'.join(table.to_html() for table in tables), 'provenance': provenance_to_html(provenance)}
     about = [*notes, *_describe_errors(images, limit)]
     room = MAX_BYTES - sum(map(len, parts.values())) - TEMPLATE.stat().st_size - 10_000  # and names of layers
     regions, encoded = _fit_regions(layers, (width, height), boxes, limit, room)
@@ -160,25 +160,23 @@ def _build_layers(images: Sequence[PageImage]) -> list[dict[str, Any]]:
     """
     layers: list[dict[str, Any]] = [{'label': one.label, 'kind': 'image', 'network': one.label, 'image': one.image}
                                     for one in images]
-    truths: list[np.ndarray] = []
-    numbers = []
+    truths: list[np.ndarray] = []  # of a network of one channel, the ground truth is grey
     for one in images:
         if one.truth is not None and not any(np.array_equal(one.truth, truth) for truth in truths):
             truths.append(one.truth)
-        numbers.append(next((len(images) + number for number, truth in enumerate(truths)
-                             if np.array_equal(one.truth, truth)), None))
     for truth in truths:
         label = 'ground truth' if len(truths) == 1 or truth.ndim == 3 else 'ground truth, grey'
         layers.append({'label': label, 'kind': 'image', 'network': '', 'image': truth})
     # the network's own errors first, those of bicubic last
     for number in sorted(range(len(images)), key=lambda number: images[number].expected_error is None):
-        one, truth_number = images[number], numbers[number]
+        one = images[number]
         if one.expected_error is not None:
             layers.append({'label': f'expected error of {one.label}', 'kind': 'expected error', 'network': one.label,
                            'error': one.expected_error})
         if one.truth is not None:
+            found = next(place for place, truth in enumerate(truths) if np.array_equal(one.truth, truth))
             layers.append({'label': f'true error of {one.label}', 'kind': 'true error', 'network': one.label,
-                           'of': number, 'truth': truth_number, 'error': absolute_error(one.image, one.truth)})
+                           'of': number, 'truth': len(images) + found, 'error': absolute_error(one.image, one.truth)})
     return layers
 
 
@@ -204,7 +202,8 @@ def _fit_regions(layers: Sequence[dict[str, Any]], size: tuple[int, int], boxes:
 
 
 def _encode_layer(layer: dict[str, Any], regions: Sequence[Box], limit: float) -> dict[str, Any]:
-    known = {key: layer[key] for key in ('label', 'kind', 'network', 'of', 'truth') if key in layer}
+    known: dict[str, Any] = {
+        key: layer[key] for key in ('label', 'kind', 'network', 'of', 'truth') if key in layer}
     if 'of' in layer:
         return known
     pixels = layer['image'] if 'image' in layer else encode_error(layer['error'], limit)
@@ -227,10 +226,5 @@ def _describe_errors(images: Sequence[PageImage], limit: float) -> list[str]:
 
 def _build_scale(limit: float) -> str:
     ticks = ''.join(f'<span>{limit * part / 4:.3g}{" or more" if part == 4 else ""}</span>' for part in range(5))
-    return (f'<canvas id="colors" width="256" height="1" role="img" aria-label="Colours of errors, from 0 to {limit:.6g} '
-            f'levels"></canvas><div>{ticks}</div>Absolute error (8-bit levels)')
-
-
-def _build_provenance(rows: Iterable[tuple[str, str]]) -> str:
-    lines = ''.join(f'<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>\n' for name, value in rows)
-    return f'<h2>Provenance</h2>\n<dl>{lines}</dl>'
+    return ('<canvas id="colors" width="256" height="1" role="img" aria-label="Colours of errors, from 0 to '
+            f'{limit:.6g} levels"></canvas><div>{ticks}</div>Absolute error (8-bit levels)')

@@ -49,7 +49,7 @@ class HtmlTable(NamedTuple):
 
     caption: str
     rows: Sequence[Sequence[str]]
-    better: Mapping[int, str] = {}  # noqa: RUF012  never changed
+    better: Mapping[int, str] = {}
     is_folded: bool = False
 
     def to_html(self) -> str:

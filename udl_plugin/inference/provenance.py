@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import os
 import platform
 import shlex
@@ -32,6 +33,12 @@ def list_provenance(files: Iterable[str | os.PathLike[str]]) -> list[tuple[str, 
                          f'udl_plugin {udl_plugin.__version__}, basicsr {_find_basicsr_version()}'),
             ('date', datetime.now().astimezone().strftime('%Y-%m-%d %H:%M %z')),
             ('machine', f'{machine()}, {platform.platform()}')]
+
+
+def provenance_to_html(rows: Iterable[tuple[str, str]]) -> str:
+    """What `list_provenance` returns, as the end of a page."""
+    lines = ''.join(f'<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>\n' for name, value in rows)
+    return f'<h2>Provenance</h2>\n<dl>{lines}</dl>'
 
 
 def _hash_file(path: Path) -> str:
