@@ -213,7 +213,7 @@ def test_command(models, benchmarks, tmp_path, capsys, monkeypatch):
     assert main([f'A={models}/var.pth', f'{models}/rcan.yml', *sets, '--uncertainty', '--image', 'plain', '--box', '3',
                  '4', '20', '16', '--sort', 'psnr', '--out', 'out']) == 0
     assert {path.name for path in (tmp_path / 'out').iterdir()} == {
-        'table.md', 'scores.csv', 'crops.png', 'sparsification_Two.png', 'report.html', 'maps.csv'}
+        'table.md', 'scores.csv', 'crops.png', 'sparsification_Two.png', 'report.html', 'maps.csv', 'compare.html'}
     table = (tmp_path / 'out/table.md').read_text()
     assert 'Maps, Two:' in table
     page = (tmp_path / 'out/report.html').read_text()

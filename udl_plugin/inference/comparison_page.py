@@ -10,7 +10,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,6 +146,16 @@ def encode_error(error: np.ndarray, limit: float) -> np.ndarray:
     return np.stack([codes >> 8, codes & 255, np.zeros_like(codes)], axis=2).astype(np.uint8)
 
 
+def describe_owners(owners: Mapping[str, str]) -> str:
+    """Says whose errors the maps describe.
+
+    Args:
+        owners: Label of a network to a value of `visualize.OWNERS`.
+    """
+    return ' '.join(f'The expected error of {" and ".join(label for label in owners if owners[label] == owner)} '
+                    f'is that of {owner}.' for owner in dict.fromkeys(owners.values()))
+
+
 def _to_8_bits(image: np.ndarray) -> np.ndarray:
     """An array of 8 or 16 bits without its alpha: uint8."""
     image = image[:, :, :3] if image.ndim == 3 else image
@@ -211,13 +221,13 @@ def _encode_layer(layer: dict[str, Any], regions: Sequence[Box], limit: float) -
 
 
 def _describe_errors(images: Sequence[PageImage], limit: float) -> list[str]:
-    texts = [f'The expected error of {one.label} is that of {one.owner}.' for one in images
-             if one.expected_error is not None]
+    owners = {one.label: one.owner for one in images if one.expected_error is not None}
     has_truth = any(one.truth is not None for one in images)
-    if texts or has_truth:
+    texts = [describe_owners(owners)] if owners else []
+    if owners or has_truth:
         texts.append('Errors are absolute, the mean of the channels, in 8-bit levels. All have one scale, from 0 to '
                      f'{limit:.6g}; larger ones have its last colour.')
-    if any(one.expected_error is not None for one in images):
+    if owners:
         texts.append(f'The expected error is in steps of {limit / STEPS:.3g} levels.')
     if has_truth:
         texts.append('True errors are computed in this page from its images, which are lossless.')

@@ -9,7 +9,8 @@ TABLE_STYLE = """
 .wide { overflow-x: auto; margin: 1rem 0; }
 caption, summary { text-align: left; font-weight: 600; padding: 0.3rem 0; }
 thead th { vertical-align: bottom; }
-tbody th { font-weight: inherit; border-bottom-width: 1px; }
+tbody th { font-weight: inherit; }
+tbody th, tbody td { border-bottom: 1px solid rgb(128 128 128 / 0.35); }
 th button { all: unset; cursor: pointer; white-space: nowrap; }
 th button:focus-visible, summary:focus-visible, .wide:focus-visible { outline: 2px solid currentColor;
   outline-offset: 2px; }

@@ -9,7 +9,7 @@ import numpy as np
 from basicsr.metrics import calculate_metric
 from PIL import Image, ImageDraw
 
-from udl_plugin.inference.comparison_page import PageImage, build_page
+from udl_plugin.inference.comparison_page import PageImage, build_page, describe_owners
 from udl_plugin.inference.html_table import SORT_SCRIPT, HtmlTable
 from udl_plugin.inference.provenance import provenance_to_html
 from udl_plugin.inference.visualize import (
@@ -33,7 +33,8 @@ from udl_plugin.studies.report import Report, encode_figure, markdown_table, new
 from udl_plugin.studies.significance import compare_pairs
 
 GRADIENT = 'gradient of the SR image'  # a map should be better than this
-MIN_HEIGHT, MAX_HEIGHT = 240, 480  # of a tile in the picture of crops
+MIN_HEIGHT = 240  # of a crop in the picture, which is enlarged by a whole factor
+OVERVIEW_HEIGHT = 300  # of the whole image in it, which is shrunk
 TILES_PER_ROW = 6
 BOX_COLOR = (0, 0, 200)  # BGR
 COSTS = {'params': (1, ',.0f'), 'madds': (1e9, ',.1f'), 'time': (1e-3, '.1f'), 'memory': (2**20, ',.0f')}  # unit
@@ -155,15 +156,15 @@ def draw_crops(results: Sequence[CompareResult], boxes: Sequence[Box]) -> bytes:
     errors = _list_errors(results)
     limits = 0, round_limit(*errors.values())
     rows = _build_rows([('ground truth', _draw_boxes(truth, boxes)),
-                        *((label, heat_map(_resize(error), limits)) for label, error in errors.items())], limits)
+                        *((label, heat_map(_shrink(error), limits)) for label, error in errors.items())], limits)
     for number, (x, y, width, height) in enumerate(boxes, 1):
         box = slice(y, y + height), slice(x, x + width)
-        tiles = [(f'{number}: ground truth', _resize(_to_bgr(truth[box])))]
+        tiles = [(f'{number}: ground truth', _enlarge(_to_bgr(truth[box])))]
         for label, sample in images.items():
             psnr = calculate_metric({'img': sample.sr[box], 'img2': sample.gt[box]}, build_metrics(0)['psnr'])
-            tiles.append((f'{number}: {label}, {psnr:.2f} dB in this crop', _resize(_to_bgr(sample.sr[box]))))
+            tiles.append((f'{number}: {label}, {psnr:.2f} dB in this crop', _enlarge(_to_bgr(sample.sr[box]))))
         rows += _build_rows(tiles)
-        rows += _build_rows([(f'{number}: {label}', heat_map(_resize(error[box]), limits))
+        rows += _build_rows([(f'{number}: {label}', heat_map(_enlarge(error[box]), limits))
                              for label, error in errors.items()], limits)
     return encode_png(contact_sheet(rows))
 
@@ -181,7 +182,7 @@ def _list_errors(results: Sequence[CompareResult]) -> dict[str, np.ndarray]:
 
 def _draw_boxes(image: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
     """The image as high as its row, with numbered boxes."""
-    resized = _resize(_to_bgr(image))
+    resized = _shrink(_to_bgr(image))
     factor, picture = len(resized) / len(image), Image.fromarray(resized)
     draw, font = ImageDraw.Draw(picture), get_font(20)
     for number, (x, y, width, height) in enumerate(boxes, 1):
@@ -204,13 +205,18 @@ def _to_bgr(image: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image
 
 
-def _resize(picture: np.ndarray) -> np.ndarray:
-    """Enlarges by the smallest whole factor to `MIN_HEIGHT` or more; shrinks to `MAX_HEIGHT`."""
+def _shrink(picture: np.ndarray) -> np.ndarray:
+    """Shrinks to `OVERVIEW_HEIGHT`; enlarges a smaller picture as `_enlarge` does."""
     height, width = picture.shape[:2]
-    if height > MAX_HEIGHT:
-        return cv2.resize(picture, (max(1, round(width * MAX_HEIGHT / height)), MAX_HEIGHT),
-                          interpolation=cv2.INTER_AREA)
-    factor = max(1, -(-MIN_HEIGHT // height))
+    if height <= OVERVIEW_HEIGHT:
+        return _enlarge(picture)
+    size = max(1, round(width * OVERVIEW_HEIGHT / height)), OVERVIEW_HEIGHT
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+
+def _enlarge(picture: np.ndarray) -> np.ndarray:
+    """Repeats pixels, by the smallest whole factor for `MIN_HEIGHT` or more."""
+    factor = max(1, -(-MIN_HEIGHT // len(picture)))
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
@@ -293,8 +299,8 @@ def build_report(results: Sequence[CompareResult], scale: int, boxes: Sequence[B
         report.add_text(ABOUT_RATINGS)
         report.files['maps.csv'] = maps_csv(results)
     report.add_heading(f'Crops of {sample.name}')
-    owners = ' '.join(f'The expected error of {result.label} is that of {OWNERS[result.entry.stage]}.'
-                      for result in results if result.entry and result.sample.log_var is not None)
+    owners = describe_owners({result.label: OWNERS[result.entry.stage] for result in results
+                              if result.entry and result.sample.log_var is not None})
     report.add_picture('crops.png', draw_crops(results, boxes), f'{sample.name}: ' + '; '.join(
         f'box {number} at {x},{y}, {width} x {height}' for number, (x, y, width, height) in enumerate(boxes, 1))
         + f'. All errors have one scale. {owners}')
