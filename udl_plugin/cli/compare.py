@@ -83,8 +83,9 @@ def run(args: argparse.Namespace) -> int:
         networks = {label: read_network_g(path) for label, path in map(compare.split_label, args.opt)}
         losses = {**dict.fromkeys(args.eu, 'EU'), **dict.fromkeys(args.gaussian, 'GaussianNLL')}
         entries, datasets, scale = compare.read_entries(expand_globs(args.inputs), folder, networks, args.tile, losses)
-        print_notes(f'{entry.label}: {note} --eu and --gaussian select another.' for entry in entries if entry.has_map and entry.label not in losses
-                    if (note := find_error_loss(entry.recorded_loss)[1]))
+        notes = {entry.label: find_error_loss(entry.recorded_loss)[1] for entry in entries
+                 if entry.has_map and entry.label not in losses}
+        print_notes(f'{label}: {note} --eu and --gaussian select another.' for label, note in notes.items() if note)
         if args.uncertainty and not any(entry.has_map for entry in entries):
             raise UserError('--uncertainty: none of the networks has a map; use checkpoints of step 1 or 2.')
         benchmarks = compare.find_benchmarks(expand_globs(args.sets), datasets, scale)
