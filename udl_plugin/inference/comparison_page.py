@@ -72,10 +72,11 @@ def build_page(title: str, images: Sequence[PageImage], provenance: Iterable[tup
     layers = _build_layers(images)
     if any(layer[key].shape[:2] != (height, width) for layer in layers for key in ('image', 'error') if key in layer):
         raise ValueError('the images of a page must have one size.')
-    limit = round_limit(*[layer['error'] for layer in layers if 'error' in layer])
+    errors = [layer['error'] for layer in layers if 'error' in layer]
+    limit = round_limit(*errors) if errors else 1.0
     parts = {
         'title': html.escape(title), 'table_style': TABLE_STYLE, 'sort_script': SORT_SCRIPT,
-        'scale': _build_scale(limit) if any('error' in layer for layer in layers) else '',
+        'scale': _build_scale(limit) if errors else '',
         'tables': '\n'.join(table.to_html() for table in tables), 'provenance': provenance_to_html(provenance)}
     about = [*notes, *_describe_errors(images, limit)]
     room = MAX_BYTES - sum(map(len, parts.values())) - TEMPLATE.stat().st_size - 10_000  # and names of layers
