@@ -51,4 +51,5 @@ def test_sdist(archives):
     _, sdist = archives
     assert sdist >= {'CHANGELOG.md', 'CITATION.cff', 'CONTRIBUTING.md', 'SECURITY.md', 'LICENSE', 'Makefile',
                      'README.md', 'docs/demo.jpg', 'options/schema/train.json', 'options/mmengine/_base_/runtime.py',
-                     'scripts/demo.py', 'tests/conftest.py', 'udl_plugin/plugin.py'}
+                     'scripts/demo.py', 'tests/conftest.py', 'udl_plugin/plugin.py',
+                     'udl_plugin/inference/comparison_page.html'}
