@@ -43,7 +43,7 @@ def test_wheel(archives):
                if path.suffix in ('.yml', '.json') or (path.suffix == '.py' and path.is_file())}
     modules = {path.relative_to(ROOT).as_posix() for pattern in ('*.py', '*.pth')
                for path in (ROOT / 'udl_plugin').rglob(pattern)}
-    added = {'udl_plugin_autoload.pth', 'udl_plugin/py.typed'}
+    added = {'udl_plugin_autoload.pth', 'udl_plugin/py.typed', 'udl_plugin/inference/comparison_page.html'}
     assert {name for name in wheel if '.dist-info/' not in name} == options | modules | added
     assert any(name.endswith('.dist-info/licenses/LICENSE') for name in wheel)
 
@@ -52,4 +52,5 @@ def test_sdist(archives):
     _, sdist = archives
     assert sdist >= {'CHANGELOG.md', 'CITATION.cff', 'CONTRIBUTING.md', 'SECURITY.md', 'LICENSE', 'Makefile',
                      'README.md', 'docs/demo.jpg', 'options/schema/train.json', 'options/mmengine/_base_/runtime.py',
-                     'scripts/demo.py', 'tests/conftest.py', 'udl_plugin/plugin.py'}
+                     'scripts/demo.py', 'tests/conftest.py', 'udl_plugin/plugin.py',
+                     'udl_plugin/inference/comparison_page.html'}

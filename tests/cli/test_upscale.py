@@ -132,6 +132,20 @@ def test_calibrate_refuses(tmp_path, photos, model, capsys):
         parse(['out.png'])
 
 
+def test_page(tmp_path, photos, model, capsys):
+    assert run(photos, tmp_path / 'new', model, '--html', '--uncertainty', '--quiet') == 0
+    page = (tmp_path / 'new/image_1.html').read_text()
+    assert '<title>image_1.png, upscaled</title>' in page
+    assert '"label": "expected error of EDSRTwo x2, step 2"' in page
+    assert len(list((tmp_path / 'new').iterdir())) == 3 * 4
+    (tmp_path / 'new/image_2.html').unlink()
+    assert run(photos, tmp_path / 'new', model, '--html', '--uncertainty', '--resume') == 0
+    assert '2 of 3 results exist already' in capsys.readouterr().out
+    assert (tmp_path / 'new/image_2.html').exists()
+    assert run(photos / 'image_0.png', tmp_path / 'x/one.png', model, '--html', '--quiet') == 0
+    assert 'expected error' not in (tmp_path / 'x/one.html').read_text().partition('"layers"')[2].partition('<')[0]
+
+
 def test_depth_grey_and_alpha(tmp_path, model):
     images = {'deep': random_images(1, 8)['image_0'].astype(np.uint16) * 257, 'grey': np.full((8, 8), 90, np.uint8),
               'deep_grey': np.full((8, 8), 9000, np.uint16), 'alpha': np.full((8, 8, 4), 50, np.uint8)}

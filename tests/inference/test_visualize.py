@@ -8,7 +8,6 @@ from udl_plugin.inference.visualize import (
     BAR_WIDTH,
     GAP,
     absolute_error,
-    color_bar,
     contact_sheet,
     describe_owner,
     encode_map_files,
@@ -59,14 +58,6 @@ def test_fixed_limits_show_the_same_value_in_the_same_colour():
 
 def test_luma_is_in_the_unit_of_the_map():
     np.testing.assert_allclose(luma(np.full((3, 2, 2), 1.7)), 1.7)
-
-
-def test_color_bar_goes_from_blue_to_red_upwards():
-    bar = color_bar(100, (-1, 4))
-    assert bar.shape[0] == 100
-    assert bar[-2, 0].tolist()[0] >= 128
-    assert bar[-2, 0].tolist()[2] == 0
-    assert bar[1, 0].tolist()[0] == 0
 
 
 def test_error_does_not_wrap_around():

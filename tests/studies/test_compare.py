@@ -20,14 +20,31 @@ from udl_plugin.checkpoints.state_dict import save_checkpoint
 from udl_plugin.cli.compare import main
 from udl_plugin.data.lmdb_io import encode
 from udl_plugin.errors import UserError
-from udl_plugin.inference import cost
+from udl_plugin.inference import comparison_page, cost
 from udl_plugin.inference.upscaler import Upscaler
-from udl_plugin.inference.visualize import swap_red_blue
+from udl_plugin.inference.visualize import absolute_error, heat_map, round_limit, swap_red_blue
 from udl_plugin.metrics import uncertainty_metrics
 from udl_plugin.prepare.datasets import prepare_benchmark
 from udl_plugin.prepare.demo_data import validation_photos
-from udl_plugin.studies.compare import BICUBIC, compare, find_benchmarks, find_sample, rate_map, read_entries
-from udl_plugin.studies.compare_report import build_map_table, build_table, draw_crops, find_boxes
+from udl_plugin.studies import compare_report
+from udl_plugin.studies.compare import (
+    BICUBIC,
+    CompareResult,
+    compare,
+    find_benchmarks,
+    find_sample,
+    rate_map,
+    read_entries,
+)
+from udl_plugin.studies.compare_report import (
+    build_html_map_table,
+    build_html_tables,
+    build_image_tables,
+    build_map_table,
+    build_table,
+    draw_crops,
+    find_boxes,
+)
 from udl_plugin.utils.atomic_io import atomic_write
 from udl_plugin.utils.imresize import imresize
 
@@ -88,9 +105,9 @@ def models(tmp_path_factory):
 def results(benchmarks, models, tmp_path_factory):
     inputs = [f'VAR={models}/var.pth', str(models / 'experiments/run/models/net_g_latest.pth'),
               str(models / 'rcan.yml'), f'Swin={models}/swinir.yml']
-    entries, _, scale = read_entries(inputs, tmp_path_factory.mktemp('copies'))
+    entries, _, scale = read_entries(inputs, tmp_path_factory.mktemp('copies'), losses={'VAR': 'EU'})
     selected = find_benchmarks([str(benchmarks / name) for name in ('One', 'Two')], {}, scale)
-    return compare(entries, selected, scale, find_sample(None, selected, scale), True, {'VAR': 'EU'})
+    return compare(entries, selected, scale, find_sample(None, selected, scale), True)
 
 
 def test_labels(results):
@@ -175,6 +192,95 @@ def test_tables(results):
     assert build_map_table(results, 'Two')[1][-1].startswith(f'{np.mean(ours) - np.mean(theirs):+.3f} [')
 
 
+def test_tables_of_the_pages_have_a_block_for_each_benchmark(results):
+    blocks = build_html_tables(results)
+    assert [block.caption for block in blocks] == ['One', 'Two', 'Cost']
+    table = build_table(results)
+    for number, block in enumerate(blocks[:2]):
+        assert block.rows == [['network', 'PSNR-Y (dB)', 'SSIM-Y'],
+                              *([row[0], *row[1 + 2 * number:3 + 2 * number]] for row in table[1:])]
+        assert block.better == {1: 'higher', 2: 'higher'}
+    assert [row[1:] for row in blocks[2].rows] == [row[-4:] for row in table]
+    assert set(blocks[2].better.values()) == {'lower'}
+    maps = build_html_map_table(results, 'One')
+    assert {maps.rows[0][column]: order for column, order in maps.better.items()} == {
+        'Spearman': 'higher', 'Pearson': 'higher', 'AUSE': 'lower', 'calibration error': 'lower'}
+    images = build_image_tables(results)[1]
+    assert images.is_folded
+    assert [row[0] for row in images.rows] == ['image', 'odd', 'plain']
+    assert images.rows[2][3] == f'{results[1].scores["Two"]["plain"]["psnr"]:.3f}'
+
+
+def test_loss_and_scale_of_a_map_are_those_of_the_checkpoint(models, tmp_path):
+    state_dict = load_network_file(models / 'var.pth').state_dict
+    save_checkpoint(tmp_path / 'gauss.pth', {'params': state_dict}, VAR, 'GaussianNLL', 1.5)
+    opt = {**yaml.safe_load((models / 'rcan.yml').read_text()), 'network_g': VAR, 'model_type': 'UDLModel',
+           'path': {'pretrain_network_g': str(tmp_path / 'gauss.pth')}}
+    (tmp_path / 'gauss.yml').write_text(yaml.safe_dump(opt))
+    inputs = [f'file={tmp_path}/gauss.pth', f'yml={tmp_path}/gauss.yml', f'none={models}/var.pth',
+              f'{models}/experiments/run/models/net_g_latest.pth', f'rcan={models}/rcan.yml']
+    entries, _, _ = read_entries(inputs, tmp_path / 'copies', losses={'none': 'EU', 'file': 'GaussianNLL'})
+    assert [(one.loss, one.error_scale, one.recorded_loss, one.stage) for one in entries] == [
+        ('GaussianNLL', 1.5, 'GaussianNLL', 'step 1'), ('GaussianNLL', 1.5, 'GaussianNLL', 'step 1'),
+        ('EU', 1, None, 'step 1'), ('ESU', 1, None, 'step 2'), ('ESU', 1, None, 'plain')]
+    assert [one.files for one in entries[:2]] == [
+        (f'{tmp_path}/gauss.pth',), (f'{tmp_path}/gauss.yml', f'{tmp_path}/gauss.pth')]
+    with pytest.raises(UserError, match="gauss.pth': its map was trained with GaussianNLL, as the file records; --eu"):
+        read_entries(inputs[:1], tmp_path / 'copies', losses={'file': 'EU'})
+
+
+def test_expected_error_and_calibration_use_loss_and_scale(results):
+    sample = results[1].sample
+    scaled = CompareResult('x', results[1].entry._replace(error_scale=2.0))
+    scaled.sample = sample
+    np.testing.assert_allclose(results[1].expected_error(), np.exp(sample.log_var.astype(float)).mean(axis=0))  # EU
+    np.testing.assert_allclose(scaled.expected_error(), 2 * results[1].expected_error())
+    assert results[0].expected_error() is None
+    one, other = (rate_map(sample.sr, sample.gt, sample.log_var, 2, 'EU', scale) for scale in (1, 2))
+    np.testing.assert_allclose(other.predicted, 2 * one.predicted)
+    assert other.calibration == pytest.approx(np.mean(np.abs(one.observed - other.predicted) / other.predicted))
+    assert other.ause == one.ause
+
+
+def contains(picture, crop):
+    y, x = np.unravel_index((match := cv2.matchTemplate(picture, crop, cv2.TM_SQDIFF)).argmin(), match.shape)
+    return np.array_equal(picture[y:y + len(crop), x:x + crop.shape[1]], crop)
+
+
+def test_crops(results):
+    picture = cv2.imdecode(np.frombuffer(draw_crops(results[:2], [(10, 20, 50, 40)]), np.uint8), cv2.IMREAD_COLOR)
+    factor, (x, y, width, height) = 6, (10, 20, 50, 40)  # 40 pixels become at least 240
+    for image in (results[0].sample.gt, results[1].sample.sr):
+        crop = image[y:y + height, x:x + width].repeat(factor, axis=0).repeat(factor, axis=1)
+        assert contains(picture, crop)
+    true, expected = absolute_error(results[1].sample.sr, results[1].sample.gt), results[1].expected_error()
+    limits = 0, round_limit(absolute_error(results[0].sample.sr, results[0].sample.gt), true, expected)
+    for error in (true, expected):  # on one scale
+        crop = heat_map(error[y:y + height, x:x + width], limits).repeat(factor, axis=0).repeat(factor, axis=1)
+        assert contains(picture, crop)
+
+
+def test_dB_above_a_crop_is_its_own(results, monkeypatch):
+    rows = []
+    monkeypatch.setattr(compare_report, 'contact_sheet', lambda tiles: rows.extend(tiles) or np.zeros((1, 1), np.uint8))
+    draw_crops(results[:2], [(10, 20, 50, 40)])
+    sr, gt = (image[20:60, 10:60] for image in (results[1].sample.sr, results[1].sample.gt))
+    psnr = calculate_psnr(sr, gt, 0, test_y_channel=True)
+    labels = [label for row in rows for label, _ in row]
+    assert f'1: VAR, {psnr:.2f} dB in this crop' in labels
+    assert len(set(labels)) == len(labels)
+
+
+def test_boxes_are_numbered_on_a_filled_background():
+    image = np.full((100, 120, 3), 255, np.uint8)
+    picture = compare_report._draw_boxes(image, [(10, 20, 60, 60)])
+    assert picture.shape == (300, 360, 3)
+    corner = picture[60:80, 30:50].reshape(-1, 3)
+    assert (corner == compare_report.BOX_COLOR).all(axis=1).mean() > 0.6
+    assert (corner == 255).all(axis=1).any(), 'the number'
+    assert (picture[90:200, 60:200] == 255).all(), 'the rest of the box is not covered'
+
+
 def test_boxes_are_where_the_map_is_highest(results):
     first, second = find_boxes(results, 20)
     luma = np.tensordot(np.array([65.738, 129.057, 25.064]), results[1].sample.log_var, 1)
@@ -213,12 +319,17 @@ def test_command(models, benchmarks, tmp_path, capsys, monkeypatch):
     assert main([f'A={models}/var.pth', f'{models}/rcan.yml', *sets, '--uncertainty', '--image', 'plain', '--box', '3',
                  '4', '20', '16', '--sort', 'psnr', '--out', 'out']) == 0
     assert {path.name for path in (tmp_path / 'out').iterdir()} == {
-        'table.md', 'scores.csv', 'crops.png', 'sparsification_Two.png', 'report.html', 'maps.csv'}
+        'table.md', 'scores.csv', 'crops.png', 'sparsification_Two.png', 'report.html', 'maps.csv', 'compare.html'}
     table = (tmp_path / 'out/table.md').read_text()
     assert 'Maps, Two:' in table
     page = (tmp_path / 'out/report.html').read_text()
     assert 'box 1 at 3,4, 20 x 16' in page
     assert page.count('data:image/png') == 2
+    assert 'SHA-256' in page
+    images = (tmp_path / 'out/compare.html').read_text()
+    assert '<title>plain (Two) at x2</title>' in images
+    assert '<caption>Two</caption>' in page
+    assert '<caption>Two</caption>' in images
     assert len((tmp_path / 'out/scores.csv').read_text().splitlines()) == 1 + 3 * 2
     maps = list(csv.DictReader((tmp_path / 'out/maps.csv').open()))
     assert [(row['network'], row['image']) for row in maps] == [
@@ -249,6 +360,11 @@ def test_command(models, benchmarks, tmp_path, capsys, monkeypatch):
     assert "no 'plan' in the benchmarks (did you mean 'plain'?)" in refused(f'{models}/rcan.yml', '--image', 'plan')
     assert 'is not inside odd, which is 58 x 70 pixels' in refused(f'{models}/rcan.yml', '--box', '50', '0', '20', '20')
     assert "the label 'A' is used twice" in refused(f'A={models}/var.pth', f'A={models}/rcan.yml')
+    monkeypatch.setattr(comparison_page, 'MAX_BYTES', 1000)
+    assert main([f'A={models}/var.pth', *sets, '--out', 'small']) == 0
+    assert 'compare.html is not written: a page with these images would have' in capsys.readouterr().err
+    assert (tmp_path / 'small/report.html').exists()
+    assert not (tmp_path / 'small/compare.html').exists()
     assert "there is no network 'B'" in refused(f'A={models}/var.pth', '--eu', 'B', '--uncertainty')
     assert 'two benchmarks are called Two' in refused(f'A={models}/var.pth', '--sets', str(benchmarks / 'Two'), str(
         benchmarks / 'other/../Two'))

@@ -71,6 +71,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help='loss that trained the variance head (default: the one that the file records, otherwise ESU)')
     add('--calibrate', type=path_arg, metavar='DIR',
         help='fit the expected error to the errors on the HR photos in DIR; write the network to OUTPUT')
+    add('--html', action='store_true', help='write NAME.html too: a page to compare the result with bicubic, and with '
+        '--uncertainty with its expected error')
     add('--tile', type=positive_int, metavar='N',
         help='process tiles of N x N LR pixels, to save memory (default: the full image, or tiles if memory is short)')
     add('--self-ensemble', action='store_true', help='average over eight flips and rotations; takes 8 times as long')
@@ -106,7 +108,8 @@ def run(args: argparse.Namespace) -> int:
         print(f'--resume: {len(found) - len(images)} of {len(found)} results exist already and are kept.')
     if not images:
         return 0
-    from udl_plugin.inference.upscaler import load  # imports torch, which takes seconds
+    from udl_plugin.inference.comparison_page import build_upscale_page  # imports torch, which takes seconds
+    from udl_plugin.inference.upscaler import load
     upscaler = load(
         args.model, args.device, uncertainty=args.uncertainty, tile=args.tile, self_ensemble=args.self_ensemble,
         uncertainty_loss=args.uncertainty_loss,
@@ -126,6 +129,9 @@ def run(args: argparse.Namespace) -> int:
             print_notes(note for note in upscaler.notes if note not in notes)  # that memory is short
             notes = list(upscaler.notes)
             profile = find_profile(source, is_grey=result.image.ndim == 2)
+            if args.html:  # before the image, so that an image that exists has its page
+                page = build_upscale_page(source, result, upscaler, args.model)
+                atomic_write(target.with_suffix('.html'), page.encode())
             maps = describe_map(upscaler, args) if args.uncertainty else None
             write_result(target, result, maps, profile)
             if maps and not args.quiet:
@@ -164,7 +170,7 @@ def find_images(args: argparse.Namespace) -> dict[Path, Path]:
         found = {path: name for source in inputs for name, path in
                  (list_images(source) if source.is_dir() else {source.stem: source}).items()}
         images = {path: target / f'{name}.png' for path, name in found.items()}
-    written = [path for target in images.values() for path in output_files(target, args.uncertainty)]
+    written = [path for target in images.values() for path in output_files(target, args.uncertainty, args.html)]
     sources = {path.resolve() for path in images}
     for path, count in collections.Counter(written).items():
         if count > 1:
@@ -182,12 +188,13 @@ def find_images(args: argparse.Namespace) -> dict[Path, Path]:
 
 def is_finished(image: Path, args: argparse.Namespace) -> bool:
     """Whether all files of a result exist; each is written atomically."""
-    return all(path.exists() for path in output_files(image, args.uncertainty))
+    return all(path.exists() for path in output_files(image, args.uncertainty, args.html))
 
 
-def output_files(image: Path, uncertainty: bool = True) -> list[Path]:
-    """Returns the files of one result: the image and, with `uncertainty`, the map's picture and the map."""
-    return [image] + [image.with_name(image.stem + end) for end in MAP_FILES] * uncertainty
+def output_files(image: Path, uncertainty: bool = True, html: bool = False) -> list[Path]:
+    """Returns the files of one result: the image; with `uncertainty`, those of the map; the page."""
+    ends = MAP_FILES * uncertainty + ('.html',) * html
+    return [image, *(image.with_name(image.stem + end) for end in ends)]
 
 
 def find_profile(source: Path, is_grey: bool) -> bytes:

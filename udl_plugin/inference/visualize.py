@@ -196,7 +196,7 @@ def uncertainty_picture(log_var: np.ndarray, limits: Sequence[float] | None = No
     Args:
         log_var: `(C, H, W)`, float, C of 3 (RGB) or 1.
         limits: Values shown in full blue and full red, instead of minimum and maximum, so that pictures can be
-            compared. `color_bar` draws the scale.
+            compared.
 
     Returns:
         uint8 `(H, W, 3)`, BGR: blue is certain, red uncertain. A constant map is blue.
@@ -225,19 +225,6 @@ def luma(log_var: np.ndarray) -> np.ndarray:
     if log_var.ndim != 3 or log_var.shape[0] not in (1, 3):
         raise ValueError(f'expected a map (C, H, W) of 1 or 3 channels, not {log_var.shape}.')
     return log_var[0] if log_var.shape[0] == 1 else np.tensordot(RGB_TO_Y / RGB_TO_Y.sum(), log_var, 1)
-
-
-def color_bar(height: int, limits: Sequence[float], width: int = 70) -> np.ndarray:
-    """Draws the scale of `uncertainty_picture` with `limits`: uint8 `(height, width, 3)`, BGR."""
-    bar = np.full((height, width, 3), 255, np.uint8)
-    bar[:, :16] = _jet(np.linspace(1, 0, height)[:, None])
-    for number in range(5):
-        value = limits[1] + (limits[0] - limits[1]) * number / 4
-        row = round(number / 4 * (height - 1))
-        bar[row, :20] = 0
-        origin = 22, min(max(row + 4, 9), height - 2)
-        cv2.putText(bar, f'{value:.1f}', origin, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
-    return bar
 
 
 def error_picture(sr: np.ndarray, gt: np.ndarray, full_scale: float = 32) -> np.ndarray:

@@ -18,8 +18,9 @@ from udl_plugin.archs.padding import get_required_multiple, pad_to_multiple
 from udl_plugin.archs.two_step import TwoStep
 from udl_plugin.archs.with_variance import WithVariance
 from udl_plugin.archs.wrapping import base_config
-from udl_plugin.checkpoints.network_file import load_network_file
-from udl_plugin.checkpoints.state_dict import DEFAULT_KEY, save_checkpoint
+from udl_plugin.checkpoints.network_file import find_error_loss, load_network_file
+from udl_plugin.checkpoints.safe_load import load_checkpoint
+from udl_plugin.checkpoints.state_dict import DEFAULT_KEY, get_error_scale, get_uncertainty_loss, save_checkpoint
 from udl_plugin.config.class_options import is_udl_model
 from udl_plugin.config.cross_checks import check_network, check_options
 from udl_plugin.config.dataset_checks import check_pairs
@@ -54,6 +55,11 @@ class Entry(NamedTuple):
         net: The base network, to measure its cost, on the CPU.
         channels: Of its images. A network with one channel gets Y.
         has_map: Whether the network in `opt` returns an uncertainty map.
+        files: That it was read from.
+        recorded_loss: Loss that its variance head was trained with, as far as the checkpoint records it.
+        loss: Loss whose formula turns its map into the expected error.
+        error_scale: Factor on the expected error, from a calibration.
+        stage: `plain`, `step 1` or `step 2`.
     """
 
     label: str
@@ -61,6 +67,11 @@ class Entry(NamedTuple):
     net: nn.Module
     channels: int
     has_map: bool
+    files: tuple[str, ...] = ()
+    recorded_loss: str | None = None
+    loss: str = 'ESU'
+    error_scale: float = 1.0
+    stage: str = 'plain'
 
     def run(self, lq: Tensor) -> Tensor:
         """The SR image of `(1, C, H, W)`, which is padded to the required multiple; in tiles if `opt` says so."""
@@ -116,6 +127,12 @@ class CompareResult:
         """The mean of `psnr` or `ssim` over the images of a benchmark."""
         return mean_score(self.scores[benchmark], metric)
 
+    def expected_error(self) -> np.ndarray | None:
+        """Of `sample`: the mean of the channels, `(H, W)`, in 8-bit levels. None without a map."""
+        if self.entry is None or self.sample.log_var is None:
+            return None
+        return metrics.expected_error(self.sample.log_var, self.entry.loss, self.entry.error_scale).mean(axis=0)
+
     def sort_key(self, name: str) -> float:
         """Sorts by a metric or a cost, the best first."""
         if name in METRICS:
@@ -123,8 +140,16 @@ class CompareResult:
         return self.cost.get(name) or 0
 
 
-def rate_map(sr: np.ndarray, gt: np.ndarray, log_var: np.ndarray | None, border: int, loss: str = 'ESU') -> MapQuality:
-    """The quality of a map that was trained with `loss`; without a map, of the SR image's own gradient."""
+def rate_map(sr: np.ndarray, gt: np.ndarray, log_var: np.ndarray | None, border: int, loss: str = 'ESU',
+             error_scale: float = 1.0) -> MapQuality:
+    """The quality of a map; without a map, of the SR image's own gradient.
+
+    Args:
+        sr, gt: uint8 `(H, W, 3)`, BGR, or `(H, W)`.
+        log_var: `(C, H, W)`.
+        border: Pixels to crop.
+        loss, error_scale: Of the map; see `Entry`.
+    """
     if log_var is None:
         planes = np.atleast_3d(sr)[:, :, ::-1].transpose(2, 0, 1).astype(np.float64)
         uncertainty, error = metrics.samples(sr, gt, np.hypot(*np.gradient(planes, axis=(1, 2))), border)
@@ -134,6 +159,7 @@ def rate_map(sr: np.ndarray, gt: np.ndarray, log_var: np.ndarray | None, border:
         uncertainty, error = metrics.samples(sr, gt, log_var, border)
         linear = metrics.expected_error(uncertainty, loss)
         predicted, observed = metrics.reliability(uncertainty, error, loss)
+        predicted = error_scale * predicted
         calibration = metrics.normalised_error(predicted, observed)
         weight = metrics.step2_weight(metrics.crop(log_var, border))
         gini, hoyer = metrics.gini(weight), metrics.hoyer(weight)
@@ -153,8 +179,8 @@ def split_label(text: str) -> tuple[str, str]:
 
 
 def read_entries(inputs: Iterable[str], folder: str | Path,
-                 networks: Mapping[str, Config | None] | None = None,
-                 tile: int | None = None) -> tuple[list[Entry], dict[str, Config], int]:
+                 networks: Mapping[str, Config | None] | None = None, tile: int | None = None,
+                 losses: Mapping[str, str] | None = None) -> tuple[list[Entry], dict[str, Config], int]:
     """Reads test ymls and checkpoints.
 
     Args:
@@ -163,14 +189,16 @@ def read_entries(inputs: Iterable[str], folder: str | Path,
         networks: Label to config of the network, for checkpoints that do not record it; under an empty label, that of
             all other checkpoints.
         tile: Largest side of what a network processes at once, in LR pixels; None: the full image.
+        losses: Label to the loss that trained its variance head, for checkpoints that do not record it.
 
     Returns:
         The entries; the options of the datasets in the ymls, by name, of which the first counts; the scale.
 
     Raises:
-        UserError: names the input; or `networks` has a label that no input has.
+        UserError: names the input; or `networks` or `losses` has a label that no input has; or a checkpoint records
+            another loss.
     """
-    networks = networks or {}
+    networks, losses = networks or {}, losses or {}
     entries: dict[str, Entry] = {}
     datasets: dict[str, Config] = {}
     for number, text in enumerate(inputs):
@@ -181,7 +209,9 @@ def read_entries(inputs: Iterable[str], folder: str | Path,
             else:
                 network_g = networks.get(label or _get_name(path), networks.get(''))
                 opt = _copy_checkpoint(path, Path(folder, f'{number}.pth'), network_g, tile)
-            entry = _build_entry(label or opt['name'], opt)
+            files = dict.fromkeys(name for name in (path, opt['path']['pretrain_network_g'])
+                                  if not Path(name).is_relative_to(folder))
+            entry = _build_entry(label or opt['name'], opt, losses)._replace(files=tuple(files))
         except UserError as err:
             raise UserErrors(message if path in message else f"'{path}': {message}"
                              for message in err.messages) from err
@@ -193,6 +223,9 @@ def read_entries(inputs: Iterable[str], folder: str | Path,
     for label in networks:
         if label not in ('', *entries):
             raise UserError(f"--opt {label}=...: there is no network '{label}'; the labels are: {', '.join(entries)}.")
+    for label in losses:
+        if label not in entries:
+            raise UserError(f"--eu, --gaussian: there is no network '{label}'; the labels are: {', '.join(entries)}.")
     scales = {label: entry.opt['scale'] for label, entry in entries.items()}
     if len(set(scales.values())) > 1:
         found = ', '.join(f'{label} has scale {scale}' for label, scale in scales.items())
@@ -224,7 +257,8 @@ def _copy_checkpoint(path: str, copy: Path, network_g: Config | None, tile: int 
         if DEFAULT_KEY in note:  # its advice is an option of other commands
             note = 'using params_ema, the moving average; path.param_key_g: params in a test yml selects the weights.'
         get_root_logger().warning(f"'{path}': {note}")
-    save_checkpoint(copy, {'params': network_file.state_dict}, network_file.network_g)
+    save_checkpoint(copy, {'params': network_file.state_dict}, network_file.network_g, network_file.uncertainty_loss,
+                    network_file.error_scale)
     return build_test_opt(_get_name(path), network_file.network_g, {'pretrain_network_g': str(copy)},
                           network_file.channels_and_scale[1], tile)
 
@@ -237,11 +271,21 @@ def _get_name(path: str) -> str:
     return file.stem
 
 
-def _build_entry(label: str, opt: Config) -> Entry:
-    has_map = is_udl_model(opt['model_type']) and issubclass(
-        get_network_class(opt['network_g']['type']), (TwoStep, WithVariance))
+def _build_entry(label: str, opt: Config, losses: Mapping[str, str]) -> Entry:
+    network_class = get_network_class(opt['network_g']['type'])
+    has_map = is_udl_model(opt['model_type']) and issubclass(network_class, (TwoStep, WithVariance))
     net = build_network(base_config(opt['network_g'])).eval()
-    return Entry(label, opt, net, probe_shapes(net)[0][1], has_map)
+    entry = Entry(label, opt, net, probe_shapes(net)[0][1], has_map)
+    if not has_map:
+        return entry
+    content, given = load_checkpoint(opt['path']['pretrain_network_g']), losses.get(label)
+    recorded = get_uncertainty_loss(content)
+    if recorded and given not in (None, recorded):
+        raise UserError(f'its map was trained with {recorded}, as the file records; --eu and --gaussian are for files '
+                        'that record no loss.')
+    return entry._replace(recorded_loss=recorded, loss=given or find_error_loss(recorded)[0],
+                          error_scale=get_error_scale(content),
+                          stage='step 2' if issubclass(network_class, TwoStep) else 'step 1')
 
 
 def find_benchmarks(sets: Sequence[str], datasets: Mapping[str, Config], scale: int) -> list[Config]:
@@ -297,7 +341,7 @@ def find_sample(name: str | None, benchmarks: Iterable[Config], scale: int) -> S
 # ---- comparing
 
 def compare(entries: Iterable[Entry], benchmarks: Sequence[Config], scale: int, sample: Sample,
-            uncertainty: bool = False, losses: Mapping[str, str] | None = None) -> list[CompareResult]:
+            uncertainty: bool = False) -> list[CompareResult]:
     """Tests the entries and bicubic on the benchmarks, and measures what they cost.
 
     Args:
@@ -306,7 +350,6 @@ def compare(entries: Iterable[Entry], benchmarks: Sequence[Config], scale: int, 
         scale: Theirs.
         sample: The image of which crops are drawn.
         uncertainty: Whether maps are rated.
-        losses: Label to the loss that its map was trained with, if that is not ESU.
 
     Returns:
         The results, with bicubic first.
@@ -320,15 +363,14 @@ def compare(entries: Iterable[Entry], benchmarks: Sequence[Config], scale: int, 
     for image in evaluate_bicubic(benchmarks, scale):
         record(results[0], image)
     for entry in entries:
-        result, loss = CompareResult(entry.label, entry), (losses or {}).get(entry.label, 'ESU')
-        results.append(result)
+        results.append(result := CompareResult(entry.label, entry))
         datasets = [{**one, 'color': 'y'} for one in benchmarks] if entry.channels == 1 else benchmarks
         for image in evaluate(entry.opt, datasets, uncertainty=entry.has_map):
             record(result, image)
             if uncertainty and entry.has_map:
                 for log_var, ratings in ((image.log_var, result.maps), (None, result.gradients)):
                     ratings.setdefault(image.benchmark, {})[image.name] = rate_map(
-                        image.sr, image.gt, log_var, scale, loss)
+                        image.sr, image.gt, log_var, scale, entry.loss, entry.error_scale)
     _measure_cost(results, scale)
     return results
 

@@ -22,6 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import udl_plugin
+from udl_plugin.inference.html_table import TABLE_STYLE
 from udl_plugin.utils.atomic_io import atomic_write
 
 STYLE = """
@@ -98,6 +99,10 @@ class Report:
                             f'<thead><tr><th>{"</th><th>".join(head)}</th></tr></thead>\n'
                             f'<tbody>{lines}</tbody>\n</table></div>')
 
+    def add_html(self, block: str) -> None:
+        """Adds HTML as it is, such as a `HtmlTable`."""
+        self._blocks.append(block)
+
     def add_picture(self, name: str, png: bytes, caption: str) -> None:
         """Adds a PNG file to the page and to `files`."""
         self.files[name] = png
@@ -122,7 +127,7 @@ class Report:
 
     def to_html(self) -> str:
         """The page."""
-        return PAGE.format(title=self.title, style=STYLE, body='\n'.join(self._blocks))
+        return PAGE.format(title=self.title, style=STYLE + TABLE_STYLE, body='\n'.join(self._blocks))
 
     def write(self, folder: str | Path, name: str) -> Path:
         """Writes the page and `files` to a folder, each atomically. Returns the path of the page.
