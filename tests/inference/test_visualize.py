@@ -12,7 +12,6 @@ from udl_plugin.inference.visualize import (
     describe_owner,
     encode_map_files,
     encode_png,
-    error_picture,
     expected_error_picture,
     heat_map,
     luma,
@@ -58,13 +57,6 @@ def test_fixed_limits_show_the_same_value_in_the_same_colour():
 
 def test_luma_is_in_the_unit_of_the_map():
     np.testing.assert_allclose(luma(np.full((3, 2, 2), 1.7)), 1.7)
-
-
-def test_error_does_not_wrap_around():
-    black, white = np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 255, np.uint8)
-    assert (error_picture(black, white) == RED).all()
-    assert (error_picture(white, black) == RED).all()
-    assert (error_picture(white, white) == BLUE).all()
 
 
 def test_contact_sheet():

@@ -1,11 +1,9 @@
 import base64
-import hashlib
 import html.parser
 import re
 
 import numpy as np
 import pytest
-import torch
 
 from udl_plugin.inference.visualize import encode_png
 from udl_plugin.studies.report import (
@@ -17,7 +15,6 @@ from udl_plugin.studies.report import (
     mark_best,
     markdown_table,
     new_figure,
-    provenance,
     to_csv,
 )
 
@@ -122,18 +119,6 @@ def test_marks_in_html_and_in_a_terminal():
     assert '<td><u>2</u></td>' in page
     assert '<table class="small">' in page
     assert format_for_terminal(markdown_table(table) + '\n') == '         PSNR\na**b**c  1 < 2\nL1       2\n'
-
-
-def test_provenance(tmp_path, monkeypatch):
-    path = tmp_path / 'a study.yml'
-    path.write_bytes(b'name: x')
-    monkeypatch.setattr('sys.argv', ['/bin/udl-study', 'a study.yml'])
-    values = dict(provenance([path]))
-    assert values['command'] == "udl-study 'a study.yml'"
-    assert values[str(path)] == f'SHA-256 {hashlib.sha256(b"name: x").hexdigest()}'
-    assert re.match(r'udl_plugin [\d.]+\S*, basicsr [\d.]+\S*, Python 3', values['versions'])
-    assert f'torch {torch.__version__}' in values['machine']
-    assert re.match(r'\d{4}-\d\d-\d\d \d\d:\d\d', values['date'])
 
 
 def luminance(color):

@@ -22,7 +22,7 @@ from udl_plugin.errors import UserError
 from udl_plugin.inference.html_table import SORT_SCRIPT, TABLE_STYLE, HtmlTable
 from udl_plugin.inference.provenance import list_provenance, provenance_to_html
 from udl_plugin.inference.upscaler import Upscaler, UpscaleResult
-from udl_plugin.inference.visualize import OWNERS, absolute_error, heat_map, round_limit, swap_red_blue
+from udl_plugin.inference.visualize import OWNERS, absolute_error, describe_owner, heat_map, round_limit, swap_red_blue
 from udl_plugin.utils.imresize import imresize
 
 TEMPLATE = Path(__file__).with_suffix('.html')
@@ -119,7 +119,7 @@ def build_upscale_page(source: str | os.PathLike[str], result: UpscaleResult, up
             notes.append('The network upscales the luma; the expected error is that of the luma.')
     name = f'{upscaler.architecture} x{upscaler.scale}, {upscaler.stage}'
     images = [PageImage('bicubic', imresize(_to_8_bits(lq), upscaler.scale)),
-              PageImage(name, _to_8_bits(result.image), error, OWNERS.get(upscaler.stage, ''))]
+              PageImage(name, _to_8_bits(result.image), error, describe_owner(upscaler.stage, upscaler.error_scale))]
     return build_page(f'{Path(source).name}, upscaled', images, list_provenance([model, source]), notes=notes)
 
 

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import udl_plugin
+from udl_plugin.checkpoints.network_file import find_file
 from udl_plugin.inference.cost import machine
 
 
@@ -20,13 +21,14 @@ def list_provenance(files: Iterable[str | os.PathLike[str]]) -> list[tuple[str, 
     """Name and value of what produced a result, for people.
 
     Args:
-        files: Those that were read, with their SHA-256. Of a folder, the files in it.
+        files: Those that were read, or names of networks in the package, with their SHA-256. Of a folder, the files
+            in it.
 
     Raises:
         OSError: a file cannot be read.
     """
     paths = [path for file in map(Path, files)
-             for path in (sorted(filter(Path.is_file, file.iterdir())) if file.is_dir() else [file])]
+             for path in (sorted(filter(Path.is_file, file.iterdir())) if file.is_dir() else [find_file(file)])]
     return [('command', shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
             *((str(path), f'SHA-256 {_hash_file(path)}') for path in paths),
             ('versions', f'Python {platform.python_version()}, torch {metadata.version("torch")}, '

@@ -67,7 +67,7 @@ def expected_error_picture(log_var: np.ndarray, loss: str = 'ESU', error_scale: 
 
 def describe_owner(stage: str, error_scale: float = 1.0) -> str:
     """Whose errors the map of a network describes: of step 2, those of step 1's image, unless they were calibrated."""
-    return OWNERS['step 1' if error_scale != 1 else stage]
+    return OWNERS.get('step 1' if error_scale != 1 else stage, '')
 
 
 def heat_map(error: np.ndarray, limits: Limits) -> np.ndarray:
@@ -225,20 +225,6 @@ def luma(log_var: np.ndarray) -> np.ndarray:
     if log_var.ndim != 3 or log_var.shape[0] not in (1, 3):
         raise ValueError(f'expected a map (C, H, W) of 1 or 3 channels, not {log_var.shape}.')
     return log_var[0] if log_var.shape[0] == 1 else np.tensordot(RGB_TO_Y / RGB_TO_Y.sum(), log_var, 1)
-
-
-def error_picture(sr: np.ndarray, gt: np.ndarray, full_scale: float = 32) -> np.ndarray:
-    """Draws the absolute error, averaged over the channels, in JET.
-
-    Args:
-        sr, gt: uint8 `(H, W, 3)`.
-        full_scale: Error, in 8-bit levels, that is shown in full red.
-
-    Returns:
-        uint8 `(H, W, 3)`, BGR.
-    """
-    error = np.abs(sr.astype(np.float64) - gt.astype(np.float64)).mean(axis=2)
-    return _jet(np.clip(error / full_scale, 0, 1))
 
 
 def _jet(unit: np.ndarray) -> np.ndarray:

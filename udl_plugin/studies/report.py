@@ -3,16 +3,11 @@ from __future__ import annotations
 
 import base64
 import csv
-import hashlib
 import html
 import io
-import platform
 import re
-import shlex
-import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +16,6 @@ from matplotlib import rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-import udl_plugin
 from udl_plugin.inference.html_table import TABLE_STYLE
 from udl_plugin.utils.atomic_io import atomic_write
 
@@ -138,24 +132,6 @@ class Report:
         for path, content in {**self.files, name: self.to_html()}.items():
             atomic_write(Path(folder, path), content if isinstance(content, bytes) else content.encode())
         return Path(folder, name).resolve()
-
-
-def provenance(files: Iterable[str | Path]) -> list[list[str]]:
-    """The table that says where a report comes from: command, input files, versions, machine and date.
-
-    Args:
-        files: Input files; their SHA-256 is in the table.
-    """
-    import basicsr  # these imports take seconds, and most of this module does without
-
-    from udl_plugin.inference.cost import machine
-    rows = [['item', 'value'], ['command', shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])]]
-    rows += [[str(path), f'SHA-256 {hashlib.sha256(Path(path).read_bytes()).hexdigest()}'] for path in files]
-    return [*rows,
-            ['versions', f'udl_plugin {udl_plugin.__version__}, basicsr {basicsr.__version__}, '
-                         f'Python {platform.python_version()}'],
-            ['machine', f'{machine()}, {platform.platform()}'],
-            ['date', datetime.now().astimezone().strftime('%Y-%m-%d %H:%M %z')]]
 
 
 # ---- tables

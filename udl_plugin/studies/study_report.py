@@ -3,9 +3,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from udl_plugin.inference.provenance import list_provenance
 from udl_plugin.studies.config import Study
 from udl_plugin.studies.plots import draw_curves, draw_differences
-from udl_plugin.studies.report import Report, encode_svg, markdown_table, provenance
+from udl_plugin.studies.report import Report, encode_svg, markdown_table
 from udl_plugin.studies.tables import (
     Finished,
     Row,
@@ -44,7 +45,7 @@ def build_report(study: Study) -> Report:
             texts.append(f'{network}, x{scale}, {title}:\n\n{markdown_table(table)}\n')
     _add_trainings(report, study, finished)
     report.add_heading('Provenance')
-    report.add_table(provenance(study.files), 'text small')
+    report.add_table([('item', 'value'), *list_provenance(study.files)], 'text small')
     report.files.update({f'{study.name}.md': '\n'.join(texts), f'{study.name}.csv': table_csv(rows),
                          f'{study.name}_images.csv': images_csv(study, finished)})
     return report
