@@ -29,6 +29,7 @@ from udl_plugin.config.yaml_loader import read_yml
 from udl_plugin.errors import UserError, UserErrors, did_you_mean, raise_errors
 from udl_plugin.inference import cost
 from udl_plugin.inference.tiles import find_overlap, get_receptive_radius, run_in_tiles
+from udl_plugin.inference.visualize import describe_owner
 from udl_plugin.metrics import uncertainty_metrics as metrics
 from udl_plugin.studies.config import METRICS, Config, build_benchmark_opt
 from udl_plugin.studies.evaluate import (
@@ -72,6 +73,11 @@ class Entry(NamedTuple):
     loss: str = 'ESU'
     error_scale: float = 1.0
     stage: str = 'plain'
+
+    @property
+    def owner(self) -> str:
+        """Whose errors its map describes."""
+        return describe_owner(self.stage, self.error_scale)
 
     def run(self, lq: Tensor) -> Tensor:
         """The SR image of `(1, C, H, W)`, which is padded to the required multiple; in tiles if `opt` says so."""

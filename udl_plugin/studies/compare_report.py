@@ -17,7 +17,6 @@ from udl_plugin.inference.visualize import (
     absolute_error,
     add_color_bar,
     contact_sheet,
-    describe_owner,
     encode_png,
     get_font,
     heat_map,
@@ -229,7 +228,7 @@ def build_compare_page(results: Sequence[CompareResult], scale: int, boxes: Sequ
     """
     sample = results[0].sample
     images = [PageImage(result.label, swap_red_blue(result.sample.sr), result.expected_error(),
-                        describe_owner(result.entry.stage, result.entry.error_scale) if result.entry else '', swap_red_blue(result.sample.gt))
+                        result.entry.owner if result.entry else '', swap_red_blue(result.sample.gt))
               for result in results]
     tables = build_html_tables(results, sort)
     return build_page(f'{sample.name} ({sample.benchmark}) at x{scale}', images, provenance,
@@ -299,7 +298,7 @@ def build_report(results: Sequence[CompareResult], scale: int, boxes: Sequence[B
         report.add_text(ABOUT_RATINGS)
         report.files['maps.csv'] = maps_csv(results)
     report.add_heading(f'Crops of {sample.name}')
-    owners = describe_owners({result.label: describe_owner(result.entry.stage, result.entry.error_scale) for result in results
+    owners = describe_owners({result.label: result.entry.owner for result in results
                               if result.entry and result.sample.log_var is not None})
     report.add_picture('crops.png', draw_crops(results, boxes), f'{sample.name}: ' + '; '.join(
         f'box {number} at {x},{y}, {width} x {height}' for number, (x, y, width, height) in enumerate(boxes, 1))
