@@ -65,7 +65,7 @@ def evaluate(opt: Config, benchmarks: Iterable[Config], uncertainty: bool = Fals
     """
     datasets = {f'test_{number}': complete_dataset_opt(one, opt['scale']) for number, one in enumerate(benchmarks, 1)}
     model = build_model({**opt, 'datasets': datasets})
-    model.validates_maps = uncertainty
+    model.gets_map = uncertainty
     for dataset_opt in datasets.values():
         for data in build_dataloader(build_test_set(dataset_opt, opt['scale']), dataset_opt):
             model.feed_data(data)
