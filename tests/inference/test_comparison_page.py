@@ -390,7 +390,8 @@ def test_fingers(visit):
     assert get_view(page)['x'] == pytest.approx(30 - 40 / 8), 'one finger pans'
     assert get_view(page)['divider'] == 0.5
 
-    send('touchStart', (width / 2 + 15, 200))  # its touch target is wider than what is drawn
+    assert page.locator('#divider').bounding_box()['width'] >= 44, 'its target is wider than what is drawn'
+    send('touchStart', (width / 2 + 20, 200))
     for x in (150, 120, 78):
         send('touchMove', (x, 200))
     send('touchEnd')
