@@ -1,6 +1,6 @@
 import pytest
 
-from udl_plugin.inference.html_table import HtmlTable, mark_best
+from udl_plugin.inference.html_table import HtmlTable, cell_to_html, mark_best
 
 
 @pytest.mark.parametrize(('cells', 'better', 'expected'), [
@@ -12,7 +12,7 @@ from udl_plugin.inference.html_table import HtmlTable, mark_best
     (['-', 'nan', '2 <x>', '1', '4'], 'lower', ['-', 'nan', '2 &lt;x&gt;', '<strong>1</strong>', '4']),
 ])
 def test_best_and_second(cells, better, expected):
-    assert mark_best(cells, better) == expected
+    assert [cell_to_html(cell) for cell in mark_best(cells, better)] == expected
 
 
 def test_cells_and_captions_are_escaped():

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from udl_plugin.inference.html_table import mark_best
 from udl_plugin.inference.visualize import encode_png
 from udl_plugin.studies.report import (
     STYLE,
@@ -12,7 +13,6 @@ from udl_plugin.studies.report import (
     encode_figure,
     encode_svg,
     format_for_terminal,
-    mark_best,
     markdown_table,
     new_figure,
     to_csv,
@@ -102,12 +102,12 @@ def test_figures_in_a_page_share_no_ids(tmp_path):
 
 
 def test_best_and_second_best():
-    assert mark_best(['1.0', '3.0', '2.0'], [1, 3, 2], max) == ['1.0', '**3.0**', '<u>2.0</u>']
-    assert mark_best(['1.0', '3.0', '2.0'], [1, 3, 2], min) == ['**1.0**', '3.0', '<u>2.0</u>']
-    assert mark_best(['1.0', '1.0', '0.9', '0.8'], [1.01, 0.99, 0.9, 0.8], max) == [
+    assert mark_best(['1.0', '3.0', '2.0'], 'higher', [1, 3, 2]) == ['1.0', '**3.0**', '<u>2.0</u>']
+    assert mark_best(['1.0', '3.0', '2.0'], 'lower', [1, 3, 2]) == ['**1.0**', '3.0', '<u>2.0</u>']
+    assert mark_best(['1.0', '1.0', '0.9', '0.8'], 'higher', [1.01, 0.99, 0.9, 0.8]) == [
         '**1.0**', '**1.0**', '<u>0.9</u>', '0.8'], 'what reads alike is marked alike'
-    assert mark_best(['1.0', '2.0'], [1, 2], max) == ['1.0', '**2.0**'], 'of two, none is second'
-    assert mark_best(['1.0', '1.0'], [1, 1], max) == ['1.0', '1.0']
+    assert mark_best(['1.0', '2.0'], 'higher', [1, 2]) == ['1.0', '**2.0**'], 'of two, none is second'
+    assert mark_best(['1.0', '1.0'], 'higher', [1, 1]) == ['1.0', '1.0']
 
 
 def test_marks_in_html_and_in_a_terminal():

@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+MARKED = re.compile(r'^(\*\*|<u>)(.+)(\*\*|</u>)$', re.DOTALL)
 TABLE_STYLE = """
 .wide { overflow-x: auto; margin: 1rem 0; }
 caption, summary { text-align: left; font-weight: 600; padding: 0.3rem 0; }
@@ -56,7 +58,9 @@ class HtmlTable(NamedTuple):
     def to_html(self) -> str:
         """The table. The page needs `TABLE_STYLE` and, at its end, `SORT_SCRIPT`."""
         head, *body = self.rows
-        columns = [mark_best([row[number] for row in body], self.better.get(number)) for number in range(len(head))]
+        names, *others = zip(*body) if body else [()] * len(head)
+        columns = [map(html.escape, names), *(map(cell_to_html, mark_best(cells, self.better.get(number)))
+                                              for number, cells in enumerate(others, 1))]
         cells = ''.join(f'<th scope="col"{self._describe_order(number)}><button type="button">{html.escape(text)}'
                         '</button></th>' for number, text in enumerate(head))
         lines = ''.join(f'<tr><th scope="row">{row[0]}</th>' + ''.join(f'<td>{cell}</td>' for cell in row[1:])
@@ -71,25 +75,33 @@ class HtmlTable(NamedTuple):
         return f' data-better="{self.better[column]}"' if column in self.better else ''
 
 
-def mark_best(cells: Sequence[str], better: str | None) -> list[str]:
-    """The cells of a column as HTML: the best in bold and, of three or more numbers, the second best underlined.
+def mark_best(cells: Sequence[str], better: str | None, values: Sequence[float] | None = None) -> list[str]:
+    """The cells of a column in Markdown: `**best**`, and of three or more numbers `<u>second</u>`.
 
     Cells that read alike are marked alike; if all numbers do, none is marked.
 
     Args:
         cells: Text; numbers may have commas between thousands, other cells are not ranked.
         better: `higher` or `lower`; None: mark none.
+        values: By which the cells are ranked; None: the numbers that they read.
     """
-    values = [_read_number(cell) for cell in cells]
-    ranked = sorted({value for value in values if value is not None}, reverse=better == 'higher')
-    tags = {}
-    if better is not None and len(ranked) > 1:
-        tags = dict(zip(ranked, ('strong', 'u') if len(ranked) > 2 else ('strong',)))
-    marked = []
-    for cell, value in zip(map(html.escape, cells), values):
-        tag = tags.get(value) if value is not None else None
-        marked.append(f'<{tag}>{cell}</{tag}>' if tag else cell)
-    return marked
+    numbers = list(map(_read_number, cells)) if values is None else values
+    pairs = sorted(((number, cell) for number, cell in zip(numbers, cells) if number is not None),
+                   reverse=better == 'higher')
+    ranked = list(dict.fromkeys(cell for _, cell in pairs))
+    if better is None or len(ranked) < 2:
+        return list(cells)
+    marks = {ranked[0]: f'**{ranked[0]}**', **({ranked[1]: f'<u>{ranked[1]}</u>'} if len(ranked) > 2 else {})}
+    return [marks.get(cell, cell) for cell in cells]
+
+
+def cell_to_html(cell: str) -> str:
+    """Text as HTML, with the marks of `mark_best`."""
+    mark = MARKED.fullmatch(cell)
+    if not mark:
+        return html.escape(cell)
+    tag = 'strong' if mark[1] == '**' else 'u'
+    return f'<{tag}>{html.escape(mark[2])}</{tag}>'
 
 
 def _read_number(cell: str) -> float | None:

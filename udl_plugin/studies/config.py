@@ -29,8 +29,8 @@ METRICS = {'psnr': ('PSNR-Y (dB)', 3), 'ssim': ('SSIM-Y', 4)}  # name to title a
 MAP_METRICS = {'calculate_map_ause': ('AUSE', 3), 'calculate_map_calibration': ('calibration error', 3),
                'calculate_map_spearman': ('Spearman', 3), 'calculate_map_sparsity': ('sparsity (Gini)', 3)}
 # which of two values of a metric is better; a sparser map is neither better nor worse
-BETTER = {'psnr': max, 'ssim': max, 'calculate_map_ause': min, 'calculate_map_calibration': min,
-          'calculate_map_spearman': max}
+BETTER = {'psnr': 'higher', 'ssim': 'higher', 'calculate_map_ause': 'lower', 'calculate_map_calibration': 'lower',
+          'calculate_map_spearman': 'higher'}
 PATHS = ('dataroot_gt', 'dataroot_lq', 'meta_info_file')  # options of a dataset
 # added to manual_seed for each step after the first, so that a later step draws other crops
 SEED_OFFSET = 1000

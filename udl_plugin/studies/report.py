@@ -7,7 +7,7 @@ import html
 import io
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from matplotlib import rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from udl_plugin.inference.html_table import TABLE_STYLE
+from udl_plugin.inference.html_table import MARKED, TABLE_STYLE, cell_to_html
 from udl_plugin.utils.atomic_io import atomic_write
 
 STYLE = """
@@ -57,7 +57,6 @@ PAGE = """<!doctype html>
 """
 # rows of cells; the first row is the header. Whole cells may be marked, as in Markdown: `**best**`, `<u>second</u>`
 Table = Sequence[Sequence[str]]
-MARKED = re.compile(r'^(\*\*|<u>)(.+)(\*\*|</u>)$', re.DOTALL)
 # Okabe and Ito's colors, without the yellow that white paper swallows: told apart by the color-blind too
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 
@@ -87,7 +86,7 @@ class Report:
         Args:
             style: `text` for cells of text, which are aligned at their left; `small` for a small font; or both.
         """
-        head, *body = ([_cell_to_html(cell) for cell in row] for row in rows)
+        head, *body = ([cell_to_html(cell) for cell in row] for row in rows)
         lines = '\n'.join('<tr><td>' + '</td><td>'.join(row) + '</td></tr>' for row in body)
         self._blocks.append(f'<div class="wide" tabindex="0"><table class="{style}">\n'
                             f'<thead><tr><th>{"</th><th>".join(head)}</th></tr></thead>\n'
@@ -135,31 +134,6 @@ class Report:
 
 
 # ---- tables
-
-def mark_best(cells: Sequence[str], values: Sequence[float], better: Callable[..., float]) -> list[str]:
-    """Marks the best cell of a column as `**best**`, and the second best, of three or more, as `<u>second</u>`.
-
-    Cells that read alike are marked alike; if all do, none is marked.
-
-    Args:
-        cells: With the values as printed.
-        values: By which cells are ranked.
-        better: `max` or `min`.
-    """
-    ranked = list(dict.fromkeys(cell for _, cell in sorted(zip(values, cells), reverse=better is max)))
-    if len(ranked) < 2:
-        return list(cells)
-    marks = {ranked[0]: f'**{ranked[0]}**', **({ranked[1]: f'<u>{ranked[1]}</u>'} if len(ranked) > 2 else {})}
-    return [marks.get(cell, cell) for cell in cells]
-
-
-def _cell_to_html(cell: str) -> str:
-    mark = MARKED.fullmatch(cell)
-    if not mark:
-        return html.escape(cell)
-    tag = 'strong' if mark[1] == '**' else 'u'
-    return f'<{tag}>{html.escape(mark[2])}</{tag}>'
-
 
 def markdown_table(rows: Table) -> str:
     """Formats a table as Markdown."""

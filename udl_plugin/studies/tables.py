@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from udl_plugin.inference.html_table import mark_best
 from udl_plugin.studies.config import BETTER, MAP_METRICS, METRICS, Study
 from udl_plugin.studies.evaluate import list_scores, mean_score
-from udl_plugin.studies.report import mark_best, to_csv
+from udl_plugin.studies.report import to_csv
 from udl_plugin.studies.significance import Difference, compare_pairs, format_mean
 
 Finished = Mapping[str, Mapping[str, Any]]  # name of a run to what the worker wrote
@@ -95,7 +96,7 @@ def retraining_noise(values: Sequence[float]) -> float:
 def build_table(rows: Sequence[Row]) -> list[list[str]]:
     """Cells of the table of one network, scale and benchmark. The best and second best of a metric are marked."""
     columns = [[format_mean(row.scores[metric], digits) for row in rows] for metric, (_, digits) in METRICS.items()]
-    columns = [mark_best(column, [statistics.fmean(row.scores[metric]) for row in rows], BETTER[metric])
+    columns = [mark_best(column, BETTER[metric], [statistics.fmean(row.scores[metric]) for row in rows])
                for metric, column in zip(METRICS, columns)]
     header = ['variant', *(title for title, _ in METRICS.values()), 'difference (dB)', 'iterations', 'seeds']
     return [header, *([row.variant, *cells, '-' if row.difference is None else str(row.difference),
@@ -117,8 +118,7 @@ def build_map_table(study: Study, finished: Finished, network: str, scale: int) 
     for metric, (_, digits) in MAP_METRICS.items():
         values = [[one[metric] for one in seeds] for seeds in means.values()]
         cells = [format_mean(one, digits) for one in values]
-        columns.append(mark_best(cells, [statistics.fmean(one) for one in values], BETTER[metric])
-                       if metric in BETTER else cells)
+        columns.append(mark_best(cells, BETTER.get(metric), [statistics.fmean(one) for one in values]))
     header = ['variant', *(title for title, _ in MAP_METRICS.values()), 'iterations', 'seeds']
     return [header, *([variant, *cells, str(study.count_iterations(len(study.variants[variant]))),
                        str(len(means[variant]))] for variant, *cells in zip(means, *columns))]
