@@ -290,7 +290,6 @@ def build_report(results: Sequence[CompareResult], scale: int, boxes: Sequence[B
     texts = [markdown_table(build_table(results, sort))]
     for benchmark in _list_rated(results):
         texts.append(f'Maps, {benchmark}:\n\n{markdown_table(build_map_table(results, benchmark))}')
-        report.add_heading(f'Uncertainty maps, {benchmark}')
         report.add_html(build_html_map_table(results, benchmark).to_html())
         report.add_picture(f'sparsification_{benchmark}.png', draw_sparsification(results, benchmark),
                            f'Sparsification and calibration on {benchmark}, means over the images')
