@@ -36,7 +36,7 @@ fuzz: $(INSTALLED)
 	UDL_FUZZ=2000 $(BIN)/python -m pytest tests/fuzz -rP -q
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .

@@ -1,7 +1,8 @@
 """All that a GPU has to say about this package, in eight minutes at most: make gpu, or this script [--help].
 
 Each part runs in a process of its own, the most important one first, with a limit of time; a part that fails is
-reported, and the others go on. No network and no data are needed. Writes DIR/gpu.md and DIR/gpu.json after each part.
+reported, and the others go on. No network and no data are needed. Writes DIR/gpu.md and DIR/gpu.json after each part,
+and what a part prints, as it prints it, to DIR/PART.log. The part `suite` runs only when --parts names it.
 Rehearse it on the CPU: python scripts/gpu_check.py --device cpu --tiny --out DIR
 """
 from __future__ import annotations
@@ -40,8 +41,8 @@ TARGETS = {'plain, L1': (0.20, 0.12, 0.34, 0.25), 'step 1 (ESU)': (0.28, 0.20, 0
            'step 2': (0.27, 0.18, 0.47, 0.35), 'step 2, cached maps': (0.20, 0.12, 0.34, 0.25)}
 
 
-def main() -> int:
-    args = parse()
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
     if args.part:
         result = PARTS[args.part][0](args)
         atomic_write(Path(args.out, 'parts', f'{args.part}.json'), json.dumps(result).encode())
@@ -49,7 +50,7 @@ def main() -> int:
     results: dict[str, Any] = {'machine': machine(), 'parts': {}}
     begin = time.time()
     for name, (_, limit) in PARTS.items():
-        if args.parts and name not in args.parts:
+        if name not in args.parts:
             continue
         print(f'{name} (up to {limit} s) ...', flush=True)
         results['parts'][name] = run_part(name, min(limit, args.limit - (time.time() - begin)), args)
@@ -60,15 +61,17 @@ def main() -> int:
     return any('error' in part for part in results['parts'].values())
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--device', choices=('cuda', 'cpu'), default='cuda', help='cpu: a rehearsal')
     parser.add_argument('--tiny', action='store_true', help='a small network, small batches and few iterations')
     parser.add_argument('--out', default='results/gpu', metavar='DIR', help='output folder (default: %(default)s)')
     parser.add_argument('--limit', type=float, default=480, metavar='SECONDS', help='of all parts (default: 480)')
-    parser.add_argument('--parts', nargs='+', choices=PARTS, help='(default: all)')
+    parser.add_argument('--parts', nargs='+', choices=PARTS, default=[name for name in PARTS if name != 'suite'],
+                        help='(default: all but suite)')
     parser.add_argument('--part', choices=PARTS, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    args.out = str(Path(args.out).resolve())
     if args.device == 'cuda' and not torch.cuda.is_available():
         parser.error('PyTorch finds no GPU. To rehearse: --device cpu --tiny')
     return args
@@ -80,10 +83,12 @@ def run_part(name: str, limit: float, args: argparse.Namespace) -> dict[str, Any
         return {'error': 'no time was left'}
     command = [sys.executable, __file__, '--part', name, '--device', args.device, '--out', args.out,
                *['--tiny'] * args.tiny]
-    environment = {**os.environ, **({'CUDA_VISIBLE_DEVICES': ''} if args.device == 'cpu' else {})}
+    environment = {**os.environ, 'PYTHONUNBUFFERED': '1'}  # the log has all lines even of a part that is killed
+    if args.device == 'cpu':
+        environment['CUDA_VISIBLE_DEVICES'] = ''
     begin = time.time()
     status: Any = None
-    with open(Path(make_folder(args.out), f'{name}.log'), 'wb') as log, subprocess.Popen(
+    with open(get_log(make_folder(args.out), name), 'wb') as log, subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT,
             start_new_session=True) as process:
         try:
@@ -92,8 +97,8 @@ def run_part(name: str, limit: float, args: argparse.Namespace) -> dict[str, Any
             os.killpg(process.pid, signal.SIGKILL)  # and what it started
             status = f'ran longer than {limit:.0f} s'
     if status:
-        last = Path(args.out, f'{name}.log').read_text(encoding='utf-8', errors='replace').strip().splitlines()[-5:]
-        result = {'error': f'{status}: ' + ' / '.join(last)}
+        lines = get_log(args.out, name).read_text(encoding='utf-8', errors='replace').strip().splitlines()
+        result = {'error': f'{status}: ' + ' / '.join(find_failed_tests(lines) or lines[-5:])}
     else:
         result = json.loads(Path(args.out, 'parts', f'{name}.json').read_text(encoding='utf-8'))
     return {**result, 'seconds': round(time.time() - begin)}
@@ -102,6 +107,15 @@ def run_part(name: str, limit: float, args: argparse.Namespace) -> dict[str, Any
 def make_folder(path: str) -> str:
     Path(path, 'parts').mkdir(parents=True, exist_ok=True)
     return path
+
+
+def get_log(out: str, name: str) -> Path:
+    return Path(out, f'{name}.log')
+
+
+def find_failed_tests(lines: list[str]) -> list[str]:
+    """The last 30 lines in which pytest names a test that failed."""
+    return [line for line in lines if re.search(r'\b(FAILED|ERROR) \S*::', line)][-30:]
 
 
 def format_results(results: dict[str, Any]) -> str:
@@ -148,23 +162,28 @@ def bind(step: Callable, data: Any) -> Callable[[], Any]:
 
 def tests(args: argparse.Namespace) -> dict[str, Any]:
     """The tests that need a GPU: graph against eager, skipped steps, fp16, compile."""
-    chosen = ['-k', 'gpu and float32 and plain'] if args.tiny else ['-m', 'gpu']
-    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'tests/models', '-rf', *chosen,
-               *([] if args.tiny else ['-n', '4'])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith('FAILED') or re.search(r' in [\d.]+s', line)]
-    if done.returncode:
-        return {'error': ' / '.join(lines[-30:]) or done.stdout[-1000:]}
-    return {'markdown': lines[-1]}
+    return run_pytest(args, 'tests/models', '-q',
+                      *(['-k', 'gpu and float32 and plain'] if args.tiny else ['-m', 'gpu', '-n', '4']))
+
+
+def suite(args: argparse.Namespace) -> dict[str, Any]:
+    """The whole test suite. The log names each test as it ends, and whether it passed."""
+    return run_pytest(args, '-v', *(['tests/losses/test_weights.py'] if args.tiny else ['tests', '-n', 'auto']))
+
+
+def run_pytest(args: argparse.Namespace, *arguments: str) -> dict[str, Any]:
+    status, output = run_logged(args, ROOT, 'pytest', '-p', 'no:cacheprovider', '-rfE', *arguments)
+    lines = output.strip().splitlines()
+    return {'error': ' / '.join([*find_failed_tests(lines), *lines[-1:]])} if status else {'markdown': lines[-1]}
 
 
 def training(args: argparse.Namespace) -> dict[str, Any]:
     """udl-train from the command line: time of an iteration beside that of the step alone, and a resume."""
-    folder, iterations = Path(make_folder(args.out), 'training').resolve(), 4 if args.tiny else 1500
+    folder, iterations = Path(make_folder(args.out), 'training'), 4 if args.tiny else 700
     shutil.rmtree(folder, ignore_errors=True)
     write_demo_data(folder / 'demo')
     prepare_train([folder / 'demo/photos/train'], [benchmark.SCALE], folder, name='photos', crop=240, step=120)
-    rows = [['training set', 'iterations', 'ms an iteration', 'step alone (ms)', 'ratio']]
+    rows = [['training set', 'iterations', 'ms an iteration', 'step alone (ms)', 'ratio', 'whole run (s)']]
     steps_file = Path(args.out, 'parts', 'steps.json')
     times = json.loads(steps_file.read_text(encoding='utf-8'))['seconds_of_rounds'] if steps_file.exists() else {}
     alone = times.get(f'plain, L1, {FAST}, batch {2 if args.tiny else 16}')
@@ -172,14 +191,18 @@ def training(args: argparse.Namespace) -> dict[str, Any]:
                         ('PairedImageCachedDataset', 2 * iterations)):
         path = folder / f'{kind}.yml'
         path.write_text(yaml.safe_dump(training_options(args, folder, kind, total, iterations)), encoding='utf-8')
-        output = run_module(folder, 'udl_plugin.train', '-opt', str(path), '--auto_resume')
+        start = time.time()
+        output = run_module(args, folder, 'udl_plugin.train', '-opt', str(path), '--auto_resume')
+        whole = f'{time.time() - start:.1f}'
         lines = re.findall(r'(\d\d):(\d\d):(\d\d),(\d+) INFO: .*iter: *([\d,]+)', output)
         stamps = [60 * (60 * int(h) + int(m)) + int(s) + int(ms) / 1000 for h, m, s, ms, _ in lines]
         begin, end = (int(lines[index][-1].replace(',', '')) for index in (1, -1))  # the first lines include the start
         seconds = (stamps[-1] - stamps[1]) / (end - begin)
         base = statistics.median(alone) if alone else None
         rows.append([kind, f'{begin} to {end}' + ' after a resume' * ('Resuming training' in output),
-                     f'{1e3 * seconds:.2f}', *((f'{1e3 * base:.2f}', f'{seconds / base:.2f}') if base else ('-', '-'))])
+                     f'{1e3 * seconds:.2f}', *((f'{1e3 * base:.2f}', f'{seconds / base:.2f}') if base else ('-', '-')),
+                     whole])
+        print(*(f'{title}: {value}' for title, value in zip(rows[0], rows[-1])), sep='; ')
     if 'resume' not in rows[-1][1]:
         raise RuntimeError('the last training did not resume')
     return {'markdown': f'udl-train, L1, {FAST}, from LMDBs of demo photos; the log is written every '
@@ -203,13 +226,25 @@ def training_options(args: argparse.Namespace, folder: Path, kind: str, total: i
         'logger': {'print_freq': max(1, save_freq // 15), 'save_checkpoint_freq': save_freq, 'use_tb_logger': False}}
 
 
-def run_module(folder: Path, *command: str) -> str:
-    """Runs `python -m` in a folder; returns what it printed, or raises it."""
-    done = subprocess.run([sys.executable, '-m', *command], cwd=folder, capture_output=True, text=True, check=False,
-                          env={**os.environ, 'PYTHONPATH': str(ROOT)})
-    if done.returncode:
-        raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
-    return done.stdout + done.stderr
+def run_module(args: argparse.Namespace, folder: Path, *command: str) -> str:
+    """Runs `python -m` in a folder; returns what it printed, which is in the log of the part.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    status, output = run_logged(args, folder, *command)
+    if status:
+        raise RuntimeError(f'{command[0]} ended with status {status}')
+    return output
+
+
+def run_logged(args: argparse.Namespace, folder: Path, *command: str) -> tuple[int, str]:
+    """Runs `python -m` in a folder, with its output to the log of the part; returns exit status and output."""
+    log = get_log(args.out, args.part)
+    begin = log.stat().st_size
+    status = subprocess.run([sys.executable, '-m', *command], cwd=folder, stderr=subprocess.STDOUT, check=False,
+                            env={**os.environ, 'PYTHONPATH': str(ROOT)}).returncode
+    return status, log.read_bytes()[begin:].decode(errors='replace')
 
 
 def profile(args: argparse.Namespace) -> dict[str, Any]:
@@ -252,11 +287,11 @@ def loading(args: argparse.Namespace) -> dict[str, Any]:
 
 def mmengine(args: argparse.Namespace) -> dict[str, Any]:
     """mmengine's training with --amp."""
-    folder, iterations = Path(make_folder(args.out), 'mmengine').resolve(), 3 if args.tiny else 300
+    folder, iterations = Path(make_folder(args.out), 'mmengine'), 3 if args.tiny else 300
     if not (folder / 'datasets/demo').exists():
         write_demo_data(folder / 'datasets/demo')
     output = run_module(
-        folder, 'udl_plugin.cli.mm', 'train', str(ROOT / 'options/mmengine/demo_udl_step1.py'),
+        args, folder, 'udl_plugin.cli.mm', 'train', str(ROOT / 'options/mmengine/demo_udl_step1.py'),
         *['--amp'] * (args.device == 'cuda'), '--cfg-options', f'train_cfg.max_iters={iterations}',
         f'train_cfg.val_interval={iterations}', 'default_hooks.logger.interval=50')
     lines = re.findall(r'Iter\(train\).*|.*PSNR: .*', output)
@@ -264,8 +299,9 @@ def mmengine(args: argparse.Namespace) -> dict[str, Any]:
 
 
 PARTS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], int]] = {  # with its limit in seconds
-    'steps': (steps, 90), 'tests': (tests, 120), 'training': (training, 100), 'profile': (profile, 75),
-    'compiled': (compiled, 180), 'memory': (memory, 60), 'loading': (loading, 60), 'mmengine': (mmengine, 45)}
+    'steps': (steps, 90), 'tests': (tests, 120), 'training': (training, 100), 'profile': (profile, 60),
+    'compiled': (compiled, 180), 'memory': (memory, 60), 'loading': (loading, 60), 'mmengine': (mmengine, 45),
+    'suite': (suite, 300)}
 
 if __name__ == '__main__':
     sys.exit(main())

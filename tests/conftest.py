@@ -15,7 +15,8 @@ from forked_python import PATIENCE, run_module
 
 import udl_plugin.archs  # noqa: F401 (first: makes basicsr importable and registers our names)
 from udl_plugin.data.lmdb_io import encode, open_writer, shape_of
-from udl_plugin.prepare.demo_data import write_demo_data
+from udl_plugin.prepare.datasets import prepare_benchmark
+from udl_plugin.prepare.demo_data import validation_photos, write_demo_data
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = ROOT / 'options'
@@ -120,6 +121,17 @@ def demo_data(tmp_path_factory):
     """The folder with the demo's data sets, written once."""
     root = tmp_path_factory.mktemp('demo_data')
     write_demo_data(root)
+    return root
+
+
+@pytest.fixture(scope='session')
+def small_data(tmp_path_factory, demo_data):
+    """The demo's data sets with a part of its validation photo: validation takes longer than a short training."""
+    root = tmp_path_factory.mktemp('small_data')
+    for path in demo_data.glob('*.lmdb'):
+        (root / path.name).symlink_to(path)
+    write_images(root / 'photos', {name: photo[80:176, 176:272] for name, photo in validation_photos().items()})
+    prepare_benchmark(root / 'photos', [2], root, name='val')
     return root
 
 
@@ -232,5 +244,5 @@ class Runner:
 
 
 @pytest.fixture
-def runner(tmp_path, demo_data):
-    return Runner(tmp_path, demo_data)
+def runner(tmp_path, small_data):
+    return Runner(tmp_path, small_data)

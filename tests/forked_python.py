@@ -8,17 +8,21 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 
 PATIENCE = 300  # seconds that any entry point may take in a test
 SERVER = """
 import faulthandler, json, os, runpy, sys
-import cv2, lmdb, matplotlib.pyplot, mmengine.runner, pydantic, scipy.stats, torch.utils.tensorboard, torchvision
+import cv2, distutils.version, lmdb, matplotlib.pyplot, mmengine.runner, pydantic, scipy.stats
+import torch.utils.tensorboard, torchvision
 
 for line in sys.stdin:
-    (module, *arguments), folder, output = json.loads(line)
+    (module, *arguments), folder, pipe = json.loads(line)
+    output = os.open(pipe, os.O_WRONLY)
     child = os.fork()
     if child == 0:
         break
+    os.close(output)
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 else:
@@ -26,9 +30,10 @@ else:
 assert not [name for name in sys.modules if name.startswith(('basicsr', 'udl_plugin.'))]
 os.setsid()
 os.chdir(folder)
-for path, mode, numbers in (os.devnull, os.O_RDONLY, [0]), (output, os.O_WRONLY, [1, 2]):
+for file, numbers in (os.open(os.devnull, os.O_RDONLY), [0]), (output, [1, 2]):
     for number in numbers:
-        os.dup2(os.open(path, mode), number)
+        os.dup2(file, number)
+    os.close(file)
 faulthandler.enable()
 sys.argv, sys.path[0] = [module, *arguments], folder
 runpy.run_module(module, run_name='__main__', alter_sys=True)
@@ -43,26 +48,66 @@ def _server():
     return server
 
 
+class Forked:
+    """`python -m module arguments` in a folder, as a subprocess.Popen; one at a time. It leads a process group.
+
+    Attributes:
+        stdout: Its output, as text, stderr included; ends when it and all processes that it left behind have closed it.
+    """
+
+    def __init__(self, folder, module, *arguments):
+        server = _server()
+        self.args, self.returncode = [module, *map(str, arguments)], None
+        with tempfile.TemporaryDirectory() as pipe_folder:
+            pipe = os.path.join(pipe_folder, 'output')
+            os.mkfifo(pipe)
+            output = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+            print(json.dumps([self.args, str(folder), pipe]), file=server.stdin, flush=True)
+            self.pid = int(server.stdout.readline())
+        os.set_blocking(output, True)
+        self.stdout = open(output)  # noqa: SIM115
+        self._waiting = threading.Thread(target=self._read_status, args=(server,), daemon=True)
+        self._waiting.start()
+
+    def _read_status(self, server):
+        self.returncode = int(server.stdout.readline())
+
+    def poll(self):
+        return self.returncode
+
+    def wait(self, timeout=None):
+        self._waiting.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self.returncode
+
+    def kill(self):
+        os.kill(self.pid, signal.SIGKILL)
+
+
 def run_module(folder, module, *arguments):
     """`python -m module arguments` in a folder; returns the finished process with its output, stderr included.
 
     Raises:
         TimeoutError: it, or a process that it left behind, hangs; with its output and stacks.
     """
-    server, command = _server(), [module, *map(str, arguments)]
-    with tempfile.TemporaryDirectory() as pipe_folder:
-        pipe = os.path.join(pipe_folder, 'output')
-        os.mkfifo(pipe)
-        print(json.dumps([command, str(folder), pipe]), file=server.stdin, flush=True)
-        child = int(server.stdout.readline())
-        with subprocess.Popen(['cat', pipe], text=True, stdout=subprocess.PIPE) as reader:  # until all have closed it
-            try:
-                output, _ = reader.communicate(timeout=PATIENCE)
-            except BaseException as err:
-                os.killpg(child, signal.SIGABRT)
-                if isinstance(err, subprocess.TimeoutExpired):
-                    raise TimeoutError(f'{command} hangs: {reader.communicate()[0]}') from None
-                raise
-            finally:
-                status = int(server.stdout.readline())
-    return subprocess.CompletedProcess(command, status, output)
+    process, hangs = Forked(folder, module, *arguments), threading.Event()
+
+    def abort():
+        hangs.set()
+        os.killpg(process.pid, signal.SIGABRT)
+
+    timer = threading.Timer(PATIENCE, abort)
+    timer.start()
+    try:
+        with process.stdout:
+            output = process.stdout.read()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGABRT)
+        raise
+    finally:
+        timer.cancel()
+        status = process.wait()
+    if hangs.is_set():
+        raise TimeoutError(f'{process.args} hangs: {output}')
+    return subprocess.CompletedProcess(process.args, status, output)

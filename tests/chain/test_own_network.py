@@ -5,13 +5,14 @@ import shlex
 import cv2
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, Runner
 
 MODULES = {'udl-train': 'udl_plugin.train', 'udl-upscale': 'udl_plugin.cli.upscale',
            'udl-compare': 'udl_plugin.cli.compare', 'udl-convert': 'udl_plugin.cli.convert'}
 
 
-def test_five_steps(runner):
+def test_five_steps(tmp_path, demo_data):
+    runner = Runner(tmp_path, demo_data)
     page = (ROOT / 'docs/own-network.md').read_text()
     files = list(zip(('mynet.py', 'mynet_step1.yml', 'mynet_step2.yml'), re.split(r'```\w*\n', page)[1::2]))
     assert len(files) == 3

@@ -17,7 +17,7 @@ from udl_plugin.checkpoints.onnx_export import write_onnx
 from udl_plugin.errors import UserError
 from udl_plugin.metrics.uncertainty_metrics import expected_error
 
-EDSR = {'type': 'EDSR', **TINY, 'res_scale': 0.1, 'rgb_mean': [0, 0, 0]}
+EDSR = {'type': 'EDSR', **TINY, 'num_block': 1, 'res_scale': 0.1, 'rgb_mean': [0, 0, 0]}
 RCAN = {'type': 'RCAN', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 16, 'num_group': 1, 'num_block': 1, 'upscale': 2}
 DPDNN = {'num_feat': 4, 'num_step': 1, 'upscale': 3}
 SHAPES = ((1, 1, 1), (5, 7, 50), (2, 31, 30), (1, 24, 32))  # number, height, width
@@ -176,14 +176,12 @@ def test_map_that_differs_is_not_written(tmp_path, monkeypatch):
     assert not (tmp_path / 'net.onnx').exists()
 
 
-@pytest.mark.parametrize('with_map', [False, True])
-def test_network_that_cannot_be_exported(tmp_path, with_map):
+def test_network_that_cannot_be_exported(tmp_path):
     config = {'type': 'SwinIR', 'img_size': 8, 'window_size': 8, 'depths': [2], 'embed_dim': 12, 'num_heads': [2],
               'upscale': 2, 'upsampler': 'pixelshuffledirect'}
     file = new_file({'type': 'WithVariance', 'backbone': config})
-    name = 'WithVariance' if with_map else 'SwinIR'
-    with pytest.raises(UserError, match=rf"net\.onnx': {name} cannot be exported with free height and width"):
-        write_onnx(tmp_path / 'net.onnx', file, with_map)
+    with pytest.raises(UserError, match=r"net\.onnx': WithVariance cannot be exported with free height and width"):
+        write_onnx(tmp_path / 'net.onnx', file, with_map=True)
     assert not (tmp_path / 'net.onnx').exists()
 
 

@@ -130,16 +130,16 @@ def test_compare_with_an_unknown_label(folder, capsys):
     assert "--opt C=...: there is no network 'C'; the labels are: A." in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('imports', ['own_small_net.py', 'own_small_net'])
-def test_study(folder, imports):
-    """The workers import what the study's `imports` names, before they cache maps, train and score."""
+def test_study(folder):
+    """The workers import the file and the module that `imports` names, before they cache maps, train and score."""
+    (folder / 'own_small_helper.py').write_text('')
     step = {**study_config()['steps'][0], 'total_iter': 2}
     train_set = {**study_config()['datasets']['train'], 'dataroot_gt': 'GTmod2.lmdb', 'dataroot_lq': 'LRbicx2.lmdb'}
     network = {key: value for key, value in BASE.items() if key != 'upscale'}
     variants = {'UDL': [{'type': 'ESU'}, {'pixel_opt': {'type': 'UDL'}, 'cached_maps': True}]}
     (folder / 'own_study.yml').write_text(yaml.safe_dump(study_config(
-        name='own_study', imports=[imports], baseline='UDL', variants=variants, networks={'own': network},
-        steps=[step, step], datasets={'train': train_set}, benchmarks={'bench': 'bench'},
+        name='own_study', imports=['own_small_net.py', 'own_small_helper'], baseline='UDL', variants=variants,
+        networks={'own': network}, steps=[step, step], datasets={'train': train_set}, benchmarks={'bench': 'bench'},
         val={'benchmark': 'bench', 'val_freq': 2})))
     forget()
     assert study.main(['own_study.yml', '--quiet']) == 0
@@ -147,4 +147,5 @@ def test_study(folder, imports):
     scores = json.loads((results / 'scores/own_x2_ESU_then_UDL-cached_maps=True_seed0.json').read_text())
     assert len(scores['scores']['bench']) == 2
     run = yaml.safe_load((results / 'options/own_x2_ESU_seed0.yml').read_text())
-    assert run['imports'] == [f'../../{imports}' if imports.endswith('.py') else imports]
+    assert run['imports'] == ['../../own_small_net.py', 'own_small_helper']
+    assert sys.modules.pop('own_small_helper').__file__ == str(folder / 'own_small_helper.py')

@@ -178,7 +178,7 @@ def test_imports_neither_torch_nor_basicsr():
 @pytest.fixture(scope='module')
 def many(tmp_path_factory):
     """Enough images to take some seconds."""
-    return write_images(tmp_path_factory.mktemp('many') / 'hr', random_images(120, 360))
+    return write_images(tmp_path_factory.mktemp('many') / 'hr', random_images(80, 360))
 
 
 def start(hr, out, **options):
@@ -215,7 +215,7 @@ def growing(out):
 
 
 @linux
-@pytest.mark.parametrize('moment', [0, 0.3, 2])
+@pytest.mark.parametrize('moment', [0, 1])
 @pytest.mark.parametrize('send, numbers', [
     (os.killpg, [signal.SIGINT]), (os.killpg, [signal.SIGTERM]), (os.killpg, [signal.SIGHUP]),
     (os.kill, [signal.SIGTERM]), (os.killpg, [signal.SIGINT] * 3)])
@@ -254,7 +254,7 @@ def test_nohup(tmp_path):
 def test_kill_at_any_time(tmp_path, many):
     """At random moments: LMDBs under final names are complete, no worker survives, and the next run starts clean."""
     out, seconds = tmp_path / 'SET', random.Random(0)
-    for moment in [0.0, *(seconds.uniform(0.2, 3) for _ in range(4))]:
+    for moment in [0.0, *(seconds.uniform(0.2, 3) for _ in range(3))]:
         process = start(many, out)
         wait_for(lambda: growing(out) or process.poll() is not None)  # noqa: B023 (called in this iteration)
         time.sleep(moment)
@@ -264,7 +264,7 @@ def test_kill_at_any_time(tmp_path, many):
         wait_for(lambda: not any(map(is_running, workers)))  # noqa: B023
         for name in set(left(out)) & set(NAMES):
             found = check_images(out / name, workers=1)
-            assert len(found.shapes) == 120 * 25 and not found.problems
+            assert len(found.shapes) == 80 * 25 and not found.problems
     result = run(*train(many, out, crop=120))
     assert result.returncode == 0 or 'exists already' in result.stderr
     assert left(out) == NAMES

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from conftest import OPTIONS, TINY, Runner, random_images, write_images, write_malicious
+from forked_python import run_module
 from mmengine import runner as mmengine_runner
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -85,17 +86,17 @@ mm.main(sys.argv[1:])
 def test_killed_training_resumes_exactly(folder):
     """SIGKILL while a checkpoint is written; the folder is moved; `--resume` ends with the weights of an undisturbed
     training."""
-    def run(*command):  # all in processes of their own, with the same number of threads
-        return subprocess.run([sys.executable, *command, '--cfg-options', *SMALL, *NO_VALIDATION], text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    def run(module, *command):  # all in processes of their own, with the same number of threads
+        return run_module(folder, module, *command, '--cfg-options', *SMALL, *NO_VALIDATION)
 
-    killed = run('-c', KILLED, 'train', STEP1)
+    (folder / 'killed.py').write_text(KILLED)
+    killed = run('killed', 'train', STEP1)
     assert killed.returncode == -signal.SIGKILL, killed.stdout
     moved = Path('work_dirs/demo_udl_step1').rename('moved')
     assert list(moved.glob('.iter_4.pth.*'))
     assert not (moved / 'iter_4.pth').exists()
 
-    command = ['-m', 'udl_plugin.integrations.mmengine.launch', 'train', STEP1]
+    command = ['udl_plugin.integrations.mmengine.launch', 'train', STEP1]
     assert 'resumed epoch: 0, iter: 2' in run(*command, '--resume', '--work-dir', str(moved)).stdout
     assert not list(moved.glob('.*'))
     assert run(*command).returncode == 0
@@ -193,9 +194,9 @@ def free_port():
 
 
 @pytest.fixture(scope='module')
-def distributed(tmp_path_factory, demo_data):
+def distributed(tmp_path_factory, small_data):
     """A folder with what two processes trained: `NAME/RANK.pth` of Recorder, `work_ENGINE/`."""
-    folder = Runner(tmp_path_factory.mktemp('distributed'), demo_data).folder
+    folder = Runner(tmp_path_factory.mktemp('distributed'), small_data).folder
     for name, text in (('plain', PLAIN), ('ddp', DDP), ('fsdp', FSDP)):
         (folder / f'{name}.py').write_text(text.format(base=STEP1))
     for name, size in (('gt', 48), ('lq', 24)):

@@ -50,13 +50,18 @@ class Process:
     """A training under way; `lines` is what it has said so far."""
 
     def __init__(self, folder, yml, full=False):
-        program = ['-c', FULL] if full else ['-m', 'udl_plugin.train']
         self.lines = []
-        self.process = subprocess.Popen(
-            [sys.executable, '-u', *program, '-opt', yml.name, '--auto_resume'], cwd=folder, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        if full:
+            (folder / 'full_disk.py').write_text(FULL)
+        self.process = self.start(folder, 'full_disk' if full else 'udl_plugin.train', '-opt', yml.name,
+                                  '--auto_resume')
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
+
+    @staticmethod
+    def start(folder, module, *arguments):
+        return subprocess.Popen([sys.executable, '-u', '-m', module, *arguments], cwd=folder, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
 
     def read(self):
         for line in self.process.stdout:

@@ -3,18 +3,20 @@ import shutil
 
 import pytest
 from conftest import TINY
-from soak import KINDS, Lost, Soak, demo_section
+from forked_python import Forked
+from soak import KINDS, Lost, Process, Soak, demo_section
 
 
 @pytest.fixture
-def soak(tmp_path, demo_data):
-    data = shutil.copytree(demo_data, tmp_path / 'data')
+def soak(tmp_path, small_data, monkeypatch):
+    monkeypatch.setattr(Process, 'start', Forked)
+    data = shutil.copytree(small_data, tmp_path / 'data')
     section = demo_section(data)
     section['network_g'].update(TINY)
     section['train']['total_iter'] = 60
     section['val']['val_freq'], section['logger']['save_checkpoint_freq'] = 24, 12
     section['logger']['use_tb_logger'] = False
-    section['datasets']['train']['batch_size_per_gpu'] = 40  # 14 of them are an epoch
+    section['datasets']['train']['batch_size_per_gpu'] = 16  # 35 of them are an epoch
     return Soak(tmp_path, data, section, seed=0)
 
 

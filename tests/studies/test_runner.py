@@ -3,9 +3,6 @@ import contextlib
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -13,6 +10,7 @@ import torch
 import yaml
 from basicsr.archs.edsr_arch import EDSR
 from conftest import TINY, study_config
+from forked_python import Forked
 
 from udl_plugin.cli.study import main
 from udl_plugin.errors import UserError
@@ -106,18 +104,19 @@ def read_all(folder):
 
 @pytest.mark.skipif(not hasattr(os, 'killpg'), reason='requires SIGKILL')
 def test_killed_study_resumes(folder, capsys):
-    results = write_study(folder, variants={'L1': [L1]}, steps=[{**STEP, 'total_iter': 300}],
+    results = write_study(folder, variants={'L1': [L1]}, steps=[{**STEP, 'total_iter': 150}],
                           val={'benchmark': 'astronaut', 'val_freq': 1000},
-                          logger={'print_freq': 1, 'save_checkpoint_freq': 20})
+                          logger={'print_freq': 1, 'save_checkpoint_freq': 10})
     states = results / 'experiments/tiny_x2_L1Loss_seed0/training_states'
-    with subprocess.Popen([sys.executable, '-m', 'udl_plugin.cli.study', 'tiny.yml'],
-                          stdout=subprocess.DEVNULL) as process:
-        wait_for(lambda: states.is_dir() and any(states.glob('*.state')))
-        process.send_signal(signal.SIGKILL)
+    process = Forked(folder, 'udl_plugin.cli.study', 'tiny.yml')
+    wait_for(lambda: states.is_dir() and any(states.glob('*.state')))
+    process.kill()
+    process.wait()
+    process.stdout.close()
     wait_for(lambda: is_free(results))  # the worker ends too, and releases the lock
     assert not (results / 'scores').exists()
     reached = max(int(path.stem) for path in states.glob('*.state'))
-    assert reached < 300
+    assert reached < 150
     assert not [path for path in states.iterdir() if not path.name.endswith('.state') and path.is_file()]
 
     assert main(['tiny.yml']) == 0

@@ -16,7 +16,7 @@ import yaml
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.models import build_model
 from basicsr.utils import get_root_logger
-from conftest import TINY, model_options
+from conftest import TINY, Runner, model_options
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from udl_plugin.archs import EDSRVar
@@ -283,12 +283,21 @@ SIGNALLED = {'train__total_iter': 6, 'val__val_freq': 3, 'logger__save_checkpoin
              'datasets__train__dataset_enlarge_ratio': 0.02}
 
 
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory, small_data):
+    """Final weights of a training with SIGNALLED that gets no signal."""
+    runner = Runner(tmp_path_factory.mktemp('undisturbed'), small_data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(runner.folder)
+        assert main(True, ['-opt', str(runner.write_yml('whole', **SIGNALLED))]) == 0
+    return torch.load(runner.folder / 'experiments/whole/models/net_g_latest.pth', weights_only=True)['params']
+
+
 @pytest.mark.parametrize(('where', 'call', 'saved'), [
     ('optimize_parameters', 2, 2), ('nondist_validation', 1, 3), ('optimize_parameters', 6, 6),
     ('save_training_state', 1, 6)])
-def test_signal_then_resume_is_exact(runner, train, monkeypatch, where, call, saved):
+def test_signal_then_resume_is_exact(runner, train, monkeypatch, undisturbed, where, call, saved):
     """In an iteration, between two images of a validation, in the last iteration, and in the final saving."""
-    assert train(runner.write_yml('whole', **SIGNALLED))[0] == 0
     yml = runner.write_yml('parts', **SIGNALLED)
     with monkeypatch.context() as patch:
         signal_at(patch, UDLModel, where, call)
@@ -296,9 +305,8 @@ def test_signal_then_resume_is_exact(runner, train, monkeypatch, where, call, sa
     assert status == 128 + signal.SIGTERM
     assert message == [f'ended by SIGTERM. Iteration {saved} is saved; resume with --auto_resume.']
     assert train(yml, '--auto_resume')[0] == 0
-    whole, parts = (torch.load(runner.folder / f'experiments/{name}/models/net_g_latest.pth', weights_only=True)
-                    for name in ('whole', 'parts'))
-    assert all(torch.equal(value, parts['params'][name]) for name, value in whole['params'].items())
+    parts = torch.load(runner.folder / 'experiments/parts/models/net_g_latest.pth', weights_only=True)['params']
+    assert all(torch.equal(value, parts[name]) for name, value in undisturbed.items())
 
 
 def test_validation_that_was_cut_short_is_made_up_for(runner, train, monkeypatch, logged):
