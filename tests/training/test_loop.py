@@ -396,8 +396,11 @@ def test_out_of_memory_with_nothing_to_save(runner, train, monkeypatch, where):
     assert train(runner.write_yml('step1')) == (2, [loop.MEMORY_OF_TRAINING])
 
 
-def test_out_of_memory_in_validation(runner, train, monkeypatch):
+def test_out_of_memory_in_validation(runner, train, monkeypatch, demo_data):
     """The state is saved before; with `val: tile`, the resume makes up for the validation."""
+    data = runner.folder / 'datasets/demo'
+    data.unlink()
+    data.symlink_to(demo_data)  # its validation photo is larger than a tile
     test_image = UDLModel._test_image
 
     def fail(self):
