@@ -21,6 +21,8 @@ from udl_plugin.checkpoints.export import export_network
 from udl_plugin.checkpoints.network_file import load_network_file
 from udl_plugin.checkpoints.state_dict import save_checkpoint
 from udl_plugin.cli import upscale as command
+from udl_plugin.errors import UserError
+from udl_plugin.inference.visualize import expected_error_picture
 
 STEP1, STEP2 = ({'type': name, **TINY} for name in ('EDSRVar', 'EDSRTwo'))
 GREY = {'type': 'DPDNNVar', 'num_in_ch': 1, 'num_out_ch': 1, 'num_feat': 4, 'num_step': 1, 'upscale': 2}
@@ -235,6 +237,16 @@ def test_short_reprs(upscaler, photo):
         f'{result.expected_error.mean():.3g})'
     result = upscaler.upscale(torch.zeros(3, 4, 4))
     assert repr(result).startswith('UpscaleResult(image: float32 (3, 8, 8), expected_error: float32 (3, 8, 8), mean ')
+
+
+def test_picture_of_the_expected_error(checkpoint, photo):
+    upscaler = udl_plugin.load('edsr_xs_x3', 'cpu')
+    result = upscaler.upscale(photo[1])
+    for arguments in ({}, {'limits': (0, 5), 'colormap': 'authors'}):
+        expected = cv2.cvtColor(expected_error_picture(result.log_var, **arguments), cv2.COLOR_BGR2RGB)
+        np.testing.assert_array_equal(upscaler.draw_expected_error(result, **arguments), expected)
+    with pytest.raises(UserError, match='has no expected error'):
+        upscaler.draw_expected_error(udl_plugin.load(checkpoint, 'cpu', uncertainty=False).upscale(photo[1]))
 
 
 def test_example_in_the_docstring(checkpoint, photo, tmp_path, monkeypatch):

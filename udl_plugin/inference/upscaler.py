@@ -23,7 +23,7 @@ from udl_plugin.data.image_io import read_full_image
 from udl_plugin.errors import UserError
 from udl_plugin.inference.cost import memory_per_pixel
 from udl_plugin.inference.tiles import MIN_TILE, find_overlap, get_receptive_radius, split_into_tiles
-from udl_plugin.inference.visualize import swap_red_blue
+from udl_plugin.inference.visualize import describe_owner, expected_error_picture, swap_red_blue
 from udl_plugin.metrics.uncertainty_metrics import ERROR_SCALES, expected_error
 from udl_plugin.utils.memory import NotEnoughMemory, available_memory, explain_out_of_memory
 
@@ -244,6 +244,28 @@ class Upscaler:
             result.log_var = log_var
             result.expected_error = np.ascontiguousarray(np.moveaxis(self._expected_error(log_var), 0, 2))
         return result
+
+    def draw_expected_error(self, result: UpscaleResult, limits: Sequence[float] | None = None,
+                            colormap: str = 'inferno') -> np.ndarray:
+        """Draws the expected error of a result with its colour bar, as `udl-upscale --uncertainty` does.
+
+        Args:
+            result: With a `log_var`.
+            limits, colormap: See `expected_error_picture` in udl_plugin/inference/visualize.py.
+
+        Returns:
+            uint8 `(max(H, 240), W + bar, 3)`, RGB.
+
+        Raises:
+            UserError: a result without uncertainty.
+            ValueError: wrong limits or an unknown colour map.
+        """
+        if result.log_var is None:
+            raise UserError('the result has no expected error; load the checkpoint of step 1 or 2, with uncertainty.')
+        owner = describe_owner(self.stage, self.error_scale)
+        picture = expected_error_picture(result.log_var, self.uncertainty_loss or 'ESU', self.error_scale, limits,
+                                         colormap, owner)
+        return swap_red_blue(picture)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, yml: str | os.PathLike[str] | None = None,
                         scores: Scores | None = None, license: str | None = None, force: bool = False) -> None:
