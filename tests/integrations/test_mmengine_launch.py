@@ -113,7 +113,7 @@ def test_step_2_and_a_test_in_both_frameworks(folder, runner):
     assert train(*NO_VALIDATION, 'train_cfg.max_iters=2') == 0
     step1, step2 = folder / 'work_dirs/demo_udl_step1/iter_2.pth', folder / 'step2'
     assert train(f'load_from={step1}', config=STEP2, arguments=['--work-dir', str(step2)]) == 0
-    assert list(step2.glob('*/vis_data/vis_image/astronaut_astronaut_uncertainty_4.png'))
+    assert list(step2.glob('*/vis_data/vis_image/astronaut_astronaut_expected_error_4.png'))
     assert list(step2.glob('best_astronaut_PSNR_iter_*.pth'))
 
     forget_runs()

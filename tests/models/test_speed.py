@@ -314,7 +314,7 @@ def test_metrics_beside_the_network(tmp_path, monkeypatch):
         files = {path.name: path.read_bytes() for path in sorted((tmp_path / name).rglob('*_1*.*'))}
         results.append((model.metric_results, files))
     assert results[0] == results[1]
-    assert len(results[0][1]) == 9
+    assert len(results[0][1]) == 12
     monkeypatch.setattr(validation, 'calculate_metric', lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model.validation(DataLoader(Pairs()), 1, None, save_img=False)
