@@ -223,9 +223,12 @@ def test_pictures_of_a_validation(tmp_path, stage):
     assert read_events(tmp_path / 'tb').Scalars('metrics/Set1/psnr')[0].step == 7
 
 
-def test_pictures_without_a_variance_head(tmp_path):
+def test_pictures_without_a_variance_head(tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(get_root_logger(), 'warning', warnings.append)
     model = build_model(options(tmp_path, 'L1'))
     validate(model, tmp_path / 'tb')
+    assert warnings == [], 'there is no map whose loss is not recorded'
     (_, picture), = read_pictures(tmp_path / 'tb')['images/Set1/image0']
     pair = Pairs()[0]
     with torch.no_grad():

@@ -220,7 +220,7 @@ class UDLModel(SRModel):
         scale = 1.0 if self.is_train or not path else get_error_scale(self._read_checkpoint(path))
         loss, note = find_error_loss(self._uncertainty_loss())
         if note:
-            get_root_logger().warning(f'val.save_uncertainty: {note}')
+            get_root_logger().warning(f'Uncertainty map: {note}')
         stage = 'step 2' if isinstance(self.get_bare_model(self.net_g), TwoStep) else 'step 1'
         return {'loss': loss, 'error_scale': scale, 'owner': describe_owner(stage, scale),
                 'limits': val_opt.get('uncertainty_limits'),

@@ -127,9 +127,9 @@ def draw_errors(model: UDLModel, tag: str, images: dict[str, np.ndarray], log_va
     sr, gt = images['img'], images['img2']
     if tag not in model.error_limits:
         model.error_limits[tag] = round_limit(absolute_error(sr, gt))
-    expected = None
-    if log_var is not None and model.map_loss:
-        expected = expected_error(log_var, model.map_loss).mean(axis=0)
+    if log_var is None or not model.map_loss:
+        return comparison_picture(sr, gt, model.error_limits[tag])
+    expected = expected_error(log_var, model.map_loss).mean(axis=0)
     return comparison_picture(sr, gt, model.error_limits[tag], expected, model.map_unit['owner'])
 
 
