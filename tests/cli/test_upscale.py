@@ -112,7 +112,7 @@ def test_calibrate(tmp_path, capsys):
     assert np.mean(expected) == pytest.approx(np.mean(observed), rel=1e-4)
     out = capsys.readouterr().out
     assert f'observed {np.mean(observed):.2f}; factor {file.error_scale:.3f}' in out
-    assert re.search(r'Calibration error [\d.]+ before, [\d.]+ after \(each photo', out)
+    assert re.search(r'relative to the expected error: [\d.]+ before, [\d.]+ after \(each photo', out)
     assert file.error_scale != 1
 
 

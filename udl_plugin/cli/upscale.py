@@ -256,8 +256,11 @@ def calibrate(args: argparse.Namespace) -> int:
     if not args.quiet:
         print(f'{result.photos} photo{"s" * (result.photos != 1)}, x{upscaler.scale}, in 8-bit levels: expected error '
               f'{result.expected:.2f}, observed {result.observed:.2f}; factor {result.error_scale:.3f}.\n'
-              f'Calibration error {result.before:.3f} before, {result.after:.3f} after'
+              f'Calibration error, relative to the expected error: {result.before:.3f} before, {result.after:.3f} after'
               f'{" (each photo with the factor of the others)" if result.photos > 1 else ""}.\n{target}')
+    if result.after > result.before:
+        print_notes(['the calibration error grew: the means agree now, but one factor does not fit all photos. Compare '
+                     'maps with --uncertainty-limits before you use it, or take more photos.'])
     return 0
 
 
