@@ -25,7 +25,7 @@ from udl_plugin.errors import UserError
 from udl_plugin.utils.atomic_io import atomic_write
 
 if TYPE_CHECKING:
-    from udl_plugin.inference.upscaler import Upscaler, UpscaleResult
+    from udl_plugin.inference.upscaler import UpscaleResult
 
 MAP_FILES = ('_expected_error.png', '_expected_error.npy', '_log_var.npy')  # after the name of the image
 ABOUT = """\
@@ -108,8 +108,7 @@ def run(args: argparse.Namespace) -> int:
         print(f'--resume: {len(found) - len(images)} of {len(found)} results exist already and are kept.')
     if not images:
         return 0
-    from udl_plugin.inference.comparison_page import build_upscale_page  # imports torch, which takes seconds
-    from udl_plugin.inference.upscaler import load
+    from udl_plugin.inference.upscaler import load  # imports torch, which takes seconds
     upscaler = load(
         args.model, args.device, uncertainty=args.uncertainty, tile=args.tile, self_ensemble=args.self_ensemble,
         uncertainty_loss=args.uncertainty_loss,
@@ -130,9 +129,12 @@ def run(args: argparse.Namespace) -> int:
             notes = list(upscaler.notes)
             profile = find_profile(source, is_grey=result.image.ndim == 2)
             if args.html:  # before the image, so that an image that exists has its page
+                from udl_plugin.inference.comparison_page import build_upscale_page
                 page = build_upscale_page(source, result, upscaler, args.model)
                 atomic_write(target.with_suffix('.html'), page.encode())
-            maps = describe_map(upscaler, args) if args.uncertainty else None
+            maps = None
+            if args.uncertainty:
+                maps = {**upscaler.map_unit, 'limits': args.uncertainty_limits, 'colormap': args.colormap}
             write_result(target, result, maps, profile)
             if maps and not args.quiet:
                 print(f'{target}: expects to be off by {result.expected_error.mean():.1f} levels on average; map: '
@@ -209,18 +211,11 @@ def find_profile(source: Path, is_grey: bool) -> bytes:
     return profile
 
 
-def describe_map(upscaler: Upscaler, args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `encode_map_files` besides the map."""
-    from udl_plugin.inference.visualize import describe_owner
-    return {'loss': upscaler.uncertainty_loss, 'error_scale': upscaler.error_scale, 'colormap': args.colormap,
-            'limits': args.uncertainty_limits, 'owner': describe_owner(upscaler.stage, upscaler.error_scale)}
-
-
 def write_result(target: Path, result: UpscaleResult, maps: Mapping[str, Any] | None = None,
                  icc_profile: bytes = b'') -> None:
-    """Writes the files of one result; of its map if `describe_map` is given. An image that exists has its map."""
+    """Writes the files of one result; of its map, if `maps` has the other arguments of `encode_map_files`."""
     from udl_plugin.inference.visualize import encode_map_files, encode_png, swap_red_blue
-    if maps is not None and result.log_var is not None:
+    if maps is not None and result.log_var is not None:  # before the image, so that an image that exists has its map
         for end, content in encode_map_files(result.log_var, **maps).items():
             atomic_write(target.with_name(target.stem + end), content)
     atomic_write(target, encode_png(swap_red_blue(result.image), icc_profile))

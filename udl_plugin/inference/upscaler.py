@@ -262,10 +262,13 @@ class Upscaler:
         """
         if result.log_var is None:
             raise UserError('the result has no expected error; load the checkpoint of step 1 or 2, with uncertainty.')
-        owner = describe_owner(self.stage, self.error_scale)
-        picture = expected_error_picture(result.log_var, self.uncertainty_loss or 'ESU', self.error_scale, limits,
-                                         colormap, owner)
-        return swap_red_blue(picture)
+        return swap_red_blue(expected_error_picture(result.log_var, limits=limits, colormap=colormap, **self.map_unit))
+
+    @property
+    def map_unit(self) -> dict[str, Any]:
+        """What turns a map into an expected error, and whose it is: `loss`, `error_scale` and `owner`."""
+        return {'loss': self.uncertainty_loss or 'ESU', 'error_scale': self.error_scale,
+                'owner': describe_owner(self.stage, self.error_scale)}
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, yml: str | os.PathLike[str] | None = None,
                         scores: Scores | None = None, license: str | None = None, force: bool = False) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from basicsr.metrics import calculate_metric
 from PIL import Image, ImageDraw
 
-from udl_plugin.inference.comparison_page import PageImage, build_page, describe_owners
+from udl_plugin.inference.comparison_page import Box, PageImage, build_page, describe_owners
 from udl_plugin.inference.html_table import SORT_SCRIPT, HtmlTable
 from udl_plugin.inference.provenance import provenance_to_html
 from udl_plugin.inference.visualize import (
@@ -46,7 +46,6 @@ ABOUT_RATINGS = (
     'lower is better. Calibration error: of the mean absolute error that the map predicts, in ten bins, lower is '
     'better. Sparsity: of the map minus its minimum, which is the weight in step 2. The last column has the 95 % '
     'confidence interval of a paired t-test over the images.')
-Box = tuple[int, int, int, int]  # x, y, width, height in pixels of the ground truth
 Tile = tuple[str, np.ndarray]  # label and picture
 
 
@@ -129,10 +128,7 @@ def find_boxes(results: Sequence[CompareResult], size: int) -> list[Box]:
         size: Width and height of a box. Boxes do not overlap; if there is no room for a second one, there is one.
     """
     sample = next((result.sample for result in results if result.sample.log_var is not None), results[0].sample)
-    if sample.log_var is not None:
-        score = luma(sample.log_var)
-    else:
-        score = np.abs(np.atleast_3d(sample.sr).astype(float) - np.atleast_3d(sample.gt)).mean(axis=2)
+    score = luma(sample.log_var) if sample.log_var is not None else absolute_error(sample.sr, sample.gt)
     height, width = score.shape
     size = min(size, height, width)
     local = cv2.boxFilter(score.astype(np.float64), -1, (size, size), anchor=(0, 0), borderType=cv2.BORDER_REFLECT)
